@@ -1,0 +1,56 @@
+# Two commands do everything: `make train` and `make test`. Both set up `.venv` first, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format ui clean pins
+
+help:
+	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
+	@echo "make test    set up, then lint, type check and run all tests"
+	@echo "make ui      open the MLflow UI on the trainings made here"
+	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
+	@echo "make clean   remove .venv and caches (not mlruns)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is not: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up .venv (once; about 6 GB, mostly PyTorch) ..."
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv || \
+	  { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+train: $(READY)
+	@$(BIN)/python -m dmaml_pl fit --config configs/sinusoid.yaml
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+ui: $(READY)
+	@$(BIN)/python -m dmaml_pl ui
+
+# Renews the pinned versions; the file carries names and versions only, no addresses.
+pins: $(READY)
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  pyproject.toml --output-file requirements.txt
+
+clean:
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

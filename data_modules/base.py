@@ -1,0 +1,164 @@
+"""What all data modules share: how Lightning is handed tasks, for training and for validation and test.
+
+Training tasks are a pure function of (seed, worker, run, meta-iteration); validation and test tasks of
+(evaluation seed, split, index). Neither has a position, so workers never share a stream of tasks, and resuming is exact.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+
+from dmaml_pl.errors import ConfigError, require_positive
+from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
+
+Split = Literal["train", "val", "test"]
+
+
+class TrainingRuns:
+    """The training dataloader: hands out the task source once a run, `runs` times an epoch.
+
+    A training batch is a run, and the module draws the run's meta-batches one by one, so nothing is held in memory.
+    """
+
+    def __init__(self, source: TaskSource, runs: int) -> None:
+        self.source = source
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return self.runs
+
+    def __iter__(self) -> Iterator[TaskSource]:
+        for _ in range(self.runs):
+            yield self.source
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the tasks of a run follow from its number. Tells Lightning that resuming within an epoch is exact."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class EvaluationTasks:
+    """A validation or test dataloader: tasks 0 .. `tasks` - 1 of a split in chunks, dealt to the workers in turn."""
+
+    def __init__(self, module: TaskDataModule, split: Split, tasks: int, chunk: int, worker: int, workers: int) -> None:
+        self.module = module
+        self.split: Split = split
+        self.tasks = tasks
+        self.chunk = chunk
+        self.worker = worker
+        self.workers = workers
+
+    def _starts(self) -> range:
+        return range(self.worker * self.chunk, self.tasks, self.workers * self.chunk)
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[TaskBatch]:
+        for start in self._starts():
+            indices = range(start, min(start + self.chunk, self.tasks))
+            yield stack_tasks([self.module.evaluation_task(self.split, index) for index in indices])
+
+
+class TaskDataModule(pl.LightningDataModule, ABC):
+    """Base of the data modules: a subclass says how one task is drawn from a seed.
+
+    Args:
+        shots: K, support samples per class (of a task, in regression).
+        queries: Q, query samples per class (of a task, in regression).
+        meta_batch: T, tasks in the meta-batch of one worker.
+        runs_per_epoch: runs that Lightning counts as one epoch; matters for `max_epochs` and `val_check_interval` only.
+        val_tasks: validation tasks, the same at every validation.
+        test_tasks: tasks of a meta-test; 600 is the field's custom and gives narrow confidence intervals.
+        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
+        evaluation_seed: seed of validation and test tasks. Apart from `seed`, so that trainings with different seeds
+            are judged on the same tasks.
+
+    Raises:
+        ConfigError: a count is not greater than zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        shots: int,
+        queries: int,
+        meta_batch: int,
+        runs_per_epoch: int,
+        val_tasks: int,
+        test_tasks: int,
+        seed: int | None,
+        evaluation_seed: int,
+    ) -> None:
+        super().__init__()
+        require_positive(
+            **{
+                "data.shots": shots,
+                "data.queries": queries,
+                "data.meta_batch": meta_batch,
+                "data.runs_per_epoch": runs_per_epoch,
+                "data.val_tasks": val_tasks,
+                "data.test_tasks": test_tasks,
+            }
+        )
+        self.shots = shots
+        self.queries = queries
+        self.meta_batch = meta_batch
+        self.runs_per_epoch = runs_per_epoch
+        self.val_tasks = val_tasks
+        self.test_tasks = test_tasks
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.evaluation_seed = evaluation_seed
+
+    @abstractmethod
+    def draw_task(self, split: Split, seed: int) -> TaskBatch:
+        """One task of a split, without the T axis, as a pure function of its arguments.
+
+        Called after `setup`. Must leave every global random generator as it found it.
+        """
+
+    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+        """The training meta-batch of a worker at a meta-iteration of a run (`TaskSource`), (T, ...)."""
+        return stack_tasks(
+            [
+                self.draw_task("train", derive_seed("train", self.seed, worker, run, iteration, number))
+                for number in range(self.meta_batch)
+            ]
+        )
+
+    def evaluation_task(self, split: Split, index: int) -> TaskBatch:
+        """Task `index` of a split as it is judged on, without the T axis; the same in every training."""
+        task = self.draw_task(split, derive_seed(split, self.evaluation_seed, index))
+        return task._replace(numbers=task.support_x.new_tensor(index, dtype=int))
+
+    def train_dataloader(self) -> TrainingRuns:
+        """One item a run; see `TrainingRuns`."""
+        return TrainingRuns(self, self.runs_per_epoch)
+
+    def val_dataloader(self) -> EvaluationTasks:
+        """This worker's share of the validation tasks."""
+        return self._evaluation("val", self.val_tasks)
+
+    def test_dataloader(self) -> EvaluationTasks:
+        """This worker's share of the meta-test tasks."""
+        return self._evaluation("test", self.test_tasks)
+
+    def predict_dataloader(self) -> EvaluationTasks:
+        """The meta-test tasks, to be predicted."""
+        return self.test_dataloader()
+
+    def _evaluation(self, split: Split, tasks: int) -> EvaluationTasks:
+        worker, workers = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if tasks < workers:
+            raise ConfigError(
+                f"data.{split}_tasks is {tasks}, but there are {workers} workers to share the tasks: set it to "
+                f"{workers} or more."
+            )
+        return EvaluationTasks(self, split, tasks, min(self.meta_batch, tasks // workers), worker, workers)

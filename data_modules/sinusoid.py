@@ -1,0 +1,96 @@
+"""Sinusoid regression, the regression problem of the MAML paper (Finn et al. 2017, section 5.1).
+
+Legend: S support points, Q query points; x and y are (S, 1) and (Q, 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from data_modules.base import Split, TaskDataModule
+from dmaml_pl.tasks import TaskBatch, derive_seed
+
+
+class Sinusoid(TaskDataModule):
+    """Tasks y = A sin(x - p), with A uniform in 0.1 .. 5, p uniform in 0 .. pi, and x uniform in -5 .. 5.
+
+    The endless distribution needs no split: training, validation and test draw unrelated tasks from it.
+
+    Args:
+        shots: K, support points of a task.
+        queries: Q, query points of a task.
+        meta_batch: T, tasks in the meta-batch of one worker; 25 in the paper.
+        runs_per_epoch: runs that Lightning counts as one epoch.
+        val_tasks: validation tasks.
+        test_tasks: tasks of a meta-test.
+        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
+        evaluation_seed: seed of the validation and test tasks.
+    """
+
+    def __init__(
+        self,
+        shots: int = 10,
+        queries: int = 10,
+        meta_batch: int = 25,
+        runs_per_epoch: int = 10,
+        val_tasks: int = 100,
+        test_tasks: int = 600,
+        seed: int | None = None,
+        evaluation_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            shots=shots,
+            queries=queries,
+            meta_batch=meta_batch,
+            runs_per_epoch=runs_per_epoch,
+            val_tasks=val_tasks,
+            test_tasks=test_tasks,
+            seed=seed,
+            evaluation_seed=evaluation_seed,
+        )
+
+    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+        """A training meta-batch, drawn at once: x and y are (T, S, 1) and (T, Q, 1)."""
+        generator = torch.Generator().manual_seed(derive_seed("train", self.seed, worker, run, iteration))
+        return _draw(generator, self.meta_batch, self.shots, self.queries)
+
+    def draw_task(self, split: Split, seed: int) -> TaskBatch:
+        """One task; the split only matters through the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return _draw(generator, 1, self.shots, self.queries).task(0)
+
+    def figure_tasks(self, tasks: int, points: int = 200) -> TaskBatch:
+        """Meta-test tasks 0 .. `tasks` - 1 with their own support sets, and the true curve on a grid as query set."""
+        grid = torch.linspace(-5.0, 5.0, points).expand(tasks, points).unsqueeze(-1)
+        drawn = []
+        for index in range(tasks):
+            generator = torch.Generator().manual_seed(derive_seed("test", self.evaluation_seed, index))
+            amplitude, phase = _parameters(generator, 1)
+            support_x = _inputs(generator, 1, self.shots)
+            drawn.append((support_x, _sine(support_x, amplitude, phase), _sine(grid[:1], amplitude, phase)))
+        support_x, support_y, query_y = (torch.cat(tensors) for tensors in zip(*drawn, strict=True))
+        return TaskBatch(support_x, support_y, grid, query_y, torch.arange(tasks))
+
+
+def _parameters(generator: torch.Generator, tasks: int) -> tuple[Tensor, Tensor]:
+    amplitude = 0.1 + 4.9 * torch.rand(tasks, 1, 1, generator=generator)
+    phase = math.pi * torch.rand(tasks, 1, 1, generator=generator)
+    return amplitude, phase
+
+
+def _inputs(generator: torch.Generator, tasks: int, points: int) -> Tensor:
+    return 10.0 * torch.rand(tasks, points, 1, generator=generator) - 5.0
+
+
+def _sine(x: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
+    return amplitude * torch.sin(x - phase)
+
+
+def _draw(generator: torch.Generator, tasks: int, shots: int, queries: int) -> TaskBatch:
+    amplitude, phase = _parameters(generator, tasks)
+    support_x = _inputs(generator, tasks, shots)
+    query_x = _inputs(generator, tasks, queries)
+    return TaskBatch(support_x, _sine(support_x, amplitude, phase), query_x, _sine(query_x, amplitude, phase))

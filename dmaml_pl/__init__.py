@@ -1,0 +1,42 @@
+"""Model-Agnostic Meta-Learning on PyTorch Lightning, trained by parallel workers (DMAML).
+
+Public names are imported on first use, because PyTorch and Lightning take seconds to load.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dmaml_pl.algorithms import MAMLRule
+    from dmaml_pl.modules import MAML, FewShotModule
+    from dmaml_pl.networks import MLP, Conv4
+    from dmaml_pl.strategies import DMAMLStrategy, MeanMerge
+    from dmaml_pl.tracking import MLflowTracker
+
+_HOMES = {
+    "MAML": "dmaml_pl.modules",
+    "FewShotModule": "dmaml_pl.modules",
+    "MAMLRule": "dmaml_pl.algorithms",
+    "MLP": "dmaml_pl.networks",
+    "Conv4": "dmaml_pl.networks",
+    "DMAMLStrategy": "dmaml_pl.strategies",
+    "MeanMerge": "dmaml_pl.strategies",
+    "MLflowTracker": "dmaml_pl.tracking",
+}
+
+__all__ = ["MAML", "MLP", "Conv4", "DMAMLStrategy", "FewShotModule", "MAMLRule", "MLflowTracker", "MeanMerge"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("dmaml_pl.strategies")  # makes the strategy known to Lightning by its name
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,57 @@
+"""The front door: `dmaml ...` and `python -m dmaml_pl ...`.
+
+Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """\
+usage: dmaml COMMAND [--config FILE ...] [--SETTING VALUE ...]
+
+Model-Agnostic Meta-Learning, trained by parallel workers.
+
+commands:
+  fit        train, then meta-test the best checkpoint
+  validate   judge a network on the validation tasks
+  test       meta-test a checkpoint: a table, figures, MLflow
+  predict    write the predictions for the test tasks after adaptation
+  ui         open the MLflow UI on the local store
+
+  dmaml fit --config configs/sinusoid.yaml             train
+  dmaml fit --config configs/sinusoid.yaml --print_config      show every setting
+  dmaml fit --config ... --ckpt_path last              go on with the last training
+  dmaml test --config ... --ckpt_path best|last|FILE   meta-test
+  dmaml COMMAND --help                                 all settings of a command
+
+Several --config files are laid over each other; single settings on the command line come last.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code.
+
+    Args:
+        arguments: the words after `dmaml`; by default those of this process.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from dmaml_pl import __version__  # noqa: PLC0415
+
+        print(f"dmaml_pl {__version__}")
+        return 0
+    if words[0] == "ui":
+        from dmaml_pl.tracking.ui import run as run_ui  # noqa: PLC0415
+
+        return run_ui(words[1:])
+    from dmaml_pl.cli import run  # noqa: PLC0415
+
+    return run(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

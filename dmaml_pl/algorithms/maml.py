@@ -1,0 +1,35 @@
+"""MAML: all weights adapt, by gradient descent (Finn, Abbeel and Levine 2017, arXiv:1703.03400)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dmaml_pl import _learn2learn
+from dmaml_pl.algorithms.base import Algorithm
+from dmaml_pl.errors import require_positive
+
+
+class MAMLRule(Algorithm):
+    """The inner loop w' = w - inner_lr * dL(support; w)/dw, repeated, starting from the meta-weights.
+
+    Args:
+        inner_lr: step size of the inner loop; 0.01 in the paper's sinusoid regression.
+        inner_steps: steps of the inner loop in training.
+        first_order: leave out the second derivatives (FOMAML): faster, and slightly another direction.
+
+    Raises:
+        ConfigError: a value is not greater than zero.
+    """
+
+    def __init__(self, inner_lr: float = 0.01, inner_steps: int = 1, first_order: bool = False) -> None:
+        super().__init__(inner_steps)
+        require_positive(**{"model.inner_lr": inner_lr})
+        self.inner_lr = inner_lr
+        self.first_order = first_order
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """`learn2learn.algorithms.MAML` around the network; frozen and unused weights are left as they are."""
+        learner: nn.Module = _learn2learn.load().algorithms.MAML(
+            network, lr=self.inner_lr, first_order=self.first_order, allow_nograd=True, allow_unused=True
+        )
+        return learner

@@ -1,0 +1,208 @@
+"""The command line: LightningCLI, with every check that can be made before a training made before it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import set_parsing_settings
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from data_modules import TaskDataModule
+from dmaml_pl import noise
+from dmaml_pl.checkpoints import RunCheckpoint, check_fits, find_checkpoint, read_checkpoint
+from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
+from dmaml_pl.evaluation.predictions import PredictionWriter
+from dmaml_pl.evaluation.report import MetaTestReport
+from dmaml_pl.modules import FewShotModule
+from dmaml_pl.progress import RunProgress
+from dmaml_pl.tracking import MLflowTracker
+
+RUN_ID_KEY = "mlflow_run_id"
+RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
+"""Environment variable by which worker 0 tells the workers that it starts which file `last` or `best` was."""
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": {"class_path": "dmaml_pl.MLflowTracker"},
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 10,
+}
+"""Our data modules deal tasks to workers themselves, and the command line checks a task before training."""
+
+
+class ConfigRecorder(SaveConfigCallback):
+    """Keeps the resolved configuration in MLflow, and the MLflow run's id in every checkpoint."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Log parameters and YAML of a training; a test does not change what it was trained with."""
+        if stage != "fit":
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowTracker):
+                logger.log_config(self.config.as_dict(), text)
+
+    def on_save_checkpoint(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """By this id a resumed training finds its MLflow run."""
+        checkpoint[RUN_ID_KEY] = next((t.version for t in trainer.loggers if isinstance(t, MLflowTracker)), None)
+
+
+class DmamlCLI(LightningCLI):
+    """LightningCLI over few-shot modules and task data modules."""
+
+    trainer: pl.Trainer
+    model: FewShotModule
+    datamodule: TaskDataModule
+
+    def __init__(self, args: list[str], prepared: threading.Event) -> None:
+        self._prepared = prepared
+        # Lets `${data.init_args.ways}` be written in a config although the parser nests it under the subcommand.
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        super().__init__(
+            model_class=FewShotModule,
+            datamodule_class=TaskDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=ConfigRecorder,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "dmaml"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Settings beside those of the Trainer, the model and the data."""
+        parser.add_argument("--meta_test", type=bool, default=True, help="Meta-test the best checkpoint after fit.")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(MetaTestReport, "report")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
+        callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
+        if config.get("enable_progress_bar") is not False and not config.get("barebones"):
+            callbacks.append(RunProgress())
+        return self._instantiate_trainer(config, callbacks)
+
+    def _parse_ckpt_path(self) -> None:
+        """Unlike Lightning, never let a checkpoint overrule the configuration."""
+
+    def before_fit(self) -> None:
+        """Check everything, and open the MLflow run, before workers are started."""
+        self._prepare("fit")
+
+    def before_validate(self) -> None:
+        """Check everything first."""
+        self._prepare("validate")
+
+    def before_test(self) -> None:
+        """Check everything first."""
+        self._prepare("test")
+
+    def before_predict(self) -> None:
+        """Check everything first."""
+        self._prepare("predict")
+
+    def after_fit(self) -> None:
+        """Meta-test the best checkpoint of the training."""
+        wanted = self._get(self.config_init, "meta_test") and not getattr(self.trainer, "fast_dev_run", False)
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if wanted and self.trainer.state.finished:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+
+    def test(self, **kwargs: Any) -> None:
+        """Meta-test; our table replaces Lightning's."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict; the predictions go to a file, not through memory."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+    def _prepare(self, stage: str) -> None:
+        self.datamodule.prepare_data()
+        self.datamodule.setup(stage)
+        self.model.check_task(self.datamodule.evaluation_task("val" if stage in ("fit", "validate") else "test", 0))
+        self.model.configure_optimizers()
+        trackers = [logger for logger in self.trainer.loggers if isinstance(logger, MLflowTracker)]
+        run_id = self._use_checkpoint(stage, trackers)
+        if _is_worker_zero():
+            for tracker in trackers:
+                if run_id is not None:
+                    tracker.attach(run_id)
+                tracker.open()
+        self._prepared.set()
+
+    def _use_checkpoint(self, stage: str, trackers: list[MLflowTracker]) -> str | None:
+        """Find and check the checkpoint, if one is asked for; returns the MLflow run that it belongs to."""
+        wanted = self._get(self.config_init, "ckpt_path")
+        if wanted is None:
+            if stage in ("test", "predict"):
+                raise CheckpointError(f"dmaml {stage} needs --ckpt_path: give best, last or a file.")
+            return None
+        folder = Path(trackers[0].save_dir or ".") / str(trackers[0].name) if trackers else Path("checkpoints")
+        path = Path(os.environ.get(RESOLVED_CHECKPOINT) or find_checkpoint(str(wanted), folder))
+        os.environ[RESOLVED_CHECKPOINT] = str(path)
+        checkpoint = read_checkpoint(path)
+        check_fits(checkpoint, self.model, path)
+        self.config_init[self.subcommand]["ckpt_path"] = str(path)
+        if _is_worker_zero():
+            print(f"Using checkpoint {path}", file=sys.stderr)
+        if stage == "fit":
+            self._check_not_done(checkpoint, path)
+        run_id = checkpoint.get(RUN_ID_KEY)
+        return run_id if isinstance(run_id, str) else None
+
+    def _check_not_done(self, checkpoint: dict[str, Any], path: Path) -> None:
+        done, limit = int(checkpoint.get("global_step", 0)), self.trainer.max_steps
+        if 0 <= limit <= done:
+            raise ConfigError(
+                f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher to "
+                "train on."
+            )
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; returns the exit code. A user's mistake is one message on standard error, without a traceback."""
+    noise.quieten()
+    prepared = threading.Event()
+    try:
+        DmamlCLI(arguments, prepared)
+    except KeyboardInterrupt:
+        return 130
+    except (DmamlError, MisconfigurationException) as error:
+        if _speaks(error, prepared=prepared.is_set()):
+            print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _speaks(error: Exception, *, prepared: bool) -> bool:
+    """Whether this process tells the user; what every worker knows alike is told once."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if isinstance(error, NonFiniteError) or not prepared:
+        return first
+    return first or not isinstance(error, WorkerLostError)
+
+
+def _is_worker_zero() -> bool:
+    """Known from the environment before there is a process group."""
+    return not getattr(rank_zero_only, "rank", 0)

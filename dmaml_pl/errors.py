@@ -1,0 +1,64 @@
+"""The errors that a user can cause, and so can mend.
+
+The command line prints the message of a `DmamlError` alone, without a traceback, and exits non-zero. A message
+therefore names the setting to change and what it may be.
+"""
+
+from __future__ import annotations
+
+
+class DmamlError(Exception):
+    """Base of every error whose message is written for the user."""
+
+
+class ConfigError(DmamlError):
+    """A setting that cannot work, or settings that do not fit together."""
+
+
+class DataError(DmamlError):
+    """Data that is missing, unreadable, or too small for the tasks asked of it."""
+
+
+class CheckpointError(DmamlError):
+    """A checkpoint that is missing, damaged, or made for another network."""
+
+
+class TrackingError(DmamlError):
+    """A tracking store that cannot be reached or written."""
+
+
+class NonFiniteError(DmamlError):
+    """A loss or weight that is no longer a finite number.
+
+    Args:
+        what: what went wrong, such as "the query loss".
+        worker: rank of the worker, from 0.
+        run: number of the run, from 0.
+        iteration: number of the meta-iteration within the run, from 0.
+    """
+
+    def __init__(self, what: str, *, worker: int, run: int, iteration: int) -> None:
+        self.what = what
+        self.worker = worker
+        self.run = run
+        self.iteration = iteration
+        super().__init__(
+            f"{what} of worker {worker} is not finite in run {run}, meta-iteration {iteration}. Training has stopped "
+            "and the last good checkpoint is kept. Lower the meta-optimizer's lr or model.inner_lr, or set "
+            "trainer.gradient_clip_val."
+        )
+
+
+class WorkerLostError(DmamlError):
+    """A worker that died, or did not reach the merge in time."""
+
+
+def require_positive(**settings: float) -> None:
+    """Check that each setting is greater than zero.
+
+    Raises:
+        ConfigError: names the first setting that is not.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}, but must be greater than 0.")

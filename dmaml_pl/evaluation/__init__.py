@@ -1,0 +1,1 @@
+"""Meta-testing: adaptation curves, confidence intervals, and reports."""

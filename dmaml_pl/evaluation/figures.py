@@ -1,0 +1,142 @@
+"""Figures of a meta-test, drawn with matplotlib, which is imported only when a figure is drawn.
+
+Legend: T tasks, S support points, Q query points, I adaptation steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dmaml_pl.evaluation.curves import MetaTest, half_width
+from dmaml_pl.tasks import TaskBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRAINED, UNTRAINED, TRUTH, SUPPORT = "#1f5fa8", "#b0b0b0", "#2b2b2b", "#d1495b"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
+    """Mean and 95 % confidence band of the metric over adaptation steps, trained and untrained."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    steps = range(result.steps + 1)
+    for values, colour, label in (
+        (result.untrained, UNTRAINED, "untrained weights"),
+        (result.trained, TRAINED, "meta-trained weights"),
+    ):
+        mean, width = values.mean(dim=0), half_width(values)
+        axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=label)
+        axes.fill_between(steps, mean - width, mean + width, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xticks(list(steps))
+    axes.set_xlabel("adaptation steps")
+    axes.set_ylabel(f"{result.objective.title} on query samples")
+    axes.set_title(f"Adaptation to {result.tasks} held-out tasks (mean, 95 % confidence)", fontsize=10)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[int, ...], path: Path) -> None:
+    """Some tasks with the true curve, the support points, and the predictions before and after adaptation.
+
+    Args:
+        tasks: T tasks of one input and one output, whose query set is the true curve on a grid.
+        predictions: (T, I + 1, Q, 1), after 0 .. I steps.
+        shown: the numbers of steps to draw.
+        path: the PNG file.
+    """
+    count = tasks.tasks
+    figure = _figure(3.3 * count, 3.2)
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for number, axes in enumerate(panels):
+        task = tasks.task(number)
+        x = task.query_x.squeeze(-1)
+        axes.plot(x, task.query_y.squeeze(-1), color=TRUTH, linewidth=1.5, label="true curve")
+        for place, step in enumerate(shown):
+            shade = (place + 1) / len(shown)
+            axes.plot(
+                x,
+                predictions[number, step].squeeze(-1).cpu(),
+                color=UNTRAINED if step == 0 else TRAINED,
+                alpha=1.0 if step == 0 else 0.35 + 0.65 * shade,
+                linestyle="--" if step == 0 else "-",
+                linewidth=1.2,
+                label="before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}",
+            )
+        axes.scatter(
+            task.support_x.squeeze(-1),
+            task.support_y.squeeze(-1),
+            color=SUPPORT,
+            s=18,
+            zorder=5,
+            label="support points",
+        )
+        axes.set_title(f"task {number}", fontsize=9)
+        axes.set_xlabel("x")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("y")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
+    """Some classification tasks: a support image of each class, and query images framed by right and wrong.
+
+    Args:
+        tasks: T tasks of images (C, H, W); the support sets are grouped by class.
+        predictions: logits (T, I + 1, Q, N) after 0 .. I steps.
+        step: the number of steps to show.
+        path: the PNG file.
+    """
+    count, ways = tasks.tasks, predictions.shape[-1]
+    queries = min(10, tasks.query_y.shape[1])
+    columns = ways + queries
+    figure = _figure(0.75 * columns, 0.95 * count + 0.5)
+    grid = figure.subplots(count, columns, squeeze=False)
+    for row in range(count):
+        task = tasks.task(row)
+        guess = predictions[row, step].argmax(dim=-1).cpu()
+        pick = torch.linspace(0, len(task.query_y) - 1, queries).long()
+        for column in range(columns):
+            axes = grid[row][column]
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column < ways:
+                where = int((task.support_y == column).nonzero()[0])
+                axes.imshow(_picture(task.support_x[where]), cmap="gray_r")
+                axes.set_title(f"class {column}", fontsize=7)
+                continue
+            query = int(pick[column - ways])
+            right = bool(guess[query] == task.query_y[query])
+            axes.imshow(_picture(task.query_x[query]), cmap="gray_r")
+            axes.set_title(f"{int(guess[query])}", fontsize=8, color=TRAINED if right else SUPPORT)
+            for spine in axes.spines.values():
+                spine.set_color(TRAINED if right else SUPPORT)
+                spine.set_linewidth(2)
+    figure.suptitle(
+        f"A support sample per class, and queries with their predicted class after {step} adaptation steps "
+        "(blue right, red wrong)",
+        fontsize=9,
+    )
+    figure.savefig(path)
+
+
+def _picture(image: Tensor) -> Tensor:
+    """(C, H, W) as matplotlib wants it."""
+    return image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)

@@ -1,0 +1,62 @@
+"""Writes the predictions of `dmaml predict` as CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from dmaml_pl.tasks import TaskBatch
+
+
+class PredictionWriter(Callback):
+    """Keeps the query predictions of each test task after the last adaptation step, and writes them in task order.
+
+    Args:
+        file: the CSV file: task, query sample, target, prediction (the class, or the value of each output).
+    """
+
+    def __init__(self, file: str = "predictions.csv") -> None:
+        self.file = file
+        self._rows: list[list[Any]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: TaskBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take a batch's predictions (T, I + 1, Q, ...)."""
+        last = outputs[:, -1].cpu()
+        values = last.argmax(dim=-1, keepdim=True) if pl_module.objective.name == "classification" else last
+        numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
+        for task in range(batch.tasks):
+            for query in range(values.shape[1]):
+                target = batch.query_y[task, query].reshape(-1).tolist()
+                self._rows.append([int(numbers[task]), query, *target, *values[task, query].reshape(-1).tolist()])
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Join the workers' shares; worker 0 writes."""
+        if trainer.world_size > 1:
+            shares: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, self._rows)
+            self._rows = [row for share in shares for row in share]
+        if trainer.is_global_zero and self._rows:
+            rows = sorted(self._rows, key=lambda row: (row[0], row[1]))
+            outputs = (len(rows[0]) - 2) // 2
+            names = [
+                f"{kind}_{k}" if outputs > 1 else kind for kind in ("target", "prediction") for k in range(outputs)
+            ]
+            with Path(self.file).open("w", newline="") as stream:
+                writer = csv.writer(stream)
+                writer.writerow(["task", "query", *names])
+                writer.writerows(rows)
+            print(f"Predictions of {rows[-1][0] + 1} tasks: {self.file}")
+        self._rows = []

@@ -1,0 +1,304 @@
+"""The LightningModule of supervised few-shot learning: walks runs, validates, and meta-tests.
+
+One Lightning training step is one run of H meta-iterations, so that callbacks, validation and checkpoints fall on the
+ends of runs. `global_step` counts meta-iterations.
+
+Legend: T tasks, H meta-iterations of a run, I adaptation steps, N evaluated tasks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+
+from dmaml_pl.algorithms.base import Algorithm
+from dmaml_pl.engines.learn2learn import AdaptationCurve, Learn2LearnEngine
+from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
+from dmaml_pl.evaluation.curves import MetaTest, TaskScores, gather_scores
+from dmaml_pl.modules.run_log import log_evaluation, log_run
+from dmaml_pl.networks.batch_norm import use_batch_statistics
+from dmaml_pl.objectives import ObjectiveName, objective_named
+from dmaml_pl.runs import RunReport, RunStrategy
+from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks, derive_seed
+
+
+class FewShotModule(pl.LightningModule):
+    """Meta-learns a network by any algorithm of `dmaml_pl.algorithms`.
+
+    Args:
+        network: from samples (B, ...) to predictions (B, D) or logits (B, N).
+        algorithm: the inner loop.
+        objective: "regression" or "classification".
+        evaluation_steps: adaptation steps up to which validation and test judge; at least those of training are made.
+        meta_optimizer: from parameters to the meta-optimizer.
+        meta_schedule: from the meta-optimizer to a learning-rate schedule, stepped once a meta-iteration.
+        gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
+        run_length: H, meta-iterations of a run where the strategy does not set it.
+
+    Raises:
+        ConfigError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        algorithm: Algorithm,
+        objective: ObjectiveName = "regression",
+        evaluation_steps: int = 10,
+        meta_optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        meta_schedule: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+        run_length: int = 100,
+    ) -> None:
+        super().__init__()
+        require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
+        if gradient_clip is not None:
+            require_positive(**{"model.gradient_clip": gradient_clip})
+        self.automatic_optimization = False
+        self.algorithm = algorithm
+        self.objective = objective_named(objective)
+        self.engine = Learn2LearnEngine()
+        self.evaluation_steps = max(evaluation_steps, algorithm.steps)
+        self.meta_optimizer = meta_optimizer
+        self.meta_schedule = meta_schedule
+        self.gradient_clip = gradient_clip
+        self.run_length = run_length
+        use_batch_statistics(network)
+        self.learner: Any = algorithm.wrap(network)
+        self.runs_done = 0
+        self.tasks_seen = 0
+        self.meta_test: MetaTest | None = None
+        self._untrained: tuple[Any, ...] = ()
+        self._scores: list[TaskScores] = []
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is meta-learned, with the meta-weights."""
+        network: nn.Module = self.learner.module
+        return network
+
+    def configure_optimizers(self) -> Any:
+        """The meta-optimizer over all meta-learned parameters, and its schedule.
+
+        Raises:
+            ConfigError: a learning rate that is not greater than zero.
+        """
+        optimizer = self.meta_optimizer(self.learner.parameters())
+        for group in optimizer.param_groups:
+            require_positive(**{"the meta-optimizer's lr (model.meta_optimizer)": float(group["lr"])})
+        if self.meta_schedule is None:
+            return optimizer
+        return [optimizer], [self.meta_schedule(optimizer)]
+
+    def forward(self, x: Tensor) -> Any:
+        """The unadapted network's predictions (B, ...) of samples (B, ...)."""
+        return self.network(x)
+
+    # -- before anything runs --------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before it costs time, and remember the untrained weights for the meta-test.
+
+        Raises:
+            ConfigError: network, objective and data do not fit together, or the strategy cannot merge runs.
+        """
+        trainer = self.trainer
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, RunStrategy):
+            raise ConfigError(
+                f"trainer.strategy is {type(trainer.strategy).__name__}, which does not know about runs: with more than "
+                "one worker it must be dmaml."
+            )
+        task = getattr(getattr(trainer, "datamodule", None), "evaluation_task", None)
+        if task is not None:
+            self.check_task(task("val" if stage == "fit" else "test", 0))
+        if not self._untrained:
+            if trainer.world_size > 1:
+                self.learner.load_state_dict(trainer.strategy.broadcast(self.learner.state_dict()))
+            self._untrained = (copy.deepcopy(self.learner),)
+
+    def check_task(self, task: TaskBatch) -> None:
+        """Check that the network can take a task (no T axis) and that the objective can judge what it gives.
+
+        Raises:
+            ConfigError: names the settings that do not fit together.
+        """
+        batch = task.map(lambda tensor: tensor.unsqueeze(0))
+        check_tasks(batch)
+        try:
+            with torch.no_grad():
+                prediction = self.network(task.support_x.to(self.device))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"model.network cannot take samples of shape {tuple(task.support_x.shape[1:])} ({reason}): set its "
+                "input size to that of the data."
+            ) from error
+        self.objective.check(prediction, task.support_y.to(self.device))
+
+    # -- a run -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, tasks: TaskSource, batch_idx: int) -> RunReport:
+        """Make one run alone: H times a meta-gradient over a meta-batch and a step of the meta-optimizer.
+
+        Raises:
+            NonFiniteError: the loss or a weight is not finite, and there is no other worker to tell first.
+        """
+        run, length, start = self.runs_done, self._length_of_run(), time.perf_counter()
+        # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
+        torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
+        losses = torch.full((length,), math.nan)
+        metrics = torch.full((length,), math.nan)
+        failure, seen = None, 0
+        for iteration in range(length):
+            self._answer_the_outside()
+            batch = tasks.draw(worker=self.global_rank, run=run, iteration=iteration).to(self.device)
+            loss, metrics[iteration] = self._meta_iteration(batch)
+            losses[iteration] = loss
+            seen += batch.tasks
+            if not math.isfinite(loss):
+                failure = self._not_finite("the query loss", iteration)
+                break
+            self._notify(iteration + 1, length, loss)
+        if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
+            failure = self._not_finite("a weight", length - 1)
+        if failure is not None and self.trainer.world_size == 1:
+            raise failure
+        self.runs_done += 1
+        self.tasks_seen += seen * self.trainer.world_size
+        return {
+            "loss": losses.mean(),
+            "series": {"loss": losses} | ({} if self.objective.better == "min" else {self.objective.metric: metrics}),
+            "tasks": seen,
+            "seconds": time.perf_counter() - start,
+            "failure": failure,
+        }
+
+    def _answer_the_outside(self) -> None:
+        """Within a meta-iteration of a signal, or of a worker's death, a run ends."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
+        if isinstance(self.trainer.strategy, RunStrategy):
+            self.trainer.strategy.check_workers()
+
+    def planned_run_length(self) -> int:
+        """H: the strategy's, where it sets one, else the module's."""
+        strategy = self.trainer.strategy
+        length = strategy.run_length if isinstance(strategy, RunStrategy) else None
+        return self.run_length if length is None else length
+
+    def _length_of_run(self) -> int:
+        """H of this run; the last one is cut short where `max_steps` falls inside it."""
+        length = self.planned_run_length()
+        limit = self.trainer.max_steps
+        return length if limit < 0 else min(length, limit - self.trainer.global_step)
+
+    def _meta_iteration(self, batch: TaskBatch) -> tuple[float, Tensor]:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        outcome = self.engine.meta_gradient(
+            self.learner,
+            batch,
+            steps=self.algorithm.steps,
+            objective=self.objective,
+            backward=self.manual_backward,
+        )
+        loss = float(outcome.loss)
+        if not math.isfinite(loss):
+            return loss, outcome.metric
+        if self.gradient_clip is not None:
+            self.clip_gradients(optimizer, self.gradient_clip, "norm")
+        optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()
+        return loss, outcome.metric
+
+    def _not_finite(self, what: str, iteration: int) -> NonFiniteError:
+        return NonFiniteError(what, worker=self.global_rank, run=self.runs_done, iteration=iteration)
+
+    def _notify(self, done: int, length: int, loss: float) -> None:
+        """Tell callbacks with an `on_meta_iteration_end` that one of the run's meta-iterations is over."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            hook = getattr(callback, "on_meta_iteration_end", None)
+            if hook is not None:
+                hook(self.trainer, self, done, length, loss)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the run that has just been merged."""
+        log_run(self, outputs)
+
+    # -- validation, test, prediction ------------------------------------------------------------------------------
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to a share of the validation tasks."""
+        self._scores.append(self._score(self.learner, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Join the workers' shares; log the metric after each adaptation step as `val/...`."""
+        scores = self._gather()
+        if not self.trainer.sanity_checking:
+            log_evaluation(self, "val", scores)
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to a share of the meta-test tasks, from the trained and from the untrained weights."""
+        (untrained,) = self._untrained
+        self._scores.append(self._score(self.learner, batch))
+        self._scores.append(self._score(untrained.to(self.device), batch)._replace(untrained=True))
+
+    def on_test_epoch_end(self) -> None:
+        """Join the workers' shares into `meta_test`; log them as `test/...`."""
+        scores = self._gather()
+        trained, untrained = ([s for s in scores if s.untrained is flag] for flag in (False, True))
+        log_evaluation(self, "test", trained)
+        self.meta_test = MetaTest.from_scores(self.objective, trained, untrained, self.algorithm.steps)
+
+    def predict_step(self, batch: TaskBatch, batch_idx: int = 0) -> Tensor:
+        """Query predictions of each task before adaptation and after each step of it, (T, I + 1, Q, ...)."""
+        with self._adapting(batch) as tasks:
+            return self.engine.predict(self.learner, tasks, steps=self.evaluation_steps, objective=self.objective)
+
+    def predictions_from(self, batch: TaskBatch, *, untrained: bool = False) -> Tensor:
+        """As `predict_step`, if asked for from the untrained weights; `batch` may be on any device."""
+        learner = self._untrained[0].to(self.device) if untrained else self.learner
+        with self._adapting(batch.to(self.device)) as tasks:
+            return self.engine.predict(learner, tasks, steps=self.evaluation_steps, objective=self.objective)
+
+    def _score(self, learner: Any, batch: TaskBatch) -> TaskScores:
+        with self._adapting(batch) as tasks:
+            curve: AdaptationCurve = self.engine.adaptation_curve(
+                learner, tasks, steps=self.evaluation_steps, objective=self.objective
+            )
+        numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
+        return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
+
+    def _gather(self) -> list[TaskScores]:
+        scores, self._scores = gather_scores(self._scores, self.trainer.world_size), []
+        return scores
+
+    @contextmanager
+    def _adapting(self, batch: TaskBatch) -> Iterator[TaskBatch]:
+        """Gradients on inside Lightning's `inference_mode`; tensors made inside it must be copied to be trained on."""
+        with torch.inference_mode(False), torch.enable_grad():
+            yield batch.map(Tensor.clone)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the number of the next run, from which its tasks follow."""
+        checkpoint["runs"] = {"done": self.runs_done, "tasks_seen": self.tasks_seen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the run after the last one that was merged."""
+        runs = checkpoint.get("runs", {})
+        self.runs_done = int(runs.get("done", 0))
+        self.tasks_seen = int(runs.get("tasks_seen", 0))

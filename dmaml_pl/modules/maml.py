@@ -1,0 +1,54 @@
+"""MAML as a LightningModule with flat settings."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+from dmaml_pl.algorithms.maml import MAMLRule
+from dmaml_pl.modules.few_shot import FewShotModule
+from dmaml_pl.objectives import ObjectiveName
+
+
+class MAML(FewShotModule):
+    """Model-Agnostic Meta-Learning (Finn, Abbeel and Levine 2017) of any network, second or first order.
+
+    Args:
+        network: any network from samples (B, ...) to predictions (B, D) or logits (B, N). Its batch norms use the
+            statistics of the samples at hand, always: transductive, as in the paper.
+        objective: "regression" (mean squared error) or "classification" (cross-entropy, judged by accuracy).
+        inner_lr: step size of the inner loop; 0.01 in the paper's sinusoid regression.
+        inner_steps: steps of the inner loop in training.
+        first_order: leave out the second derivatives (FOMAML).
+        evaluation_steps: adaptation steps up to which validation and test judge; 10 as in the paper.
+        meta_optimizer: from parameters to the meta-optimizer; the paper's Adam with lr 1e-3 by default.
+        meta_schedule: from the meta-optimizer to a learning-rate schedule, stepped once a meta-iteration.
+        gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
+        run_length: H, meta-iterations of a run where the strategy does not set it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: ObjectiveName = "regression",
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        first_order: bool = False,
+        evaluation_steps: int = 10,
+        meta_optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        meta_schedule: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+        run_length: int = 100,
+    ) -> None:
+        super().__init__(
+            network=network,
+            algorithm=MAMLRule(inner_lr=inner_lr, inner_steps=inner_steps, first_order=first_order),
+            objective=objective,
+            evaluation_steps=evaluation_steps,
+            meta_optimizer=meta_optimizer,
+            meta_schedule=meta_schedule,
+            gradient_clip=gradient_clip,
+            run_length=run_length,
+        )
+        self.save_hyperparameters(ignore=["network", "meta_optimizer", "meta_schedule"])

@@ -1,0 +1,6 @@
+"""Plain networks to meta-learn; any other `nn.Module` does as well."""
+
+from dmaml_pl.networks.conv4 import Conv4
+from dmaml_pl.networks.mlp import MLP
+
+__all__ = ["MLP", "Conv4"]

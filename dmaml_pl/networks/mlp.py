@@ -1,0 +1,37 @@
+"""The multilayer perceptron of the MAML paper's sinusoid regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from dmaml_pl.errors import require_positive
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: 1-40-40-1 by default, as in Finn et al. 2017, section 5.1.
+
+    Args:
+        inputs: size of a sample.
+        hidden: widths of the hidden layers.
+        outputs: size of a prediction.
+
+    Raises:
+        ConfigError: a width is not greater than zero.
+    """
+
+    def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1) -> None:
+        super().__init__()
+        widths = [inputs, *hidden, outputs]
+        require_positive(**{f"model.network width {number}": width for number, width in enumerate(widths)})
+        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+        for width, following in pairwise(widths[1:]):
+            layers += [nn.ReLU(), nn.Linear(width, following)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions (B, outputs) of samples (B, inputs)."""
+        out: Tensor = self.layers(x)
+        return out

@@ -1,0 +1,48 @@
+"""Third-party messages that tell a user nothing to act on, each silenced by its own words, for its own reason."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_LINES = {
+    "GPU available": "says what trainer.accelerator already decided",
+    "TPU available": "nobody asked for a TPU",
+    "HPU available": "nobody asked for an HPU",
+    "💡 Tip": "advertisement",
+    "`Trainer.fit` stopped": "the progress says so in our words",
+    "Seed set to": "the seed stands in the configuration",
+    "Initializing distributed": "one line per worker that the process group came up",
+    "-----": "banner that the process group is up",
+    "Restoring states from": "the command line says which checkpoint it goes on from",
+    "Restored all states": "the same",
+    "Loaded model weights": "the same",
+    "`Trainer(": "announces a limit that the user has just set",
+    "Detected KeyboardInterrupt": "the command line says so in our words",
+    "[rank: ": "signals and child processes, told by the command line",
+}
+
+_LOGGERS = (
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+    "lightning_fabric.utilities.seed",
+    "lightning_fabric.utilities.distributed",
+    "pytorch_lightning.trainer.connectors.signal_connector",
+)
+
+
+class _Silence(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().lstrip("\n").startswith(tuple(_LINES))
+
+
+def quieten() -> None:
+    """Install the filters; only the command line does, a library must not decide for its caller."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_Silence())
+    # Lightning warns that a loader has few workers or no length; ours are generators that cost nothing.
+    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
+    # Lightning calls a function of PyTorch that is on its way out.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Lightning asks for devices=1 in tests because its own sampler repeats samples to even the shares; ours does not.
+    warnings.filterwarnings("ignore", message=".*it is recommended to use `Trainer\\(devices=1")

@@ -1,0 +1,51 @@
+"""Merge rules: how the workers' meta-weights become one at the end of a run.
+
+A rule works on flat vectors and never communicates: the strategy asks each worker for its weight, forms the weighted
+mean of all workers' meta-weights in one all-reduce, and hands it to the rule on every worker alike.
+
+Legend: P floating-point parameters and buffers of the network, flattened, the same order on every worker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from dmaml_pl.runs import RunReport
+
+
+class MergeRule(ABC):
+    """Base of the merge rules. A rule with a memory keeps it in its state dict, equal on every worker."""
+
+    def weight(self, report: RunReport) -> float:
+        """How much this worker counts in the mean; 1 by default."""
+        return 1.0
+
+    @abstractmethod
+    def merge(self, start: Tensor, mean: Tensor) -> Tensor:
+        """The new meta-weights (P,), the same on every worker.
+
+        Args:
+            start: the meta-weights that every worker started the run from, (P,).
+            mean: the weighted mean of the workers' meta-weights at the run's end, (P,).
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep of the rule: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - rules without a memory have none to load
+        """Take back what `state_dict` gave."""
+
+
+class MeanMerge(MergeRule):
+    """The plain mean of the workers' meta-weights: the DMAML of Soulier's thesis (TH Koeln, 2020).
+
+    It is also local SGD's rule (Stich 2019, arXiv:1805.09767).
+    """
+
+    def merge(self, start: Tensor, mean: Tensor) -> Tensor:
+        """`mean` itself."""
+        return mean

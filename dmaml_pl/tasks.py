@@ -1,0 +1,113 @@
+"""A meta-batch of tasks as tensors, and where training tasks come from. Knows nothing but tensors.
+
+Legend: T tasks, S support samples of a task, Q query samples of a task, `...` the axes of one sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dmaml_pl.errors import DataError
+
+
+class TaskBatch(NamedTuple):
+    """A meta-batch: each task's support set to adapt on, and its query set to be judged on.
+
+    Attributes:
+        support_x: inputs of the support sets, (T, S, ...).
+        support_y: targets of the support sets: (T, S) class numbers from 0 to N - 1, or (T, S, D) real values.
+        query_x: inputs of the query sets, (T, Q, ...).
+        query_y: targets of the query sets, (T, Q) or (T, Q, D).
+        numbers: number of each task, (T,), where tasks are numbered (validation, test); None in training.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    numbers: Tensor | None = None
+
+    @property
+    def tasks(self) -> int:
+        """T, the number of tasks."""
+        return self.support_x.shape[0]
+
+    def task(self, number: int) -> TaskBatch:
+        """The task at position `number`, without the leading T axis."""
+        return self.map(lambda tensor: tensor[number])
+
+    def to(self, device: torch.device) -> TaskBatch:
+        """The same tasks on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """Every tensor changed alike."""
+        support_x, support_y, query_x, query_y, numbers = self
+        return TaskBatch(
+            change(support_x),
+            change(support_y),
+            change(query_x),
+            change(query_y),
+            None if numbers is None else change(numbers),
+        )
+
+
+@runtime_checkable
+class TaskSource(Protocol):
+    """Where training tasks come from: a pure function, so that there is no position to save or to restore."""
+
+    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+        """The meta-batch of one worker at one meta-iteration of one run; the same at every call.
+
+        Args:
+            worker: rank of the worker, from 0.
+            run: number of the run since the start of the training, from 0.
+            iteration: number of the meta-iteration within the run, from 0.
+        """
+        ...
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part, the same on every machine.
+
+    Neighbouring inputs give unrelated seeds, which `seed + rank` would not.
+    """
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def stack_tasks(tasks: list[TaskBatch]) -> TaskBatch:
+    """Join single tasks (no T axis) into a meta-batch, in their order."""
+    return TaskBatch(
+        torch.stack([task.support_x for task in tasks]),
+        torch.stack([task.support_y for task in tasks]),
+        torch.stack([task.query_x for task in tasks]),
+        torch.stack([task.query_y for task in tasks]),
+        None
+        if any(task.numbers is None for task in tasks)
+        else torch.stack([task.numbers for task in tasks if task.numbers is not None]),
+    )
+
+
+def check_tasks(batch: TaskBatch) -> None:
+    """Check that the axes of a meta-batch agree.
+
+    Raises:
+        DataError: names the tensor and the shape it should have.
+    """
+    tasks = batch.tasks
+    for name, tensor in zip(batch._fields, batch, strict=True):
+        if tensor is not None and (tensor.ndim == 0 or tensor.shape[0] != tasks):
+            raise DataError(f"{name} has shape {tuple(tensor.shape)}, but its first axis must hold {tasks} tasks.")
+    for part in ("support", "query"):
+        x, y = getattr(batch, f"{part}_x"), getattr(batch, f"{part}_y")
+        if y.ndim < 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
+            raise DataError(
+                f"{part}_x has shape {tuple(x.shape)} and {part}_y {tuple(y.shape)}, "
+                "but their second axis must hold the same samples, at least one."
+            )

@@ -1,0 +1,213 @@
+"""One MLflow run that is being written: made or continued, filled, ended. Rank zero only; every failure is raised."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmaml_pl.errors import TrackingError
+from dmaml_pl.tracking.buffer import Row
+from dmaml_pl.tracking.environment import Environment
+from dmaml_pl.tracking.params import clean_name, redact
+from dmaml_pl.tracking.patience import UPLOAD_TIMEOUT_S, brief_requests
+from dmaml_pl.tracking.store import SETTING, Store, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+CHANGED_PARAMS = "dmaml.changed_params"
+ERROR = "dmaml.error"
+RESUMED = "dmaml.resumed"
+
+_PARAMS_PER_REQUEST = 100  # MLflow's limit, for tags as well
+_MAX_TAG = 5000
+
+
+class MLflowRun:
+    """A client on one MLflow run.
+
+    Args:
+        client: client on the store.
+        run: the MLflow run as the store has it.
+        resumed: how many processes have continued it; 0 for the process that made it.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run, resumed: int) -> None:
+        self.client = client
+        self.run_id: str = run.info.run_id
+        self.experiment_id: str = run.info.experiment_id
+        self.artifact_uri: str = run.info.artifact_uri
+        self.resumed = resumed
+        self._changed: dict[str, str] = {}
+
+    @classmethod
+    def create(cls, store: Store, experiment_name: str, run_name: str | None) -> MLflowRun:
+        """Make an MLflow run, and its experiment and store where they are missing.
+
+        Raises:
+            TrackingError: names the setting to change.
+        """
+        with brief_requests():
+            client = store.connect()
+            try:
+                experiment_id = _experiment_id(client, store, experiment_name)
+                return cls(client, client.create_run(experiment_id, run_name=run_name), resumed=0)
+            except TrackingError:
+                raise
+            except Exception as error:
+                raise TrackingError(
+                    f"No MLflow run can be made in experiment {experiment_name!r} of {redact(store.uri)}: "
+                    f"{reason(error)} Set {SETTING}.experiment_name to another name, or {store.setting} to another "
+                    "store."
+                ) from error
+
+    @classmethod
+    def resume(cls, store: Store, run_id: str, *, again: bool) -> MLflowRun:
+        """Continue an MLflow run: it is RUNNING again.
+
+        Args:
+            store: where it is.
+            run_id: its id.
+            again: False if it is merely reached from another process of the training that it belongs to.
+
+        Raises:
+            TrackingError: there is none with this id, or it was deleted.
+        """
+        with brief_requests():
+            client = store.connect()
+            try:
+                run = client.get_run(run_id)
+                if run.info.lifecycle_stage == "deleted":
+                    raise TrackingError(
+                        f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, "
+                        f"or unset {SETTING}.run_id to start a new one."
+                    )
+                resumed = int(run.data.tags.get(RESUMED, "0")) + again
+                tracked = cls(client, run, resumed)
+                tracked.restart(failed=ERROR in run.data.tags)
+                if again:
+                    client.set_tag(run_id, RESUMED, str(resumed))
+            except TrackingError:
+                raise
+            except Exception as error:
+                raise TrackingError(
+                    f"There is no MLflow run {run_id!r} to continue in {redact(store.uri)}: {reason(error)} Set "
+                    f"{SETTING}.run_id to an id that the UI shows, or unset it to start a new one."
+                ) from error
+            return tracked
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Log up to 1000 values of metrics in one request."""
+        from mlflow.entities import Metric  # noqa: PLC0415 (slow import)
+
+        with brief_requests():
+            self.client.log_batch(self.run_id, metrics=[Metric(*row) for row in rows], synchronous=True)
+
+    def log_params(self, params: Mapping[str, str]) -> bool:
+        """Log parameters. MLflow keeps the first value of each for ever; the tag `dmaml.changed_params` has new ones.
+
+        Returns:
+            Whether any parameter was new or had another value before.
+        """
+        from mlflow.entities import Param  # noqa: PLC0415 (slow import)
+
+        with brief_requests():
+            data = self.client.get_run(self.run_id).data
+            new = [Param(key, value) for key, value in params.items() if key not in data.params]
+            for start in range(0, len(new), _PARAMS_PER_REQUEST):
+                batch = new[start : start + _PARAMS_PER_REQUEST]
+                self.client.log_batch(self.run_id, params=batch, synchronous=True)
+            changed = {key: value for key, value in params.items() if data.params.get(key, value) != value}
+            self._changed.update(changed)
+            if self._changed:
+                self.set_tags({CHANGED_PARAMS: json.dumps({key: value[:200] for key, value in self._changed.items()})})
+            elif CHANGED_PARAMS in data.tags:
+                self.client.delete_tag(self.run_id, CHANGED_PARAMS)
+            return bool(new or changed)
+
+    def log_config(self, params: Mapping[str, str], yaml_text: str) -> None:
+        """Log the configuration as parameters and as `config.yaml`; a changed one as `config.resumed-<n>.yaml`."""
+        differs = self.log_params(params)
+        with brief_requests():
+            known = any(file.path == "config.yaml" for file in self.client.list_artifacts(self.run_id))
+        if not known:
+            self.log_text(yaml_text, "config.yaml")
+        elif differs:
+            self.log_text(yaml_text, f"config.resumed-{max(self.resumed, 1)}.yaml")
+
+    def log_environment(self) -> None:
+        """Log versions, machine, command and commit of this process: a file for each process, tags for the latest."""
+        environment = Environment.current()
+        name = f"environment.resumed-{self.resumed}.json" if self.resumed else "environment.json"
+        self.set_tags(environment.to_tags())
+        self.log_text(environment.to_json(), name)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; a text longer than 5000 characters is cut."""
+        from mlflow.entities import RunTag  # noqa: PLC0415 (slow import)
+
+        entries = [RunTag(clean_name(key), str(value)[:_MAX_TAG]) for key, value in tags.items()]
+        with brief_requests():
+            for start in range(0, len(entries), _PARAMS_PER_REQUEST):
+                batch = entries[start : start + _PARAMS_PER_REQUEST]
+                self.client.log_batch(self.run_id, tags=batch, synchronous=True)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Log a text as the file `artifact_file`."""
+        with brief_requests(UPLOAD_TIMEOUT_S):
+            self.client.log_text(self.run_id, text, artifact_file)
+
+    def log_file(self, path: Path, folder: str = "", name: str | None = None) -> None:
+        """Log a file or folder, under another name if one is given."""
+        with brief_requests(UPLOAD_TIMEOUT_S), tempfile.TemporaryDirectory() as links:
+            if name is not None:  # MLflow takes the name from the path, so it gets a link of that name
+                link = Path(links) / name
+                link.symlink_to(path.absolute())
+                path = link
+            self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def restart(self, *, failed: bool) -> None:
+        """Set the status to RUNNING again, and take away the error of a failure before."""
+        with brief_requests():
+            self.client.update_run(self.run_id, status="RUNNING")
+            if failed:
+                self.client.delete_tag(self.run_id, ERROR)
+
+    def end(self, status: str) -> None:
+        """Set the status, FINISHED, FAILED or KILLED, and the time of now as the end."""
+        with brief_requests():
+            self.client.set_terminated(self.run_id, status)
+
+
+def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
+    """Find or make an experiment."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (slow import)
+
+    folder = re.sub(r"[^\w.-]", "_", name).strip(".") or "_"
+    location = None if store.artifacts is None else str(store.artifacts / folder)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(name)  # another process was faster
+        assert experiment is not None  # noqa: S101 (the store has just said that it exists)
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"Experiment {name!r} was deleted. Bring it back with `mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}`, or set {SETTING}.experiment_name to another name."
+        )
+    known = experiment.artifact_location
+    if store.artifacts is not None and known.startswith("/") and known != location and not Path(known).exists():
+        raise TrackingError(
+            f"Experiment {name!r} keeps its files in {known}, which is not on this machine: the store was moved, or "
+            f"made in a container. Set {SETTING}.experiment_name to another name, or {store.setting} to another store."
+        )
+    return str(experiment.experiment_id)

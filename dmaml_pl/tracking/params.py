@@ -1,0 +1,81 @@
+"""A resolved configuration as MLflow parameters: flat, dotted names and plain strings.
+
+`{"model": {"class_path": "a.B", "init_args": {"lr": 0.1}}}` becomes `model.class_path: a.B` and `model.lr: 0.1`: the
+names a person types in the configuration, less `init_args`, which says nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_NAME = 250  # characters of a metric's or parameter's name that MLflow takes
+MAX_VALUE = 6000  # characters of a parameter's value that MLflow takes; it cuts longer ones without an error
+
+_FORBIDDEN = re.compile(r"[^\w.\- :/]")
+_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
+
+
+def clean_name(name: str) -> str:
+    """Turn any text into a name that MLflow takes for a metric, parameter or tag.
+
+    Characters outside `alphanumerics _ - . space : /` become `_`. MLflow reads names as paths and refuses those that
+    are not in their shortest form, so empty, `.` and `..` path parts are left out.
+    """
+    parts = _FORBIDDEN.sub("_", name).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))[:MAX_NAME] or "_"
+
+
+def redact(text: str) -> str:
+    """Blank out the `user:password` of every URI in a text: whoever sees the MLflow run must not get them."""
+    return _PASSWORD.sub("***", text)
+
+
+def flatten(config: Mapping[str, Any] | Namespace) -> dict[str, str]:
+    """Flatten a configuration to parameters that MLflow keeps whole.
+
+    Args:
+        config: nested dicts, lists and namespaces; list items are named by their index
+            (`trainer.callbacks.0.monitor`). `None` becomes `null`, booleans `true` and `false`, as in YAML; other
+            values their `str`.
+
+    Returns:
+        Names and values. A value longer than 6000 characters goes on in `<name>.part2`, `<name>.part3`, ..., so that
+        none is cut short.
+    """
+    flat: dict[str, str] = {}
+    for name, value in _leaves("", config):
+        key = clean_name(name)
+        while key in flat:  # two names that differ in forbidden characters only: keep both
+            key += "_"
+        flat[key] = value[:MAX_VALUE]
+        for part, start in enumerate(range(MAX_VALUE, len(value), MAX_VALUE), start=2):
+            flat[f"{key}.part{part}"] = value[start : start + MAX_VALUE]
+    return flat
+
+
+def _leaves(prefix: str, node: object) -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the text of every leaf below a node."""
+    children: Iterator[tuple[str, object]]
+    if isinstance(node, Namespace):
+        node = vars(node)
+    if isinstance(node, Mapping) and node:
+        children = ((str(key), child) for key, child in node.items())
+    elif isinstance(node, list | tuple) and node:
+        children = ((str(index), child) for index, child in enumerate(node))
+    else:
+        yield prefix, redact(_text(node))
+        return
+    for key, child in children:
+        elided = key == "init_args"
+        yield from _leaves(prefix if elided else f"{prefix}.{key}".lstrip("."), child)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

@@ -1,0 +1,157 @@
+"""Reaching an MLflow store: a SQLite file that is made where it is missing, or a server that must answer soon.
+
+Whatever goes wrong here is a `TrackingError` that names the setting to change, seconds after the start: MLflow alone
+asks an unreachable server for four minutes, and a damaged file for two, before it shows a page of traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from dmaml_pl.errors import TrackingError
+from dmaml_pl.tracking.params import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SETTING = "trainer.logger.init_args"
+
+_LOCK_TIMEOUT_S = 120  # making a store takes 2 s; on a busy machine, behind other processes, perhaps 20
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where MLflow runs are kept.
+
+    Args:
+        uri: MLflow's tracking URI, absolute for a SQLite file.
+        file: the SQLite file, None for a server or another database.
+        artifacts: folder for the files of the MLflow runs; None lets the server decide.
+        is_default: whether it is the store that `save_dir` alone implies.
+    """
+
+    uri: str
+    file: Path | None
+    artifacts: Path | None
+    is_default: bool
+
+    @classmethod
+    def find(cls, tracking_uri: str | None, save_dir: str) -> Store:
+        """Choose the store: the given URI, else that of MLFLOW_TRACKING_URI, else `{save_dir}/mlflow.db`."""
+        folder = Path(save_dir).absolute()
+        default = folder / "mlflow.db"
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default.as_posix()}"
+        if not uri.startswith("sqlite:///"):
+            return cls(uri, None, None, is_default=False)
+        file = Path(uri.removeprefix("sqlite:///")).absolute()
+        return cls(f"sqlite:///{file.as_posix()}", file, folder / "artifacts", file == default)
+
+    @property
+    def setting(self) -> str:
+        """The setting that leads to another store."""
+        return f"{SETTING}.{'save_dir' if self.is_default else 'tracking_uri'}"
+
+    def connect(self) -> MlflowClient:
+        """Make the store if it is missing, and a client on it.
+
+        Processes that start at the same moment take turns: two that make the same SQLite file at once crash.
+
+        Raises:
+            TrackingError: the folder cannot be written, the file is not MLflow's, the server does not answer.
+        """
+        try:
+            if self.file is None:
+                client = _client(self.uri)
+                client.search_experiments(max_results=1)  # the client alone does not ask the server
+                return client
+            check_path(self.file, self.setting)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S):
+                check_database(self.file, self.setting)
+                _check_writable(self.file)
+                return _client(self.uri)
+        except TrackingError:
+            raise
+        except Timeout as error:
+            raise TrackingError(
+                f"Another process has held {self.file}.lock for {_LOCK_TIMEOUT_S} s. End it, or set {self.setting} to "
+                "another place."
+            ) from error
+        except Exception as error:
+            raise TrackingError(self._cannot_open(error)) from error
+
+    def _cannot_open(self, error: Exception) -> str:
+        if self.file is None:
+            return (
+                f"No MLflow server can be used at {redact(self.uri)}: {reason(error)} Start it, or set {self.setting} "
+                "(or MLFLOW_TRACKING_URI) to the address of one that runs, such as http://127.0.0.1:5000, or unset "
+                "both for a local store."
+            )
+        place = "a folder that can be written" if self.is_default else "sqlite:///<a file that can be written>"
+        return f"The tracking store {self.file} cannot be opened: {reason(error)} Set {self.setting} to {place}."
+
+
+def check_path(file: Path, setting: str) -> None:
+    """Check that a path can be told to MLflow as a URI.
+
+    Raises:
+        TrackingError: it cannot.
+    """
+    if re.search("[%?]", str(file)):
+        raise TrackingError(f"{file} holds a % or ?, which MLflow misreads. Set {setting} to a path without them.")
+
+
+def check_database(file: Path, setting: str) -> None:
+    """Check that a file may be used as a tracking store: missing, empty, or made by MLflow.
+
+    Args:
+        file: the SQLite file.
+        setting: name of the setting that leads to it, for the message.
+
+    Raises:
+        TrackingError: it is something else; MLflow would put its 50 tables into any database.
+    """
+    if not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(
+            f"{file} is not a usable tracking store ({error}). Move it away, or set {setting} to another place."
+        ) from error
+    if tables and "experiments" not in tables:
+        raise TrackingError(f"{file} is a database, but not one of MLflow. Set {setting} to another place.")
+
+
+def reason(error: Exception) -> str:
+    """The part of an error that helps a person: one line, without passwords, ending in a full stop."""
+    text = redact(str(error).strip() or type(error).__name__)
+    # Below the layers of requests and urllib3 lies the one plain cause.
+    cause = re.search(r"\(Caused by .*?(?:\[Errno -?\d+\] ([^'\")]+)|(timed out))", text)
+    line = next(filter(None, cause.groups())) if cause else text.splitlines()[0]
+    return f"{line[:300].rstrip('. ')}."
+
+
+def _check_writable(file: Path) -> None:
+    """Raise `sqlite3.OperationalError` where the file cannot be written; MLflow would try for 100 s."""
+    with closing(sqlite3.connect(file, timeout=20, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("ROLLBACK")
+
+
+def _client(uri: str) -> MlflowClient:
+    # MLflow would report usage over the network, from threads that the end of the process waits for; a person who
+    # wants that says MLFLOW_DISABLE_TELEMETRY=false.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # noqa: PLC0415 (3 s: not before it is needed, and on rank zero only)
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -1,0 +1,356 @@
+"""The Lightning logger that writes a training into an MLflow run.
+
+Unlike Lightning's own MLFlowLogger it touches no store before it is opened, and never off rank zero; cuts no
+parameter; tells a failure from an interruption; continues a run in its place; and lets no failure of the store stop a
+training that has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from dmaml_pl.errors import TrackingError
+from dmaml_pl.tracking.buffer import MetricBuffer
+from dmaml_pl.tracking.checkpoints import CheckpointFiles
+from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
+from dmaml_pl.tracking.outcome import Outcome
+from dmaml_pl.tracking.params import flatten, redact
+from dmaml_pl.tracking.store import Store, reason
+from dmaml_pl.tracking.system import SystemMetrics
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PAUSE_S = 30.0  # between two attempts to reach a store that has stopped answering
+
+_log = logging.getLogger(__name__)
+
+
+class MLflowTracker(Logger):
+    """Track a training in MLflow: parameters, metrics, checkpoints, environment, system load and outcome.
+
+    Args:
+        experiment_name: MLflow experiment that the MLflow run belongs to; made if it is missing.
+        run_name: name of the MLflow run in the UI; MLflow makes one up by default.
+        tracking_uri: MLflow store: `http://host:port` of a server, or `sqlite:///file`. By default the environment
+            variable MLFLOW_TRACKING_URI, or else `{save_dir}/mlflow.db`, as that needs no server.
+        save_dir: folder for what is kept on this machine: the store, `artifacts/` and `checkpoints/`.
+        run_id: id of an MLflow run to continue instead of starting a new one.
+        tags: further tags of the MLflow run, to search by.
+        system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 5 seconds.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str = "dmaml",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        save_dir: str = "mlruns",
+        run_id: str | None = None,
+        tags: dict[str, str] | None = None,
+        system_metrics: bool = True,
+    ) -> None:
+        super().__init__()
+        self._experiment_name = experiment_name
+        self._run_name = run_name
+        self._tracking_uri = tracking_uri
+        self._save_dir = save_dir
+        self._run_id = run_id
+        self._tags = dict(tags or {})
+        self._system_metrics = system_metrics
+        self._is_copy = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without anything that belongs to one process and one opened MLflow run."""
+        self._run: MLflowRun | None = None
+        self._monitor: SystemMetrics | None = None
+        self._outcome = Outcome.RUNNING
+        self._buffer = MetricBuffer()
+        self._paused_until = 0.0
+        self._checkpoints = CheckpointFiles()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets, as in a process that Lightning spawns: it opens the same MLflow run for itself."""
+        original = self.__dict__.copy()
+        run_id = self._run_id if self._run is None else self._run.run_id
+        is_copy = self._is_copy or self._run is not None
+        try:
+            self._forget()
+            return self.__dict__ | {"_run_id": run_id, "_is_copy": is_copy}
+        finally:
+            self.__dict__.update(original)
+
+    # What and where
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self._experiment_name
+
+    @property
+    def version(self) -> str | None:
+        """Id of the MLflow run; None before it is opened, and off rank zero."""
+        return None if self._run is None else self._run.run_id
+
+    @property
+    def save_dir(self) -> str:
+        """Folder below which Lightning's ModelCheckpoint makes `name/version/checkpoints`."""
+        return str(Path(self._save_dir) / "checkpoints")
+
+    @property
+    def experiment(self) -> MlflowClient | None:
+        """MLflow's client, None off rank zero. Lightning asks for it before it sets up, which opens the MLflow run."""
+        self.open()
+        return None if self._run is None else self._run.client
+
+    @property
+    def artifact_uri(self) -> str | None:
+        """Where the MLflow run keeps its files; None before it is opened, and off rank zero."""
+        return None if self._run is None else self._run.artifact_uri
+
+    @property
+    def run_url(self) -> str | None:
+        """Path of the MLflow run below the address of the UI; None before it is opened, and off rank zero."""
+        return None if self._run is None else f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
+
+    def ui_command(self) -> str:
+        """The command that opens the UI on this store, or the address of the server that has one already."""
+        store = self._store
+        if store.uri.startswith("http"):
+            return redact(store.uri)
+        if not store.is_default:
+            return f"mlflow ui --backend-store-uri {shlex.quote(redact(store.uri))}"
+        return "dmaml ui" if self._save_dir == "mlruns" else f"dmaml ui --save_dir {shlex.quote(self._save_dir)}"
+
+    @property
+    def _store(self) -> Store:
+        return Store.find(self._tracking_uri, self._save_dir)
+
+    # Beginning
+
+    def attach(self, run_id: str) -> None:
+        """Continue this MLflow run, as when a training is resumed from its checkpoint; to be called before `open`.
+
+        Raises:
+            TrackingError: another MLflow run is open already.
+        """
+        if self._run is not None and self._run.run_id != run_id:
+            raise TrackingError(f"MLflow run {self._run.run_id} is open already, so {run_id} cannot be continued.")
+        self._run_id = run_id
+
+    @rank_zero_only
+    def open(self) -> None:
+        """Make or continue the MLflow run, and log this process's environment; does nothing if it is open.
+
+        Raises:
+            TrackingError: the store cannot be reached or written, or there is no such MLflow run.
+        """
+        if self._run is not None:
+            return
+        store = self._store
+        if self._run_id is None:
+            run = MLflowRun.create(store, self._experiment_name, self._run_name)
+        else:
+            run = MLflowRun.resume(store, self._run_id, again=not self._is_copy)
+        self._forget()
+        self._run = run
+        if not self._is_copy:
+            with self._required("the environment"):
+                run.set_tags(self._tags)
+                run.log_environment()
+        self._start_monitor()
+
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Lightning calls this once in every trainer function: one after the first makes the MLflow run go on."""
+        run = self._run
+        if run is not None and self._outcome != Outcome.RUNNING:
+            failed = self._outcome == Outcome.FAILED
+            self._attempt("the status RUNNING", lambda: run.restart(failed=failed))
+            self._outcome = Outcome.RUNNING
+            self._start_monitor()
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any], yaml_text: str) -> None:
+        """Log the resolved configuration, as parameters and as the file `config.yaml`.
+
+        In a resumed MLflow run the first values of the parameters stay; changed ones are listed in the tag
+        `dmaml.changed_params`, and the new file is `config.resumed-<n>.yaml`.
+
+        Args:
+            config: nested configuration.
+            yaml_text: the same as a person reads and reuses it.
+
+        Raises:
+            TrackingError: the store did not take it; nothing has been trained yet, so it is the time to say so.
+        """
+        self.open()
+        assert self._run is not None  # noqa: S101 (open has set it or raised)
+        with self._required("the configuration"):
+            self._run.log_config(flatten(config), redact(yaml_text))
+
+    # Lightning's interface
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Log hyperparameters as parameters; those that are there already keep their first value."""
+        run = self._run
+        if run is not None:
+            self._attempt("the hyperparameters", lambda: run.log_params(flatten(params)))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Take metrics of a step (0 if none is given); they reach the store with the next `save`."""
+        self._buffer.add(metrics, step or 0)
+        if len(self._buffer) >= 1000:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Send the waiting metrics, unless that would take more than 2 % of the training's time.
+
+        Lightning calls this after every `log_metrics`, so metrics arrive one by one where a run takes seconds, and in
+        bundles where it takes milliseconds. `flush` sends them in any case.
+        """
+        if self._buffer.due and time.monotonic() >= self._paused_until:
+            self.flush()
+
+    @rank_zero_only
+    def flush(self) -> bool | None:
+        """Send all waiting metrics now; what a store does not take waits for the next attempt.
+
+        Returns:
+            Whether nothing waits any more.
+        """
+        run = self._run
+        if run is None or not len(self._buffer):
+            return run is not None
+        try:
+            self._buffer.flush(run.send)
+        except Exception as error:  # noqa: BLE001 (whatever it is, hours of training are worth more)
+            if not self._paused_until:  # told once, not every 30 s
+                _log.warning("MLflow did not take the metrics: %s They are kept and sent later.", reason(error))
+            self._paused_until = time.monotonic() + _PAUSE_S
+            return False
+        self._paused_until = 0.0
+        return True
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Remember who saves checkpoints; the best and the last are uploaded at the end."""
+        self._checkpoints.watch(checkpoint_callback)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Send what waits, upload the checkpoints and set the MLflow run's status; never raises.
+
+        Args:
+            status: Lightning's word: "success" becomes FINISHED. "failed" becomes KILLED after Ctrl-C or SIGTERM, and
+                FAILED, with the tag `dmaml.error`, after any other exception. Others ("finished", before SLURM
+                requeues) mean a stop from outside, KILLED. Once FAILED or KILLED, the status stays until the next
+                trainer function starts.
+        """
+        run = self._run
+        if run is None:
+            return
+        error = None if status == "success" else sys.exc_info()[1]
+        outcome = Outcome.of(status, error)
+        if self._monitor is not None:
+            self._monitor.stop()
+            self._monitor = None
+        if not self.flush():
+            _log.warning("%d metrics, the status %s and the checkpoints are not recorded.", len(self._buffer), outcome)
+            return
+        if self._outcome in (Outcome.FAILED, Outcome.KILLED):
+            return
+        self._outcome = outcome
+        if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
+            self._upload_checkpoints(run)
+        elif outcome == Outcome.FAILED and error is not None:
+            message = redact(f"{type(error).__name__}: {error}")
+            self._attempt("the error", lambda: run.set_tags({ERROR: message}))
+        self._attempt(f"the status {outcome}", lambda: run.end(outcome))
+        if outcome != Outcome.FINISHED:  # a process that is being killed may not live to the end of an upload
+            self._upload_checkpoints(run)
+
+    # Further things to keep
+
+    @rank_zero_only
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
+        run = self._run
+        if run is not None:
+            self._attempt(str(path), lambda: run.log_file(Path(path), folder))
+
+    @rank_zero_only
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Keep a text with the MLflow run, as the file `artifact_file` of its artifacts."""
+        run = self._run
+        if run is not None:
+            self._attempt(artifact_file, lambda: run.log_text(text, artifact_file))
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the MLflow run."""
+        run = self._run
+        if run is not None:
+            self._attempt("the tags", lambda: run.set_tags(tags))
+
+    # Failures
+
+    def _attempt(self, what: str, action: Callable[[], object]) -> bool:
+        """Do something that the training can do without: a failure is told in one line.
+
+        Returns:
+            Whether it was done.
+        """
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 (whatever it is, hours of training are worth more)
+            _log.warning("MLflow did not take %s: %s The training goes on.", what, reason(error))
+            return False
+        return True
+
+    @contextmanager
+    def _required(self, what: str) -> Iterator[None]:
+        """Turn the failure of something that must work before a training begins into a `TrackingError`."""
+        try:
+            yield
+        except Exception as error:
+            run = self._run
+            if run is not None:
+                self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
+            self._forget()
+            store = self._store
+            raise TrackingError(
+                f"The tracking store {redact(store.uri)} did not take {what}: {reason(error)} Free or mend it, or set "
+                f"{store.setting} to another one."
+            ) from error
+
+    def _start_monitor(self) -> None:
+        if self._system_metrics and self._run is not None:
+            run_id = self._run.run_id
+
+            def start() -> None:
+                self._monitor = SystemMetrics(run_id, self._store.uri)
+
+            self._attempt("system metrics", start)
+
+    def _upload_checkpoints(self, run: MLflowRun) -> None:
+        for name, path in self._checkpoints.pending().items():
+            if self._attempt(str(path), partial(run.log_file, path, "checkpoints", name)):
+                self._checkpoints.mark(name, path)
