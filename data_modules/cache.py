@@ -47,7 +47,7 @@ def load_or_make(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """
     arrays = _load(path)
     if arrays is None:
-        _write(path, {})  # before the work, so that a folder that cannot be written is told at once
+        _write(path, None)  # before the work, so that a folder that cannot be written is told at once
         arrays = make()
         _write(path, arrays)
     return arrays
@@ -57,20 +57,22 @@ def _load(path: Path) -> Arrays | None:
     try:
         # Opened here because np.load leaves a damaged file open; the zip's checksums find damage in its middle.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays) or None
+            return dict(arrays)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    """Put the file in its place in one step, so that no other process ever reads half of it."""
+def _write(path: Path, arrays: Arrays | None) -> None:
+    """Put the file in its place in one step, so that no other process ever reads half of it; with None, only try."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
-            temporary.replace(path)
+                if arrays is not None:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
+            if arrays is not None:
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

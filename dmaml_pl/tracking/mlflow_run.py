@@ -82,11 +82,7 @@ class MLflowRun:
             client = store.connect()
             try:
                 run = client.get_run(run_id)
-                if run.info.lifecycle_stage == "deleted":
-                    raise TrackingError(
-                        f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, "
-                        f"or unset {SETTING}.run_id to start a new one."
-                    )
+                _check_alive(run)
                 resumed = int(run.data.tags.get(RESUMED, "0")) + again
                 tracked = cls(client, run, resumed)
                 tracked.restart(failed=ERROR in run.data.tags)
@@ -182,6 +178,15 @@ class MLflowRun:
         """Set the status, FINISHED, FAILED or KILLED, and the time of now as the end."""
         with brief_requests():
             self.client.set_terminated(self.run_id, status)
+
+
+def _check_alive(run: Run) -> None:
+    if run.info.lifecycle_stage == "deleted":
+        run_id = run.info.run_id
+        raise TrackingError(
+            f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, or unset "
+            f"{SETTING}.run_id to start a new one."
+        )
 
 
 def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -58,6 +59,14 @@ class Store:
     def setting(self) -> str:
         """The setting that leads to another store."""
         return f"{SETTING}.{'save_dir' if self.is_default else 'tracking_uri'}"
+
+    def ui_command(self, save_dir: str) -> str:
+        """The command that opens the UI on this store, or the address of the server that has one already."""
+        if self.uri.startswith("http"):
+            return redact(self.uri)
+        if not self.is_default:
+            return f"mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}"
+        return "dmaml ui" if save_dir == "mlruns" else f"dmaml ui --save_dir {shlex.quote(save_dir)}"
 
     def connect(self) -> MlflowClient:
         """Make the store if it is missing, and a client on it.

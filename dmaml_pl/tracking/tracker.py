@@ -8,7 +8,6 @@ training that has begun.
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from argparse import Namespace
@@ -57,6 +56,7 @@ class MLflowTracker(Logger):
     def __init__(
         self,
         experiment_name: str = "dmaml",
+        *,
         run_name: str | None = None,
         tracking_uri: str | None = None,
         save_dir: str = "mlruns",
@@ -86,14 +86,12 @@ class MLflowTracker(Logger):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets, as in a process that Lightning spawns: it opens the same MLflow run for itself."""
-        original = self.__dict__.copy()
-        run_id = self._run_id if self._run is None else self._run.run_id
-        is_copy = self._is_copy or self._run is not None
-        try:
-            self._forget()
-            return self.__dict__ | {"_run_id": run_id, "_is_copy": is_copy}
-        finally:
-            self.__dict__.update(original)
+        copy = object.__new__(type(self))
+        copy.__dict__ = self.__dict__.copy()
+        copy._forget()
+        if self._run is not None:
+            copy._run_id, copy._is_copy = self._run.run_id, True
+        return copy.__dict__
 
     # What and where
 
@@ -130,12 +128,7 @@ class MLflowTracker(Logger):
 
     def ui_command(self) -> str:
         """The command that opens the UI on this store, or the address of the server that has one already."""
-        store = self._store
-        if store.uri.startswith("http"):
-            return redact(store.uri)
-        if not store.is_default:
-            return f"mlflow ui --backend-store-uri {shlex.quote(redact(store.uri))}"
-        return "dmaml ui" if self._save_dir == "mlruns" else f"dmaml ui --save_dir {shlex.quote(self._save_dir)}"
+        return self._store.ui_command(self._save_dir)
 
     @property
     def _store(self) -> Store:
@@ -241,7 +234,7 @@ class MLflowTracker(Logger):
             return run is not None
         try:
             self._buffer.flush(run.send)
-        except Exception as error:  # noqa: BLE001 (whatever it is, hours of training are worth more)
+        except Exception as error:  # whatever it is, hours of training are worth more
             if not self._paused_until:  # told once, not every 30 s
                 _log.warning("MLflow did not take the metrics: %s They are kept and sent later.", reason(error))
             self._paused_until = time.monotonic() + _PAUSE_S
@@ -320,7 +313,7 @@ class MLflowTracker(Logger):
         """
         try:
             action()
-        except Exception as error:  # noqa: BLE001 (whatever it is, hours of training are worth more)
+        except Exception as error:  # whatever it is, hours of training are worth more
             _log.warning("MLflow did not take %s: %s The training goes on.", what, reason(error))
             return False
         return True

@@ -1,0 +1,138 @@
+"""Looking at what was tracked: MLflow's own server on the local store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from dmaml_pl.errors import TrackingError
+from dmaml_pl.tracking.store import check_database, check_path
+
+_STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.2
+
+
+def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1") -> int:
+    """Serve MLflow's UI until Ctrl-C.
+
+    Args:
+        save_dir: folder of the store, as in `trainer.logger.init_args.save_dir`.
+        port: TCP port to listen on; 5000 is MLflow's own default.
+        host: address to listen on. The default is reached from this machine only, as the UI asks for no password;
+            0.0.0.0, as a container needs, from everywhere.
+
+    Returns:
+        Exit code: 0 after Ctrl-C, else that of the server, whose last words are then on stderr.
+
+    Raises:
+        TrackingError: there is no store in `save_dir`, or the port cannot be had.
+    """
+    folder = Path(save_dir).absolute()
+    store = folder / "mlflow.db"
+    check_path(store, "--save_dir")
+    if not store.is_file():
+        raise TrackingError(
+            f"There is no tracking store in {save_dir} yet: `dmaml fit --config <file>` makes one. Or set --save_dir "
+            "to the folder of another."
+        )
+    check_database(store, "--save_dir")
+    _check_port(host, port)
+    reached_at = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 (a comparison)
+    with tempfile.TemporaryFile("w+") as words, _server(folder, host, port, words) as server:
+        try:
+            print("MLflow is starting ...", end=" ", flush=True)
+            if _wait_until_it_answers(server, reached_at, port):
+                print(f"open http://{reached_at}:{port} (Ctrl-C stops it)", flush=True)
+            code = server.wait()
+        except KeyboardInterrupt:
+            print(flush=True)
+            return 0
+        print(flush=True)
+        words.seek(0)
+        print("".join(words.readlines()[-20:]), file=sys.stderr)
+        return code
+
+
+def _check_port(host: str, port: int) -> None:
+    """Try to listen where the server will, as its own error comes late and long."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            attempt.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise TrackingError(
+            f"The UI cannot listen on port {port} of {host} ({error}). Set --port to a free one, such as {port + 1}."
+        ) from error
+
+
+@contextmanager
+def _server(folder: Path, host: str, port: int, words: IO[str]) -> Iterator[subprocess.Popen[str]]:
+    """The server as a process with its helpers; ends them all when the block is left, however it is left."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{(folder / 'mlflow.db').as_posix()}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--uvicorn-opts", "--log-level warning"]
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue for language models' judges: two processes more
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        **os.environ,
+    }
+    # In a session of its own, Ctrl-C reaches this process only, and none of the server's prints its farewell.
+    with (
+        _stop_signals_interrupt(),
+        subprocess.Popen(  # noqa: S603 (our own arguments)
+            command, stdout=words, stderr=words, env=environment, text=True, start_new_session=True
+        ) as server,
+    ):
+        try:
+            yield server
+        finally:
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(server.pid, sign)
+                    server.wait(_STOP_TIMEOUT_S)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+
+
+@contextmanager
+def _stop_signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal stop the server as Ctrl-C does; else it would outlive this process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:  # a second Ctrl-C must not break off the stopping
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int) -> bool:
+    """Wait until the server is ready; False if it ends instead."""
+    while server.poll() is None:
+        try:
+            with closing(HTTPConnection(host, port, timeout=5)) as connection:
+                connection.request("GET", "/health")
+                connection.getresponse()
+        except (OSError, HTTPException):
+            time.sleep(_POLL_S)
+        else:
+            return True
+    return False

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmaml_pl import noise
+
+# One thread: tests fork workers, and OpenMP's threads do not survive a fork.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts in an empty folder, without the seed or the rank of another."""
+    for name in ("PL_GLOBAL_SEED", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MLFLOW_TRACKING_URI", "DMAML_RESOLVED_CHECKPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    noise.quieten()
+    yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parents[1]

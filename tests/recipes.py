@@ -1,0 +1,59 @@
+"""Small trainings that tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from data_modules import Sinusoid
+from dmaml_pl import MAML, MLP
+from dmaml_pl.runs import RunReport
+
+
+def small_data(**settings: Any) -> Sinusoid:
+    return Sinusoid(**({"meta_batch": 4, "val_tasks": 8, "test_tasks": 12, "seed": 0} | settings))
+
+
+def small_maml(network: nn.Module | None = None, **settings: Any) -> MAML:
+    torch.manual_seed(0)
+    return MAML(MLP(hidden=[8, 8]) if network is None else network, **({"evaluation_steps": 2} | settings))
+
+
+def small_trainer(**settings: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "max_steps": 10,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return pl.Trainer(**(defaults | settings))
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+class Recorder(pl.Callback):
+    """Keeps the module's state after every merge, and each run's report."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.reports: list[RunReport] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.states.append(state_of(pl_module))
+        self.reports.append(outputs)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

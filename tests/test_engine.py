@@ -1,0 +1,148 @@
+"""The learn2learn engine: equals a meta-gradient written from the formula, deterministic, converges, keeps properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from data_modules import Sinusoid
+from dmaml_pl.algorithms import MAMLRule
+from dmaml_pl.engines import Learn2LearnEngine
+from dmaml_pl.networks import MLP, Conv4
+from dmaml_pl.networks.batch_norm import use_batch_statistics
+from dmaml_pl.objectives import ObjectiveName, objective_named
+from dmaml_pl.tasks import TaskBatch
+from tests.recipes import state_of, same
+
+Weights = dict[str, Tensor]
+
+
+def written_out(network: nn.Module, batch: TaskBatch, rule: MAMLRule, loss: object) -> tuple[Tensor, Weights]:
+    """The mean query loss after adaptation and its gradient, from the formula alone, without learn2learn."""
+    meta = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+    losses = []
+    for number in range(batch.tasks):
+        task, weights = batch.task(number), dict(meta)
+        for _ in range(rule.steps):
+            support = loss(functional_call(network, weights, task.support_x), task.support_y)  # type: ignore[operator]
+            gradients = torch.autograd.grad(support, list(weights.values()), create_graph=not rule.first_order)
+            weights = {name: w - rule.inner_lr * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
+        losses.append(loss(functional_call(network, weights, task.query_x), task.query_y))  # type: ignore[operator]
+    mean = torch.stack(losses).mean()
+    gradients = torch.autograd.grad(mean, list(meta.values()))
+    return mean.detach(), dict(zip(meta, gradients, strict=True))
+
+
+def by_engine(network: nn.Module, batch: TaskBatch, rule: MAMLRule, objective: ObjectiveName) -> tuple[Tensor, Weights]:
+    network.zero_grad()
+    outcome = Learn2LearnEngine().meta_gradient(
+        rule.wrap(network),  # type: ignore[arg-type]
+        batch,
+        steps=rule.steps,
+        objective=objective_named(objective),
+        backward=lambda loss: loss.backward(),
+    )
+    return outcome.loss, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def image_batch(tasks: int = 2, ways: int = 3) -> TaskBatch:
+    generator = torch.Generator().manual_seed(1)
+
+    def images(samples: int) -> Tensor:
+        return torch.rand(tasks, samples, 1, 16, 16, generator=generator, dtype=torch.float64)
+
+    labels = torch.arange(ways).repeat(tasks, 2)
+    return TaskBatch(images(2 * ways), labels, images(2 * ways), labels)
+
+
+def problem(kind: str) -> tuple[nn.Module, TaskBatch, ObjectiveName, object]:
+    torch.manual_seed(0)
+    if kind == "sinusoid":
+        batch = Sinusoid(meta_batch=3, seed=0).draw(worker=0, run=0, iteration=0)
+        return MLP(hidden=[16, 16]).double(), batch.map(Tensor.double), "regression", F.mse_loss
+    network = Conv4(ways=3, image_size=16, filters=4, normalization="batch" if kind == "batch norm" else "group")
+    return network.double(), image_batch(), "classification", F.cross_entropy
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("kind", ["sinusoid", "batch norm", "group norm"])
+def test_the_meta_gradient_equals_the_formula(kind: str, steps: int, first_order: bool) -> None:
+    network, batch, objective, loss = problem(kind)
+    rule = MAMLRule(inner_lr=0.05, inner_steps=steps, first_order=first_order)
+    expected_loss, expected = written_out(network, batch, rule, loss)
+    found_loss, found = by_engine(network, batch, rule, objective)
+    assert torch.allclose(found_loss, expected_loss, rtol=1e-12)
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_the_same_input_gives_the_same_meta_gradient() -> None:
+    network, batch, objective, _ = problem("batch norm")
+    rule = MAMLRule(inner_lr=0.05, inner_steps=2)
+    assert same(by_engine(network, batch, rule, objective)[1], by_engine(network, batch, rule, objective)[1])
+
+
+def test_second_order_differs_from_first_order() -> None:
+    network, batch, objective, _ = problem("sinusoid")
+    second = by_engine(network, batch, MAMLRule(inner_lr=0.05), objective)[1]
+    first = by_engine(network, batch, MAMLRule(inner_lr=0.05, first_order=True), objective)[1]
+    assert not same(first, second)
+
+
+def test_the_meta_gradient_is_the_mean_over_the_tasks_whatever_their_order() -> None:
+    network, batch, objective, _ = problem("batch norm")
+    rule = MAMLRule(inner_lr=0.05)
+    forwards = by_engine(network, batch, rule, objective)[1]
+    backwards = by_engine(network, batch.map(lambda tensor: tensor.flip(0)), rule, objective)[1]
+    single = [by_engine(network, batch.map(lambda t, n=n: t[n : n + 1]), rule, objective)[1] for n in range(2)]
+    for name in forwards:
+        assert torch.allclose(forwards[name], backwards[name], rtol=1e-12, atol=1e-15)
+        assert torch.allclose(forwards[name], (single[0][name] + single[1][name]) / 2, rtol=1e-12, atol=1e-15)
+
+
+def test_batch_norm_with_running_statistics_neither_writes_nor_reads_them() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 14 * 14, 3)).double()
+    assert use_batch_statistics(network) == ["1"]
+    assert list(network.buffers()) == []
+    before = state_of(network)
+    images = torch.rand(6, 1, 16, 16, dtype=torch.float64)
+    training = network.train()(images)
+    assert torch.equal(training, network.eval()(images))
+    assert same(before, state_of(network))
+
+
+def test_judging_tasks_leaves_weights_and_gradients_alone() -> None:
+    network, batch, objective, _ = problem("sinusoid")
+    rule = MAMLRule(inner_lr=0.05)
+    before = state_of(network)
+    curve = Learn2LearnEngine().adaptation_curve(
+        rule.wrap(network), batch, steps=4, objective=objective_named(objective)  # type: ignore[arg-type]
+    )
+    assert curve.loss.shape == curve.metric.shape == (3, 5)
+    assert same(before, state_of(network))
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_frozen_weight_stays_and_the_others_learn() -> None:
+    network, batch, objective, _ = problem("sinusoid")
+    frozen = next(network.parameters()).requires_grad_(requires_grad=False)
+    gradients = by_engine(network, batch, MAMLRule(inner_lr=0.05), objective)[1]
+    assert frozen.grad is None
+    assert len(gradients) == len(list(network.parameters())) - 1
+
+
+def test_meta_gradient_descent_lowers_the_query_loss_after_adaptation() -> None:
+    network, batch, objective, _ = problem("sinusoid")
+    rule = MAMLRule(inner_lr=0.02)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(300):
+        loss, _ = by_engine(network, batch, rule, objective)
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 5

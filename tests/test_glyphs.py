@@ -1,0 +1,346 @@
+"""The embedded letters, and what all image data sets promise of their tasks."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from data_modules import Glyphs, cache, glyphs
+from data_modules.base import Split
+from data_modules.images import ImageTasks
+from dmaml_pl.errors import ConfigError, DataError
+from dmaml_pl.tasks import TaskBatch, check_tasks
+
+SPLITS: list[Split] = ["train", "val", "test"]
+
+
+class Numbered(ImageTasks):
+    """Images whose first pixel says the class and whose second the sample: 30 classes of 20 samples a split."""
+
+    def __init__(self, ways: int = 5, shots: int = 2, queries: int = 3) -> None:
+        super().__init__(
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            meta_batch=4,
+            runs_per_epoch=1,
+            val_tasks=4,
+            test_tasks=4,
+            seed=0,
+            evaluation_seed=0,
+        )
+        self.loaded = 0
+
+    def load_splits(self) -> dict[Split, Tensor]:
+        self.loaded += 1
+        images = torch.zeros(30, 20, 28, 28, dtype=torch.uint8)
+        images[..., 0, 0] = torch.arange(30, dtype=torch.uint8)[:, None]
+        images[..., 0, 1] = torch.arange(20, dtype=torch.uint8)
+        return dict.fromkeys(SPLITS, images)
+
+
+def same(a: TaskBatch, b: TaskBatch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+
+
+def tags(x: Tensor) -> list[tuple[int, int]]:
+    """(class, sample) of each image of `Numbered`."""
+    return [(int(a), int(b)) for a, b in (x[:, 0, 0, :2] * 255).round().tolist()]
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Glyphs:
+    data = Glyphs(cache_dir=str(tmp_path_factory.mktemp("glyphs")), meta_batch=2, val_tasks=5)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six letters, so that rendering takes no time."""
+    monkeypatch.setattr(glyphs, "LETTERS", {"train": "Ag", "val": "bk", "test": "mR"})
+
+
+# ---- the letters
+
+
+def test_the_splits_have_the_classes_and_samples_that_the_docstring_says(letters: Glyphs) -> None:
+    splits = letters.load_splits()
+
+    assert {split: tuple(images.shape) for split, images in splits.items()} == {
+        "train": (164, 24, 28, 28),
+        "val": (46, 24, 28, 28),
+        "test": (88, 24, 28, 28),
+    }
+    for split, images in splits.items():
+        assert str(len(images)) in str(Glyphs.__doc__), split
+        assert images.dtype == torch.uint8
+
+
+def test_every_face_has_every_letter() -> None:
+    folder = Path(glyphs.load_fonts()[0].path).parent  # type: ignore[arg-type]
+    for face in glyphs.FACES:
+        known = set(FT2Font(str(folder / face)).get_charmap())
+        assert not [letter for letter in chain(*glyphs.LETTERS.values()) if ord(letter) not in known], face
+
+
+def test_no_two_letters_look_alike_within_a_split_or_across_splits() -> None:
+    everything = list(chain(*glyphs.LETTERS.values()))
+    assert len(everything) == len(set(everything))
+    blur = ImageFilter.GaussianBlur(1.5)
+    for font in glyphs.load_fonts():
+        pictures = [Image.fromarray(glyphs.render(letter, font)).filter(blur) for letter in everything]
+        alike = np.corrcoef(np.array([np.asarray(picture, dtype=float).ravel() for picture in pictures]))
+        np.fill_diagonal(alike, 0)
+        first, second = np.unravel_index(alike.argmax(), alike.shape)
+        # The rule is 0.97; another version of FreeType may draw a little differently.
+        assert alike.max() < 0.98, (font.getname(), everything[first], everything[second])
+
+
+def test_letters_are_white_on_black_and_stay_inside_the_picture(letters: Glyphs) -> None:
+    for images in letters.load_splits().values():
+        border = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], dim=-1)
+        assert border.max() == 0
+        assert images.flatten(2).amax(-1).min() > 200
+        assert 0.1 < images.float().mean() / 255 < 0.25
+
+
+def test_no_two_samples_are_equal(letters: Glyphs) -> None:
+    images = torch.cat([images.flatten(0, 1) for images in letters.load_splits().values()]).flatten(1)
+
+    assert len(images.unique(dim=0)) == len(images)
+
+
+def test_a_class_is_known_from_its_nearest_sample_better_than_by_chance(letters: Glyphs) -> None:
+    data = Glyphs(cache_dir=letters.cache_dir, ways=5, shots=5)
+    data.setup()
+    right = []
+    for index in range(20):
+        task = data.evaluation_task("test", index)
+        nearest = torch.cdist(task.query_x.flatten(1), task.support_x.flatten(1)).argmin(1)
+        right.append((task.support_y[nearest] == task.query_y).float().mean())
+
+    assert 0.5 < torch.stack(right).mean() < 0.99  # neither hopeless nor solved without learning
+
+
+# ---- the tasks of any image data set
+
+
+def test_a_task_has_the_shapes_types_and_range_its_settings_say(letters: Glyphs) -> None:
+    batch = letters.draw(worker=0, run=0, iteration=0)
+
+    check_tasks(batch)
+    assert batch.support_x.shape == (2, 5, 1, 28, 28)
+    assert batch.query_x.shape == (2, 75, 1, 28, 28)
+    assert batch.support_x.dtype == torch.float32
+    assert batch.support_y.dtype == torch.int64
+    assert batch.query_x.min() == 0
+    assert 0.9 < batch.query_x.max() <= 1
+    assert batch.support_y.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert batch.query_y[0].tolist() == [label for label in range(5) for _ in range(15)]
+
+
+def test_support_and_query_share_classes_and_labels_but_no_sample() -> None:
+    data = Numbered()
+    data.setup("fit")
+    for seed in range(50):
+        task = data.draw_task("train", seed)
+        support, query = tags(task.support_x), tags(task.query_x)
+        label_of = {number: label for (number, _), label in zip(support, task.support_y.tolist(), strict=True)}
+
+        assert len(label_of) == len(set(label_of.values())) == 5
+        assert len(set(support + query)) == 5 * (2 + 3)
+        assert [label_of[number] for number, _ in query] == task.query_y.tolist()
+
+
+def test_classes_samples_and_labels_are_all_drawn_evenly() -> None:
+    data = Numbered()
+    data.setup("fit")
+    seen = [tags(data.draw_task("train", seed).support_x) for seed in range(600)]
+    classes = np.bincount([number for task in seen for number, _ in task], minlength=30)
+    samples = np.bincount([sample for task in seen for _, sample in task], minlength=20)
+    labels = np.bincount([label for task in seen for label, (number, _) in enumerate(task[::2]) if number == 7])
+
+    assert classes.min() > 100  # of 200 expected
+    assert samples.min() > 220  # of 300 expected
+    assert len(labels) == 5
+    assert labels.min() > 5  # of 20 expected
+
+
+@pytest.mark.parametrize("shots", [1, 5, 19])
+def test_all_samples_of_a_class_can_be_used(shots: int) -> None:
+    data = Numbered(ways=30, shots=shots, queries=20 - shots)
+    data.setup("fit")
+    task = data.draw_task("test", 0)
+
+    assert len(set(tags(task.support_x) + tags(task.query_x))) == 30 * 20
+
+
+def test_a_task_depends_on_its_arguments_alone_and_moves_no_global_generator() -> None:
+    data = Numbered()
+    data.setup("fit")
+    tasks = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global generator is what is tested
+        torch.manual_seed(seed)
+        before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
+        tasks.append(data.draw_task("train", 5))
+        after = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
+        assert before[:2] == after[:2]
+        assert torch.equal(before[2], after[2])
+
+    again = Numbered()
+    again.setup("fit")
+    assert same(tasks[0], tasks[1])
+    assert same(tasks[0], again.draw_task("train", 5))
+    assert not same(tasks[0], data.draw_task("train", 6))
+
+
+def test_a_failed_draw_puts_the_global_generator_back() -> None:
+    data = Numbered()
+    data.setup("fit")
+    data._tasksets["train"] = ()
+    before = random.getstate()
+
+    with pytest.raises(IndexError):
+        data.draw_task("train", 5)
+
+    assert random.getstate() == before
+
+
+def test_workers_runs_and_iterations_draw_different_tasks() -> None:
+    data = Numbered()
+    data.setup("fit")
+    batches = [data.draw(worker=w, run=r, iteration=i) for w in range(2) for r in range(2) for i in range(2)]
+
+    tasks = {tuple(tags(x)) for batch in batches for x in batch.support_x}
+
+    assert len(tasks) == 8 * 4
+
+
+def test_figures_show_the_first_meta_test_tasks(letters: Glyphs) -> None:
+    figure = letters.figure_tasks(3)
+
+    check_tasks(figure)
+    assert figure.numbers is not None
+    assert figure.numbers.tolist() == [0, 1, 2]
+    assert all(same(figure.task(index), letters.evaluation_task("test", index)) for index in range(3))
+
+
+def test_setting_up_twice_loads_once() -> None:
+    data = Numbered()
+    data.setup("fit")
+    data.setup("test")
+
+    assert data.loaded == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ways": 1}, r"data\.ways is 1, .* at least 2"),
+        ({"ways": 60}, r"data\.ways is 60, but the val split of Glyphs has 46 classes: choose 2 to 46\."),
+        ({"ways": 500}, r"data\.ways is 500, but the val split of Glyphs has 46 classes: choose 2 to 46\."),
+        ({"shots": 10}, r"data\.shots \+ data\.queries is 10 \+ 15, but .* 24 samples: .* at most 24"),
+    ],
+)
+def test_settings_that_the_letters_cannot_serve_are_refused_before_training(
+    letters: Glyphs, settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Glyphs(cache_dir=letters.cache_dir, **settings).setup("fit")
+
+
+# ---- the cache
+
+
+def test_letters_are_rendered_once(few_letters: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Glyphs(cache_dir=str(tmp_path)).prepare_data()
+    monkeypatch.setattr(glyphs, "_render_all", lambda: pytest.fail("rendered again"))
+
+    Glyphs(cache_dir=str(tmp_path), ways=2).setup("fit")
+
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_rendering_settings_use_another_file(
+    few_letters: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Glyphs(cache_dir=str(tmp_path)).prepare_data()
+    monkeypatch.setattr(glyphs, "LETTER", 18)
+    Glyphs(cache_dir=str(tmp_path)).prepare_data()
+
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_rendering_is_the_same_every_time(few_letters: None) -> None:
+    first, second = glyphs._render_all(), glyphs._render_all()
+
+    assert all(np.array_equal(first[split], second[split]) for split in SPLITS)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "a byte changed", "not a zip"])
+def test_a_damaged_cache_file_is_rendered_anew(few_letters: None, tmp_path: Path, damage: str) -> None:
+    whole = Glyphs(cache_dir=str(tmp_path)).load_splits()
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    middle = len(content) // 2
+    changed = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+    file.write_bytes({"empty": b"", "cut off": content[:middle], "a byte changed": changed}.get(damage, b"no" * 99))
+
+    again = Glyphs(cache_dir=str(tmp_path)).load_splits()
+
+    assert all(torch.equal(whole[split], again[split]) for split in SPLITS)
+    assert file.read_bytes()[:4] == content[:4]
+    assert cache._load(file) is not None
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(few_letters: None, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(DataError, match=r"file/cache cannot be written .*: set data\.cache_dir"):
+        Glyphs(cache_dir=str(tmp_path / "file" / "cache")).prepare_data()
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+
+    with pytest.raises(DataError, match="No space left on device"):
+        cache.load_or_make(tmp_path / "x.npz", lambda: {"a": np.zeros(3)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_may_make_the_same_file_at_once(tmp_path: Path) -> None:
+    def load(number: int) -> float:
+        return float(cache.load_or_make(tmp_path / "x.npz", lambda: {"a": np.full(10**5, 7.0)})["a"].sum())
+
+    with ThreadPoolExecutor(8) as pool:
+        sums = list(pool.map(load, range(64)))
+
+    assert set(sums) == {7e5}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_the_cache_folder_follows_the_xdg_custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.cache_folder(None) == tmp_path / "xdg" / "dmaml_pl"
+    assert cache.cache_folder(str(tmp_path)) == tmp_path
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache.cache_folder(None) == tmp_path / ".cache" / "dmaml_pl"

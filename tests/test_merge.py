@@ -1,0 +1,86 @@
+"""The merge's arithmetic, without processes: flat vectors, the workers' table, and the plain mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dmaml_pl.errors import NonFiniteError
+from dmaml_pl.strategies.flat import FlatState
+from dmaml_pl.strategies.merge import MeanMerge
+from dmaml_pl.strategies.payload import pack_row, unpack_table
+from tests.recipes import same, state_of
+
+
+class Mixed(nn.Module):
+    """Parameters and buffers of every kind that a network may have."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2, dtype=dtype))
+        self.narrow = nn.Parameter(torch.randn(4).to(torch.bfloat16))
+        self.register_buffer("mean", torch.randn(5))
+        self.register_buffer("count", torch.tensor([2**40 + 12345, -7, 0]))
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_packing_and_unpacking_gives_the_same_bits(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = Mixed(dtype)
+    before = state_of(module)
+    flat = FlatState(module)
+    floats, integers = flat.pack_floats(), flat.pack_integers()
+    assert floats.dtype == dtype
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.zero_()
+    flat.unpack_floats(floats)
+    flat.unpack_integers(integers)
+    assert same(before, state_of(module))
+
+
+def test_a_module_without_integers_packs_none() -> None:
+    assert FlatState(nn.Linear(2, 2)).pack_integers().numel() == 0
+
+
+def test_the_mean_merge_is_the_mean() -> None:
+    start, mean = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(MeanMerge().merge(start, mean), mean)
+    assert MeanMerge().weight({}) == 1.0
+
+
+def test_the_sum_of_the_rows_is_the_table_of_all_workers() -> None:
+    series = [torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])]
+    like = torch.zeros(1)
+    rows = [
+        pack_row(
+            worker=worker,
+            workers=2,
+            figures=(1.0, 0.5 * worker, 12.0, 3.0 + worker),
+            failure=None,
+            series=series[worker],
+            like=like,
+        )
+        for worker in range(2)
+    ]
+    table = unpack_table(rows[0] + rows[1], workers=2, run=0, shape=(1, 3))
+    assert torch.equal(table.series, torch.stack(series))
+    assert table.failures == []
+    assert table.weight.tolist() == [1.0, 1.0]
+    assert table.squared_way.tolist() == [0.0, 0.5]
+    assert table.tasks.tolist() == [12.0, 12.0]
+    assert table.seconds.tolist() == [3.0, 4.0]
+
+
+def test_a_failure_reaches_every_worker_with_its_place() -> None:
+    like, series = torch.zeros(1), torch.zeros(1, 3)
+    failure = NonFiniteError("the query loss", worker=1, run=7, iteration=0)
+    rows = [
+        pack_row(worker=0, workers=2, figures=(1, 0, 0, 0), failure=None, series=series, like=like),
+        pack_row(worker=1, workers=2, figures=(1, 0, 0, 0), failure=failure, series=series, like=like),
+    ]
+    (told,) = unpack_table(rows[0] + rows[1], workers=2, run=7, shape=(1, 3)).failures
+    assert str(told) == str(failure)
+    assert (told.worker, told.run, told.iteration) == (1, 7, 0)

@@ -1,0 +1,142 @@
+"""The UI, served by a real process on a real store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmaml_pl.errors import TrackingError
+from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking.ui import serve
+
+# MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+START_TIMEOUT_S = 60  # about 10 s alone; the machine may be busy with other tests
+
+COMMAND = "import sys; from dmaml_pl.tracking.ui import serve; sys.exit(serve(sys.argv[1], port=int(sys.argv[2])))"
+
+
+class Served:
+    """A store of one MLflow run, and the process that serves it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tracker = MLflowTracker(save_dir=str(folder), system_metrics=False)
+        self.tracker.log_config({"lr": 0.1}, "lr: 0.1\n")
+        self.tracker.finalize("success")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.out, self.err = folder / "out.txt", folder / "err.txt"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", COMMAND, str(folder), str(self.port)],
+                stdout=out,
+                stderr=err,
+                env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+            )
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "open http" not in self.out.read_text():
+            assert self.process.poll() is None, self.err.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        assert answer.status == 200, text
+        return text
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("runs"))
+    try:
+        served.wait_until_ready()
+        yield served
+    finally:
+        served.process.send_signal(signal.SIGTERM)
+        served.process.wait(30)
+
+
+def test_run_page_and_artifacts_are_served(served: Served) -> None:
+    assert "<title>MLflow</title>" in served.ask("GET", "/")
+    assert served.tracker.run_url is not None
+    _, _, experiment_id, _, run_id = served.tracker.run_url.split("/")
+    found = json.loads(served.ask("POST", "/api/2.0/mlflow/runs/search", {"experiment_ids": [experiment_id]}))
+    assert [run["info"]["run_id"] for run in found["runs"]] == [run_id]
+    assert found["runs"][0]["info"]["status"] == "FINISHED"
+    assert served.ask("GET", f"/get-artifact?path=config.yaml&run_id={run_id}") == "lr: 0.1\n"
+
+
+def test_tracker_writes_to_a_server(served: Served, tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{served.port}"
+    tracker = MLflowTracker("remote", tracking_uri=uri, save_dir=str(tmp_path / "runs"), system_metrics=False)
+    tracker.log_config({"empty": "", "none": None, "long": "x" * 7000}, "a: b\n")
+    tracker.log_metrics({"loss": 1.0, "nan": float("nan"), "inf": float("inf")}, 7)
+    tracker.save()
+    tracker.finalize("failed")
+    found = json.loads(served.ask("GET", f"/api/2.0/mlflow/runs/get?run_id={tracker.version}"))["run"]
+    params = {param["key"]: param.get("value", "") for param in found["data"]["params"]}
+    assert params == {"empty": "", "none": "null", "long": "x" * 6000, "long.part2": "x" * 1000}
+    assert {metric["key"]: metric["step"] for metric in found["data"]["metrics"]} == {"loss": 7, "nan": 7, "inf": 7}
+    assert found["info"]["status"] == "FAILED"
+    assert served.ask("GET", f"/get-artifact?path=config.yaml&run_id={tracker.version}") == "a: b\n"
+    assert tracker.ui_command() == uri
+    assert not list(tmp_path.iterdir())
+
+
+def test_port_in_use(served: Served) -> None:
+    with pytest.raises(TrackingError, match="--port"):
+        serve(served.tracker._save_dir, port=served.port)
+
+
+def test_ctrl_c_ends_it_quietly(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """The last test: it ends the server."""
+    uri = f"http://127.0.0.1:{served.port}"
+    tracker = MLflowTracker("remote", tracking_uri=uri, save_dir=served.tracker._save_dir, system_metrics=False)
+    tracker.open()
+
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(30) == 0
+    assert served.out.read_text().strip() == f"MLflow is starting ... open {uri} (Ctrl-C stops it)"
+    assert served.err.read_text() == ""
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", served.port))
+
+    tracker.log_metrics({"loss": 1.0}, 0)
+    tracker.save()
+    tracker.finalize("success")
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "MLflow did not take the metrics: Connection refused. They are kept and sent later.",
+        "1 metrics, the status FINISHED and the checkpoints are not recorded.",
+    ]
+
+
+def test_missing_store(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"dmaml fit.*--save_dir"):
+        serve(str(tmp_path))
+
+
+def test_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"x" * 5000)
+    with pytest.raises(TrackingError, match="--save_dir"):
+        serve(str(tmp_path))

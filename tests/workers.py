@@ -1,0 +1,72 @@
+"""Real worker processes for tests, forked from this one so that they need not import PyTorch again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+    """Call `function(*args)` in `workers` processes that see the environment torchrun gives; returns their results."""
+    context = multiprocessing.get_context("fork")
+    port = free_port()
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    processes = [
+        context.Process(target=_work, args=(function, args, rank, workers, port, pipes[rank][1]))
+        for rank in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    results = []
+    for rank, (receiver, sender) in enumerate(pipes):
+        sender.close()
+        if not receiver.poll(timeout):
+            for process in processes:
+                process.kill()
+            raise TimeoutError(f"worker {rank} gave no result in {timeout} s")
+        try:
+            results.append(receiver.recv())
+        except EOFError:
+            results.append(None)
+    for process in processes:
+        process.join(timeout)
+    for rank, result in enumerate(results):
+        if isinstance(result, _Failure):
+            raise AssertionError(f"worker {rank} failed:\n{result.text}")
+    return results
+
+
+class _Failure:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _work(function: Callable[..., Any], args: tuple[Any, ...], rank: int, workers: int, port: int, pipe: Any) -> None:
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(workers),
+            "LOCAL_WORLD_SIZE": str(workers),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "test",
+        }
+    )
+    try:
+        result = function(*args)
+    except BaseException:  # noqa: BLE001 - told to the parent, whatever it is
+        result = _Failure(traceback.format_exc())
+    pipe.send(result)
+    pipe.close()
