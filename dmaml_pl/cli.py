@@ -67,7 +67,7 @@ class DmamlCLI(LightningCLI):
     model: FewShotModule
     datamodule: TaskDataModule
 
-    def __init__(self, args: list[str], prepared: threading.Event) -> None:
+    def __init__(self, prepared: threading.Event) -> None:
         self._prepared = prepared
         # Lets `${data.init_args.ways}` be written in a config although the parser nests it under the subcommand.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -83,7 +83,6 @@ class DmamlCLI(LightningCLI):
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "dmaml"},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -184,14 +183,17 @@ def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code. A user's mistake is one message on standard error, without a traceback."""
     noise.quieten()
     prepared = threading.Event()
+    words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
     try:
-        DmamlCLI(arguments, prepared)
+        DmamlCLI(prepared)
     except KeyboardInterrupt:
         return 130
     except (DmamlError, MisconfigurationException) as error:
         if _speaks(error, prepared=prepared.is_set()):
             print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        sys.argv = words
     return 0
 
 

@@ -83,7 +83,7 @@ class RunProgress(ProgressBar):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open a bar over the meta-test's batches of tasks."""
-        self._open("meta-test", float(self.total_test_batches_current_dataloader), completed=0)
+        self._open("meta-test", float(sum(trainer.num_test_batches)), completed=0)
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """One batch of tasks more."""

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from data_modules.base import TrainingRuns
 from dmaml_pl import MLP, DMAMLStrategy
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
@@ -198,14 +199,14 @@ def _train_poisoned(workers: int) -> tuple[str, int, int, int]:
     strategy = DMAMLStrategy(run_length=4)
     with pytest.raises(NonFiniteError) as caught:
         small_trainer(devices=workers, strategy=strategy, max_steps=20).fit(
-            module, [PoisonedData(workers - 1, 2, 3)] * 5
+            module, TrainingRuns(PoisonedData(workers - 1, 2, 3), 5), small_data().val_dataloader()
         )
     error = caught.value
     return str(error), error.worker, error.run, error.iteration
 
 
 def test_a_loss_that_is_not_finite_stops_every_worker_and_names_worker_run_and_meta_iteration() -> None:
-    for message, worker, run, iteration in in_workers(_train_poisoned, 2):
+    for message, worker, run, iteration in in_workers(_train_poisoned, 2, 2):
         assert (worker, run, iteration) == (1, 2, 3)
         assert "query loss of worker 1 is not finite in run 2, meta-iteration 3" in message
 

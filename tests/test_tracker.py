@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sqlite3
@@ -398,6 +399,18 @@ def test_resume_keeps_params_and_tells_changes(folder: Path) -> None:
         third.attach("0" * 32)
 
 
+def test_config_that_cannot_be_logged_stops_before_the_training(folder: Path) -> None:
+    tracker = make(folder)
+    tracker.open()
+    run_id = tracker.version
+    assert run_id is not None
+    shutil.rmtree(folder / "artifacts")
+    (folder / "artifacts").write_text("a file in the way")
+    with pytest.raises(TrackingError, match=r"did not take the configuration.*init_args.save_dir"):
+        tracker.log_config({"lr": 0.1}, "lr: 0.1\n")
+    assert client(folder).get_run(run_id).info.status == "FAILED"
+
+
 def test_hyperparameters_never_raise(folder: Path) -> None:
     tracker = make(folder)
     tracker.open()
@@ -474,7 +487,7 @@ def test_store_that_breaks_does_not_stop_the_training(
         "MLflow did not take the tags",
     ]
     tracker.finalize("failed")
-    assert "2000 metrics" in caplog.records[-1].getMessage()
+    assert "2000 metric values" in caplog.records[-1].getMessage()
 
     tracker._run.client = working
     tracker.finalize("success")
@@ -544,7 +557,6 @@ def test_failure(folder: Path) -> None:
     assert "dmaml.error" not in run.data.tags
 
 
-@pytest.mark.filterwarnings("ignore:`sys.exit.*")
 @pytest.mark.parametrize("stop", [press_ctrl_c, send_sigterm])
 def test_interruption(folder: Path, stop: Callable[[int], None]) -> None:
     tracker = make(folder)

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_it_quietly(served: Served, caplog: pytest.LogCaptureFixture
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         "MLflow did not take the metrics: Connection refused. They are kept and sent later.",
-        "1 metrics, the status FINISHED and the checkpoints are not recorded.",
+        "MLflow lacks 1 metric values, the status FINISHED and the checkpoints.",
     ]
 
 

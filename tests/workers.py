@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -16,7 +17,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 60.0) -> list[Any]:
     """Call `function(*args)` in `workers` processes that see the environment torchrun gives; returns their results."""
     context = multiprocessing.get_context("fork")
     port = free_port()
@@ -35,7 +36,7 @@ def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: 
                 process.kill()
             raise TimeoutError(f"worker {rank} gave no result in {timeout} s")
         try:
-            results.append(receiver.recv())
+            results.append(pickle.loads(receiver.recv_bytes()))  # noqa: S301 - from our own child
         except EOFError:
             results.append(None)
     for process in processes:
@@ -68,5 +69,5 @@ def _work(function: Callable[..., Any], args: tuple[Any, ...], rank: int, worker
         result = function(*args)
     except BaseException:  # noqa: BLE001 - told to the parent, whatever it is
         result = _Failure(traceback.format_exc())
-    pipe.send(result)
+    pipe.send_bytes(pickle.dumps(result))  # multiprocessing's own way would leave tensors in the child
     pipe.close()

@@ -262,11 +262,11 @@ class MLflowTracker(Logger):
             return
         error = None if status == "success" else sys.exc_info()[1]
         outcome = Outcome.of(status, error)
-        if self._monitor is not None:
-            self._monitor.stop()
-            self._monitor = None
+        self._stop_monitor()
         if not self.flush():
-            _log.warning("%d metrics, the status %s and the checkpoints are not recorded.", len(self._buffer), outcome)
+            _log.warning(
+                "MLflow lacks %d metric values, the status %s and the checkpoints.", len(self._buffer), outcome
+            )
             return
         if self._outcome in (Outcome.FAILED, Outcome.KILLED):
             return
@@ -327,6 +327,7 @@ class MLflowTracker(Logger):
             run = self._run
             if run is not None:
                 self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
+            self._stop_monitor()
             self._forget()
             store = self._store
             raise TrackingError(
@@ -342,6 +343,11 @@ class MLflowTracker(Logger):
                 self._monitor = SystemMetrics(run_id, self._store.uri)
 
             self._attempt("system metrics", start)
+
+    def _stop_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.stop()
+            self._monitor = None
 
     def _upload_checkpoints(self, run: MLflowRun) -> None:
         for name, path in self._checkpoints.pending().items():
