@@ -5,6 +5,7 @@ Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 USAGE = """\
@@ -45,12 +46,30 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dmaml_pl {__version__}")
         return 0
     if words[0] == "ui":
-        from dmaml_pl.tracking.ui import run as run_ui  # noqa: PLC0415
+        return _ui(words[1:])
+    from dmaml_pl import spares  # noqa: PLC0415
 
-        return run_ui(words[1:])
+    spares.start(words)
     from dmaml_pl.cli import run  # noqa: PLC0415
 
     return run(words)
+
+
+def _ui(words: list[str]) -> int:
+    from dmaml_pl.errors import DmamlError  # noqa: PLC0415
+    from dmaml_pl.tracking.ui import serve  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser("dmaml ui", description="Open the MLflow UI on the local store.")
+    parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
+    parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--run", help="id of an MLflow run to show first")
+    given = parser.parse_args(words)
+    try:
+        return serve(save_dir=given.save_dir, port=given.port, host=given.host, run=given.run)
+    except DmamlError as error:
+        print(f"dmaml: error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

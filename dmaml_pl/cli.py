@@ -10,16 +10,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
-from dmaml_pl import noise
+from dmaml_pl import noise, spares
 from dmaml_pl.checkpoints import RunCheckpoint, check_fits, find_checkpoint, read_checkpoint
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
+from dmaml_pl.messages import ConfigParser, explain, explain_trainer
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.progress import RunProgress
 from dmaml_pl.tracking import MLflowTracker
@@ -80,7 +82,8 @@ class DmamlCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "dmaml"},
+            parser_class=ConfigParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "dmaml", "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -92,6 +95,17 @@ class DmamlCLI(LightningCLI):
         parser.add_lightning_class_args(MetaTestReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def instantiate_classes(self) -> None:
+        """Lightning's; a setting that a class refuses is one line.
+
+        Raises:
+            ConfigError: what is wrong, in one line.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(explain(str(error), [])) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
@@ -100,10 +114,18 @@ class DmamlCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
         if config.get("enable_progress_bar") is not False and not config.get("barebones"):
             callbacks.append(RunProgress())
-        return self._instantiate_trainer(config, callbacks)
+        try:
+            return self._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            raise ConfigError(explain_trainer(error, config)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Unlike Lightning, never let a checkpoint overrule the configuration."""
+
+    def _set_seed(self) -> None:
+        """Between parsing and seeding, a spare process waits to be needed, and learns the seed."""
+        spares.await_orders()
+        super()._set_seed()
 
     def before_fit(self) -> None:
         """Check everything, and open the MLflow run, before workers are started."""
@@ -137,6 +159,7 @@ class DmamlCLI(LightningCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
     def _prepare(self, stage: str) -> None:
+        self.model.check_workers_can_merge(self.trainer)
         self.datamodule.prepare_data()
         self.datamodule.setup(stage)
         self.model.check_task(self.datamodule.evaluation_task("val" if stage in ("fit", "validate") else "test", 0))
@@ -188,13 +211,17 @@ def run(arguments: list[str]) -> int:
         DmamlCLI(prepared)
     except KeyboardInterrupt:
         return 130
-    except (DmamlError, MisconfigurationException) as error:
+    except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
         if _speaks(error, prepared=prepared.is_set()):
-            print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
+            print(f"dmaml: error: {_one_line(error)}", file=sys.stderr, flush=True)
         return 1
     finally:
         sys.argv = words
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
 
 
 def _speaks(error: Exception, *, prepared: bool) -> bool:

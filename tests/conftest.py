@@ -15,7 +15,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test starts in an empty folder, without the seed or the rank of another."""
-    for name in ("PL_GLOBAL_SEED", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MLFLOW_TRACKING_URI", "DMAML_RESOLVED_CHECKPOINT"):
+    for name in (
+        "PL_GLOBAL_SEED",
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MLFLOW_TRACKING_URI",
+        "DMAML_RESOLVED_CHECKPOINT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     noise.quieten()

@@ -121,7 +121,10 @@ def test_judging_tasks_leaves_weights_and_gradients_alone() -> None:
     rule = MAMLRule(inner_lr=0.05)
     before = state_of(network)
     curve = Learn2LearnEngine().adaptation_curve(
-        rule.wrap(network), batch, steps=4, objective=objective_named(objective)  # type: ignore[arg-type]
+        rule.wrap(network),
+        batch,
+        steps=4,
+        objective=objective_named(objective),  # type: ignore[arg-type]
     )
     assert curve.loss.shape == curve.metric.shape == (3, 5)
     assert same(before, state_of(network))

@@ -635,9 +635,15 @@ def test_copies_write_to_the_same_run(folder: Path, duplicate: Callable[[MLflowT
     assert "dmaml.resumed" not in read(folder, tracker).data.tags
 
 
-def test_ui_command(tmp_path: Path) -> None:
-    assert MLflowTracker().ui_command() == "dmaml ui"
-    assert MLflowTracker(save_dir="my runs").ui_command() == "dmaml ui --save_dir 'my runs'"
+def test_the_ui_command_shows_this_run_and_finds_dmaml_where_the_path_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert MLflowTracker().ui_command() == ".venv/bin/dmaml ui"
+    assert MLflowTracker(save_dir="my runs").ui_command() == ".venv/bin/dmaml ui --save_dir 'my runs'"
     assert MLflowTracker(tracking_uri="http://host:5000").ui_command() == "http://host:5000"
     other = MLflowTracker(tracking_uri=f"sqlite:///{tmp_path}/other.db").ui_command()
     assert other == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/other.db"
+    tracker = MLflowTracker(save_dir="mlruns", system_metrics=False)
+    tracker.open()
+    assert tracker.ui_command() == f".venv/bin/dmaml ui --run {tracker.version}"

@@ -91,9 +91,12 @@ class FewShotModule(pl.LightningModule):
         """The meta-optimizer over all meta-learned parameters, and its schedule.
 
         Raises:
-            ConfigError: a learning rate that is not greater than zero.
+            ConfigError: a setting that the optimizer refuses, or a learning rate that is not greater than zero.
         """
-        optimizer = self.meta_optimizer(self.learner.parameters())
+        try:
+            optimizer = self.meta_optimizer(self.learner.parameters())
+        except ValueError as error:
+            raise ConfigError(f"model.meta_optimizer: {error}.") from error
         for group in optimizer.param_groups:
             require_positive(**{"the meta-optimizer's lr (model.meta_optimizer)": float(group["lr"])})
         if self.meta_schedule is None:
@@ -113,11 +116,7 @@ class FewShotModule(pl.LightningModule):
             ConfigError: network, objective and data do not fit together, or the strategy cannot merge runs.
         """
         trainer = self.trainer
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, RunStrategy):
-            raise ConfigError(
-                f"trainer.strategy is {type(trainer.strategy).__name__}, which does not know about runs: with more than "
-                "one worker it must be dmaml."
-            )
+        self.check_workers_can_merge(trainer)
         task = getattr(getattr(trainer, "datamodule", None), "evaluation_task", None)
         if task is not None:
             self.check_task(task("val" if stage == "fit" else "test", 0))
@@ -125,6 +124,18 @@ class FewShotModule(pl.LightningModule):
             if trainer.world_size > 1:
                 self.learner.load_state_dict(trainer.strategy.broadcast(self.learner.state_dict()))
             self._untrained = (copy.deepcopy(self.learner),)
+
+    def check_workers_can_merge(self, trainer: pl.Trainer) -> None:
+        """Check that several workers have a strategy that knows about runs; Lightning's DDP would let them drift apart.
+
+        Raises:
+            ConfigError: names `trainer.strategy`.
+        """
+        if trainer.num_devices * trainer.num_nodes > 1 and not isinstance(trainer.strategy, RunStrategy):
+            raise ConfigError(
+                f"trainer.strategy is {type(trainer.strategy).__name__}, which does not know about runs: with more than "
+                "one worker it must be dmaml."
+            )
 
     def check_task(self, task: TaskBatch) -> None:
         """Check that the network can take a task (no T axis) and that the objective can judge what it gives.

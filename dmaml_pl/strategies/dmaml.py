@@ -72,6 +72,7 @@ class DMAMLStrategy(DDPStrategy):
         )
         self.run_length = run_length
         self.merge_rule = MeanMerge() if merge is None else merge
+        self._merging = False
 
     def configure_ddp(self) -> None:
         """Nothing to wrap; worker 0's weights and buffers become everyone's.
@@ -97,6 +98,16 @@ class DMAMLStrategy(DDPStrategy):
         else:
             super()._configure_launcher()
 
+    def setup_environment(self) -> None:
+        """Meet the other workers, all of whom must have come this far.
+
+        Raises:
+            WorkerLostError: one has ended before.
+        """
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.await_workers(self.check_workers)
+        super().setup_environment()
+
     def check_workers(self) -> None:
         """Cheap enough for every meta-iteration: no communication, only what the launcher has noticed.
 
@@ -105,8 +116,8 @@ class DMAMLStrategy(DDPStrategy):
         """
         if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost is not None:
             raise WorkerLostError(
-                f"{self._launcher.lost} in run {self._run_number() + 1} or before its merge. Training has stopped on "
-                "every worker; the last checkpoint is kept, and --ckpt_path last goes on from it."
+                f"{self._launcher.lost} while run {self._run()} was under way. Training has stopped on every worker; "
+                "the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
             )
 
     def on_exception(self, exception: BaseException) -> None:
@@ -134,6 +145,7 @@ class DMAMLStrategy(DDPStrategy):
     def _merge(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
         """One all-reduce; everything that follows it is the same arithmetic on every worker."""
         began = time.perf_counter()
+        self._merging = True
         failure = report.get("failure")
         series = torch.stack(list(report["series"].values()))
         weight = self.merge_rule.weight(report)
@@ -149,17 +161,16 @@ class DMAMLStrategy(DDPStrategy):
             like=own,
         )
         payload = torch.cat([own * weight, integers if self.global_rank == 0 else torch.zeros_like(integers), row])
-        self._all_reduce(payload, run=self._run_number())
+        self._all_reduce(payload, run=self._run())
         floats, integers, rows = payload.split([own.numel(), integers.numel(), row.numel()])
-        table = unpack_table(
-            rows, workers=self.world_size, run=self._run_number(), shape=(series.shape[0], series.shape[1])
-        )
+        table = unpack_table(rows, workers=self.world_size, run=self._run(), shape=(series.shape[0], series.shape[1]))
         if table.failures:
             raise table.failures[0]
         mean = floats / table.weight.sum()
         state.unpack_floats(self.merge_rule.merge(start, mean))
         state.unpack_integers(integers)
         _add_table(report, table)
+        self._merging = False
         report["merge"] = {
             "merge/seconds": time.perf_counter() - began,
             "merge/drift": _drift(table, mean - start),
@@ -185,8 +196,9 @@ class DMAMLStrategy(DDPStrategy):
             self.check_workers()
             time.sleep(POLL_SECONDS / 5)
 
-    def _run_number(self) -> int:
-        return int(getattr(self._module(), "runs_done", 1)) - 1
+    def _run(self) -> int:
+        """Number of the run under way; the module counts it as done when the merge begins."""
+        return int(getattr(self.lightning_module, "runs_done", 0)) - self._merging
 
     def _timeout_seconds(self) -> float:
         return 0.0 if self._timeout is None else self._timeout.total_seconds()

@@ -6,17 +6,29 @@ no final status in the tracking store, and no exit code of ours. Here the main p
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import signal
+import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning_fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
+from dmaml_pl import spares
+
 POLL_SECONDS = 0.5
+READY = "DMAML_READY"
+"""Environment variable with the file by which a worker says that it is ready to meet the others."""
 
 
 class WorkerLauncher(_SubprocessScriptLauncher):
@@ -29,6 +41,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
     def __init__(self, cluster_environment: ClusterEnvironment, num_processes: int, num_nodes: int) -> None:
         super().__init__(cluster_environment, num_processes, num_nodes)
         self.lost: str | None = None
+        self._ready: Path | None = None
         self._done = threading.Event()
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
@@ -39,6 +52,38 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             threading.Thread(target=self._watch, daemon=True, name="worker-watch").start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+    def _call_children_scripts(self) -> None:
+        """Lightning's, with spares taken where there are any."""
+        self._check_can_spawn_children()
+        environment = self.cluster_environment
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        os.environ["NODE_RANK"] = str(environment.node_rank())
+        os.environ["LOCAL_RANK"] = str(environment.local_rank())
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        self._ready = Path(tempfile.mkdtemp(prefix="dmaml-"))
+        atexit.register(shutil.rmtree, self._ready, ignore_errors=True)
+        for rank in range(1, self.num_processes):
+            own = {**os.environ, "LOCAL_RANK": str(rank), READY: str(self._ready / str(rank))}
+            spare = spares.turn_into_worker(rank, own)
+            self.procs.append(spare or subprocess.Popen(_basic_subprocess_cmd(), env=own))  # noqa: S603 - this program
+
+    def await_workers(self, check: Callable[[], None]) -> None:
+        """Wait until the workers that this process started are ready to meet, as a dead one would never come.
+
+        PyTorch's rendezvous cannot be interrupted before its own timeout, neither by a signal nor by a thread.
+
+        Args:
+            check: raises an error if a worker is lost.
+        """
+        if READY in os.environ:
+            Path(os.environ[READY]).touch()
+        while self._ready is not None and not all(
+            (self._ready / str(rank + 1)).exists() for rank in range(len(self.procs))
+        ):
+            check()
+            time.sleep(POLL_SECONDS / 10)
 
     def stop_workers(self) -> None:
         """Kill the workers that this process started; whatever is worth keeping is kept by worker 0."""

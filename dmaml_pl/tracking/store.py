@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import sqlite3
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +62,23 @@ class Store:
         """The setting that leads to another store."""
         return f"{SETTING}.{'save_dir' if self.is_default else 'tracking_uri'}"
 
-    def ui_command(self, save_dir: str) -> str:
-        """The command that opens the UI on this store, or the address of the server that has one already."""
+    def ui_command(self, save_dir: str, page: str | None) -> str:
+        """The command that opens the UI on an MLflow run of this store, or the address where a server shows it.
+
+        Args:
+            save_dir: folder of the store as the user wrote it.
+            page: path of the MLflow run's page; None for the store as a whole.
+        """
         if self.uri.startswith("http"):
-            return redact(self.uri)
+            return redact(self.uri) if page is None else f"{redact(self.uri).rstrip('/')}/{page}"
         if not self.is_default:
             return f"mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}"
-        return "dmaml ui" if save_dir == "mlruns" else f"dmaml ui --save_dir {shlex.quote(save_dir)}"
+        words = [_own_command(), "ui"]
+        if save_dir != "mlruns":
+            words += ["--save_dir", save_dir]
+        if page is not None:
+            words += ["--run", page.rsplit("/", 1)[-1]]
+        return shlex.join(words)
 
     def connect(self) -> MlflowClient:
         """Make the store if it is missing, and a client on it.
@@ -164,3 +176,12 @@ def _client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient  # noqa: PLC0415 (3 s: not before it is needed, and on rank zero only)
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _own_command() -> str:
+    """`dmaml`, by a path where the shell would not find this very one."""
+    here = Path(sys.executable).with_name("dmaml")
+    found = shutil.which("dmaml")
+    if found is not None and Path(found).resolve() == here.resolve():
+        return "dmaml"
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
@@ -30,9 +30,6 @@ from dmaml_pl.tracking.outcome import Outcome
 from dmaml_pl.tracking.params import flatten, redact
 from dmaml_pl.tracking.store import Store, reason
 from dmaml_pl.tracking.system import SystemMetrics
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 _PAUSE_S = 30.0  # between two attempts to reach a store that has stopped answering
 
@@ -111,7 +108,7 @@ class MLflowTracker(Logger):
         return str(Path(self._save_dir) / "checkpoints")
 
     @property
-    def experiment(self) -> MlflowClient | None:
+    def experiment(self) -> Any:  # an MlflowClient; its type would make jsonargparse import mlflow in every worker
         """MLflow's client, None off rank zero. Lightning asks for it before it sets up, which opens the MLflow run."""
         self.open()
         return None if self._run is None else self._run.client
@@ -127,8 +124,8 @@ class MLflowTracker(Logger):
         return None if self._run is None else f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
 
     def ui_command(self) -> str:
-        """The command that opens the UI on this store, or the address of the server that has one already."""
-        return self._store.ui_command(self._save_dir)
+        """The command that opens the UI on this MLflow run, or its address on a server that has a UI already."""
+        return self._store.ui_command(self._save_dir, self.run_url)
 
     @property
     def _store(self) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.2
 
 
-def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1") -> int:
+def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1", run: str | None = None) -> int:
     """Serve MLflow's UI until Ctrl-C.
 
     Args:
@@ -31,12 +32,13 @@ def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1") -
         port: TCP port to listen on; 5000 is MLflow's own default.
         host: address to listen on. The default is reached from this machine only, as the UI asks for no password;
             0.0.0.0, as a container needs, from everywhere.
+        run: id of an MLflow run to show first.
 
     Returns:
         Exit code: 0 after Ctrl-C, else that of the server, whose last words are then on stderr.
 
     Raises:
-        TrackingError: there is no store in `save_dir`, or the port cannot be had.
+        TrackingError: there is no store in `save_dir`, or no such MLflow run in it, or the port cannot be had.
     """
     folder = Path(save_dir).absolute()
     store = folder / "mlflow.db"
@@ -47,13 +49,14 @@ def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1") -
             "to the folder of another."
         )
     check_database(store, "--save_dir")
+    page = "" if run is None else _page_of(store, run)
     _check_port(host, port)
     reached_at = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 (a comparison)
     with tempfile.TemporaryFile("w+") as words, _server(folder, host, port, words) as server:
         try:
             print("MLflow is starting ...", end=" ", flush=True)
             if _wait_until_it_answers(server, reached_at, port):
-                print(f"open http://{reached_at}:{port} (Ctrl-C stops it)", flush=True)
+                print(f"open http://{reached_at}:{port}/{page} (Ctrl-C stops it)", flush=True)
             code = server.wait()
         except KeyboardInterrupt:
             print(flush=True)
@@ -62,6 +65,15 @@ def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1") -
         words.seek(0)
         print("".join(words.readlines()[-20:]), file=sys.stderr)
         return code
+
+
+def _page_of(store: Path, run: str) -> str:
+    """Path of an MLflow run's page, which also names its experiment."""
+    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+        row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run,)).fetchone()
+    if row is None:
+        raise TrackingError(f"There is no MLflow run {run} in {store.parent}: leave out --run, or give the id of one.")
+    return f"#/experiments/{row[0]}/runs/{run}"
 
 
 def _check_port(host: str, port: int) -> None:
