@@ -1,7 +1,8 @@
 """What all data modules share: how Lightning is handed tasks, for training and for validation and test.
 
 Training tasks are a pure function of (seed, worker, run, meta-iteration); validation and test tasks of
-(evaluation seed, split, index). Neither has a position, so workers never share a stream of tasks, and resuming is exact.
+(evaluation seed, split, index). Neither has a position, so workers never share a stream of tasks,
+and resuming is exact.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 
 from dmaml_pl.errors import ConfigError, require_positive
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
@@ -37,7 +39,7 @@ class TrainingRuns:
             yield self.source
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the tasks of a run follow from its number. Tells Lightning that resuming within an epoch is exact."""
+        """Nothing: a run's tasks follow from its number. Tells Lightning that resuming within an epoch is exact."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -114,7 +116,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         self.runs_per_epoch = runs_per_epoch
         self.val_tasks = val_tasks
         self.test_tasks = test_tasks
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.evaluation_seed = evaluation_seed
 
     @abstractmethod
@@ -136,7 +138,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
     def evaluation_task(self, split: Split, index: int) -> TaskBatch:
         """Task `index` of a split as it is judged on, without the T axis; the same in every training."""
         task = self.draw_task(split, derive_seed(split, self.evaluation_seed, index))
-        return task._replace(numbers=task.support_x.new_tensor(index, dtype=int))
+        return task._replace(numbers=task.support_x.new_tensor(index, dtype=torch.int64))
 
     def train_dataloader(self) -> TrainingRuns:
         """One item a run; see `TrainingRuns`."""

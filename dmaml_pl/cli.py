@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
@@ -29,6 +29,9 @@ from dmaml_pl.tracking import MLflowTracker
 RUN_ID_KEY = "mlflow_run_id"
 RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
 """Environment variable by which worker 0 tells the workers that it starts which file `last` or `best` was."""
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM, as shells give them."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "dmaml_pl.MLflowTracker"},
@@ -47,7 +50,7 @@ class ConfigRecorder(SaveConfigCallback):
         """Log parameters and YAML of a training; a test does not change what it was trained with."""
         if stage != "fit":
             return
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         for logger in trainer.loggers:
             if isinstance(logger, MLflowTracker):
                 logger.log_config(self.config.as_dict(), text)
@@ -210,7 +213,13 @@ def run(arguments: list[str]) -> int:
     try:
         DmamlCLI(prepared)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except SIGTERMException:
+        return _stopped(TERMINATED)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
+            return _stopped(INTERRUPTED)
+        raise
     except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
         if _speaks(error, prepared=prepared.is_set()):
             print(f"dmaml: error: {_one_line(error)}", file=sys.stderr, flush=True)
@@ -218,6 +227,15 @@ def run(arguments: list[str]) -> int:
     finally:
         sys.argv = words
     return 0
+
+
+def _stopped(code: int) -> int:
+    if _is_worker_zero():
+        print(
+            "Stopped. The same command with --ckpt_path last goes on from the last merge that was kept.",
+            file=sys.stderr,
+        )
+    return code
 
 
 def _one_line(error: Exception) -> str:

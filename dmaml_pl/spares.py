@@ -1,7 +1,8 @@
 """Spare processes: workers that import PyTorch while this process does, because the import takes seconds.
 
 The front door starts them from a guess at the number of workers, before anything heavy is loaded here; the strategy's
-launcher turns them into workers when it knows. A spare that is not needed ends by itself. A wrong guess costs time only.
+launcher turns them into workers when it knows. A spare that is not needed ends by itself, so that a wrong guess costs
+time only.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def start(words: list[str]) -> None:
         return
     for rank in range(1, min(guess_workers(words), os.cpu_count() or 1)):
         _spares[rank] = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-m", "dmaml_pl.spares", *words],
+            [sys.executable, "-c", "from dmaml_pl import spares; raise SystemExit(spares.stand_by())", *words],
             env={**os.environ, "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
         )
@@ -72,7 +73,7 @@ def turn_into_worker(rank: int, environment: dict[str, str]) -> subprocess.Popen
 
 
 def await_orders() -> None:
-    """Called when the command line has been parsed: a spare waits here until it is needed, any other process goes on."""
+    """Called when the command line has been parsed: a spare waits here to be needed, any other process goes on."""
     if not _outputs:
         return
     line = sys.stdin.readline()
@@ -93,7 +94,7 @@ def _dismiss() -> None:
         spare.wait()
 
 
-def _stand_by() -> int:
+def stand_by() -> int:
     """Do what the main process does up to `await_orders`, unseen: it tells the user of anything that is wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that the user started
     with Path(os.devnull).open("w") as nowhere:
@@ -104,10 +105,3 @@ def _stand_by() -> int:
 
     _learn2learn.load()
     return cli.run(sys.argv[1:])
-
-
-if __name__ == "__main__":
-    # As a module of its own name, so that the command line finds the same spare.
-    from dmaml_pl import spares
-
-    sys.exit(spares._stand_by())  # noqa: SLF001

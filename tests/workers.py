@@ -41,9 +41,8 @@ def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: 
             results.append(None)
     for process in processes:
         process.join(timeout)
-    for rank, result in enumerate(results):
-        if isinstance(result, _Failure):
-            raise AssertionError(f"worker {rank} failed:\n{result.text}")
+    failures = [f"worker {rank}: {result.text}" for rank, result in enumerate(results) if isinstance(result, _Failure)]
+    assert not failures, "\n".join(failures)
     return results
 
 
@@ -67,7 +66,7 @@ def _work(function: Callable[..., Any], args: tuple[Any, ...], rank: int, worker
     )
     try:
         result = function(*args)
-    except BaseException:  # noqa: BLE001 - told to the parent, whatever it is
+    except BaseException:
         result = _Failure(traceback.format_exc())
     pipe.send_bytes(pickle.dumps(result))  # multiprocessing's own way would leave tensors in the child
     pipe.close()

@@ -133,8 +133,8 @@ class FewShotModule(pl.LightningModule):
         """
         if trainer.num_devices * trainer.num_nodes > 1 and not isinstance(trainer.strategy, RunStrategy):
             raise ConfigError(
-                f"trainer.strategy is {type(trainer.strategy).__name__}, which does not know about runs: with more than "
-                "one worker it must be dmaml."
+                f"trainer.strategy is {type(trainer.strategy).__name__}, which does not know about runs: with more "
+                "than one worker it must be dmaml."
             )
 
     def check_task(self, task: TaskBatch) -> None:

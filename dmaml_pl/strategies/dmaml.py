@@ -14,6 +14,8 @@ Legend: W workers, P floating-point values of the network, M series, H meta-iter
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -23,6 +25,7 @@ import torch
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_positive
@@ -73,6 +76,7 @@ class DMAMLStrategy(DDPStrategy):
         self.run_length = run_length
         self.merge_rule = MeanMerge() if merge is None else merge
         self._merging = False
+        self._terminated = False
 
     def configure_ddp(self) -> None:
         """Nothing to wrap; worker 0's weights and buffers become everyone's.
@@ -113,12 +117,29 @@ class DMAMLStrategy(DDPStrategy):
 
         Raises:
             WorkerLostError: a worker that this process started has ended.
+            SIGTERMException: this process was asked to end.
         """
+        if self._terminated:
+            raise SIGTERMException
         if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost is not None:
             raise WorkerLostError(
                 f"{self._launcher.lost} while run {self._run()} was under way. Training has stopped on every worker; "
                 "the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
             )
+
+    def on_train_start(self) -> None:
+        """Answer SIGTERM (pre-emption) within a meta-iteration, on every worker of this machine.
+
+        Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge.
+        """
+        super().on_train_start()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number: int, frame: Any) -> None:
+        self._terminated = True
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.kill(signal.SIGTERM)
 
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
@@ -192,7 +213,7 @@ class DMAMLStrategy(DDPStrategy):
     def _await_verdict(self) -> None:
         """A broken connection is noticed before the launcher has seen who died; it tells more."""
         deadline = time.monotonic() + 4 * POLL_SECONDS
-        while isinstance(self._launcher, WorkerLauncher) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             self.check_workers()
             time.sleep(POLL_SECONDS / 5)
 

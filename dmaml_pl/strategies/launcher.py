@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning_fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 

@@ -1,0 +1,327 @@
+"""What a user does at the command line, with real processes and a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from tests.workers import free_port
+
+SMALL = {
+    "data.meta_batch": 5,
+    "data.val_tasks": 10,
+    "data.test_tasks": 20,
+    "trainer.strategy.run_length": 10,
+    "trainer.max_steps": 60,
+    "trainer.val_check_interval": 2,
+}
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def environment() -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "PL_GLOBAL_SEED")}
+    return clean | {"COLUMNS": "100"}
+
+
+def dmaml(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "dmaml_pl", *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+@dataclass
+class Training:
+    folder: Path
+    words: list[str]
+    result: subprocess.CompletedProcess[str]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder}/mlruns/mlflow.db")
+
+    @property
+    def runs(self) -> list[Any]:
+        (experiment,) = [e for e in self.client.search_experiments() if e.name == "sinusoid"]
+        return list(self.client.search_runs([experiment.experiment_id]))
+
+    @property
+    def run(self) -> Any:
+        (run,) = self.runs
+        return run
+
+    def history(self, name: str) -> dict[int, float]:
+        return {point.step: point.value for point in self.client.get_metric_history(self.run.info.run_id, name)}
+
+    def artifact(self, name: str) -> Path:
+        return Path(self.client.download_artifacts(self.run.info.run_id, name))
+
+    def checkpoint(self, name: str) -> dict[str, Any]:
+        (file,) = self.folder.glob(f"mlruns/checkpoints/sinusoid/*/checkpoints/{name}.ckpt")
+        checkpoint: dict[str, Any] = torch.load(file, weights_only=True)
+        return checkpoint
+
+
+def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    pairs = [(first["state_dict"][name], second["state_dict"][name]) for name in first["state_dict"]]
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.fixture(scope="module")
+def config(repository: Path) -> str:
+    return str(repository / "configs" / "sinusoid.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, config: str) -> Training:
+    folder = tmp_path_factory.mktemp("trained")
+    words = ["fit", "--config", config, *flags(SMALL)]
+    result = dmaml(folder, *words)
+    assert result.returncode == 0, result.stderr
+    return Training(folder, words, result)
+
+
+def test_fit_prints_the_table_the_figures_and_the_command_that_shows_this_training(trained: Training) -> None:
+    out = trained.result.stdout
+    assert "Mean squared error on the query sets of 20 held-out" in out
+    rows = re.findall(r"│\s+(\d+) │ +([\d.]+) ± ([\d.]+) │ +([\d.]+) ± ([\d.]+) │", out)
+    assert [row[0] for row in rows] == ["0", "1", "5", "10"]
+    for name in ("adaptation_curve.png", "tasks.png"):
+        (shown,) = re.findall(rf"^  (mlruns/.*{name})$", out, re.MULTILINE)
+        assert (trained.folder / shown).read_bytes().startswith(b"\x89PNG")
+    assert f"ui --run {trained.run.info.run_id}" in out
+
+
+def test_fit_says_nothing_but_its_progress(trained: Training) -> None:
+    lines = trained.result.stderr.splitlines()
+    expected = [
+        r"Training \.\.\.",
+        r"Trained 6 runs, 60 meta-iterations on each of 2 workers, 600 tasks, in \d+ s\.",
+        r"Meta-test \.\.\.",
+    ]
+    assert len(lines) == len(expected), trained.result.stderr
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line)
+
+
+def test_one_finished_mlflow_run_holds_every_setting(trained: Training) -> None:
+    run = trained.run
+    assert run.info.status == "FINISHED"
+    expected = {
+        "seed_everything": "0",
+        "data.class_path": "data_modules.Sinusoid",
+        "data.shots": "10",
+        "data.evaluation_seed": "0",
+        "model.inner_lr": "0.01",
+        "model.first_order": "false",
+        "model.meta_optimizer.class_path": "torch.optim.Adam",
+        "model.meta_optimizer.betas.0": "0.9",
+        "trainer.devices": "2",
+        "trainer.max_steps": "60",
+        "trainer.strategy.run_length": "10",
+        "trainer.strategy.merge.class_path": "dmaml_pl.MeanMerge",
+        "checkpoint.monitor": "val/loss",
+    }
+    assert {name: run.data.params.get(name) for name in expected} == expected
+
+
+def test_the_metrics_stand_at_their_meta_iterations(trained: Training) -> None:
+    metrics = trained.run.data.metrics
+    assert list(trained.history("train/loss")) == [10, 20, 30, 40, 50, 60]
+    workers = [trained.history(f"train/loss_worker_{worker}") for worker in (0, 1)]
+    for step, value in trained.history("train/loss").items():
+        assert math.isclose(value, (workers[0][step] + workers[1][step]) / 2, rel_tol=1e-5)
+    assert workers[0] != workers[1]
+    assert trained.history("train/tasks_seen") == {10 * n: 100.0 * n for n in range(1, 7)}
+    assert list(trained.history("val/mse_step_10")) == [20, 40, 60]
+    for name in ("merge/seconds", "merge/drift", "merge/bytes", "train/tasks_per_second", "val/loss", "val/mse_step_0"):
+        assert metrics[name] > 0
+    assert metrics["test/mse_step_1"] > 0
+    assert any(name.startswith("system/") for name in metrics)
+
+
+def test_the_artifacts_are_there(trained: Training) -> None:
+    assert "class_path: data_modules.Sinusoid" in trained.artifact("config.yaml").read_text()
+    assert json.loads(trained.artifact("environment.json").read_text())["packages"]["torch"] == torch.__version__
+    for name in ("best", "last"):
+        kept = torch.load(trained.artifact(f"checkpoints/{name}.ckpt"), weights_only=True)
+        assert same_weights(kept, trained.checkpoint(name))
+    assert trained.artifact("figures/tasks.png").stat().st_size > 10_000
+    assert json.loads(trained.artifact("figures/meta_test.json").read_text())["tasks"] == 20
+
+
+def test_the_config_artifact_repeats_the_training(trained: Training, tmp_path: Path) -> None:
+    result = dmaml(tmp_path, "fit", "--config", str(trained.artifact("config.yaml")))
+    assert result.returncode == 0, result.stderr
+    again = Training(tmp_path, [], result)
+    assert same_weights(again.checkpoint("last"), trained.checkpoint("last"))
+    volatile = re.compile(r"seconds|per_second|^system/")
+    first, second = (
+        {name: value for name, value in training.run.data.metrics.items() if not volatile.search(name)}
+        for training in (trained, again)
+    )
+    assert first == second
+
+
+def test_torchrun_gives_the_same_weights(trained: Training, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    result = dmaml(tmp_path, *trained.words, "--meta_test=false", launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    again = Training(tmp_path, [], result)
+    assert same_weights(again.checkpoint("last"), trained.checkpoint("last"))
+    assert again.run.info.status == "FINISHED"
+
+
+def test_test_prints_the_same_table_and_adds_no_mlflow_run(trained: Training) -> None:
+    result = dmaml(trained.folder, "test", *trained.words[1:], "--ckpt_path=best")
+    assert result.returncode == 0, result.stderr
+    table = re.findall(r"^[│┃].*$", result.stdout, re.MULTILINE)
+    assert table == re.findall(r"^[│┃].*$", trained.result.stdout, re.MULTILINE)
+    assert trained.run.info.status == "FINISHED"
+
+
+def test_predict_writes_every_prediction(trained: Training, tmp_path: Path) -> None:
+    file = tmp_path / "out.csv"
+    words = [*trained.words[1:], "--ckpt_path=last", f"--predictions.file={file}", "--trainer.devices=1"]
+    result = dmaml(trained.folder, "predict", *words)
+    assert result.returncode == 0, result.stderr
+    lines = file.read_text().splitlines()
+    assert lines[0] == "task,query,target,prediction"
+    assert len(lines) == 1 + 20 * 10
+
+
+def test_validate_judges_a_checkpoint(trained: Training) -> None:
+    result = dmaml(trained.folder, "validate", *trained.words[1:], "--ckpt_path=last", "--trainer.devices=1")
+    assert result.returncode == 0, result.stderr
+    assert "val/mse_step_10" in result.stdout
+
+
+def test_a_resumed_training_goes_on_in_its_mlflow_run_and_ends_bit_identical(trained: Training, tmp_path: Path) -> None:
+    first = dmaml(tmp_path, *trained.words, "--trainer.max_steps=40", "--meta_test=false")
+    assert first.returncode == 0, first.stderr
+    second = dmaml(tmp_path, *trained.words, "--ckpt_path=last", "--meta_test=false")
+    assert second.returncode == 0, second.stderr
+    resumed = Training(tmp_path, [], second)
+    assert same_weights(resumed.checkpoint("last"), trained.checkpoint("last"))
+    assert resumed.run.info.status == "FINISHED"
+    for name in ("train/loss", "val/mse_step_1", "train/tasks_seen"):
+        assert resumed.history(name) == trained.history(name)
+
+
+class Running:
+    """A training that goes on until it is stopped."""
+
+    def __init__(self, folder: Path, words: list[str]) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dmaml_pl", *words],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for_checkpoint(self) -> None:
+        deadline = time.monotonic() + 90
+        while not list(self.folder.glob("mlruns/checkpoints/*/*/checkpoints/last.ckpt")):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+    def end(self) -> tuple[int, str]:
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def running(tmp_path: Path, config: str) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(**settings: Any) -> Running:
+        words = ["fit", "--config", config, *flags(SMALL | {"trainer.max_steps": 1_000_000} | settings)]
+        started.append(Running(tmp_path, words))
+        started[-1].wait_for_checkpoint()
+        return started[-1]
+
+    yield start
+    for training in started:
+        training.process.kill()
+
+
+def status_of(folder: Path) -> tuple[str, dict[str, str]]:
+    run = Training(folder, [], subprocess.CompletedProcess([], 0)).run
+    return run.info.status, run.data.tags
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_ends_in_killed_and_says_how_to_go_on(
+    running: Callable[..., Running], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    training = running()
+    workers = training.workers()
+    training.process.send_signal(number)
+    returncode, errors = training.end()
+    assert returncode == code
+    assert "--ckpt_path last goes on from the last merge kept" in errors
+    assert "Traceback" not in errors
+    assert status_of(tmp_path)[0] == "KILLED"
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_a_killed_worker_ends_the_training_with_a_clear_error(running: Callable[..., Running], tmp_path: Path) -> None:
+    training = running()
+    (worker,) = training.workers()
+    os.kill(worker, signal.SIGKILL)
+    returncode, errors = training.end()
+    assert returncode == 1
+    assert re.search(rf"dmaml: error: worker 1 \(process {worker}\) was killed by SIGKILL while run \d+", errors)
+    assert "Traceback" not in errors
+    status, tags = status_of(tmp_path)
+    assert status == "FAILED"
+    assert "was killed by SIGKILL" in tags["dmaml.error"]
+
+
+def test_a_training_that_diverges_names_the_place_and_leaves_the_last_good_checkpoint(
+    trained: Training, tmp_path: Path
+) -> None:
+    words = [*trained.words, "--trainer.max_steps=20", "--meta_test=false"]
+    assert dmaml(tmp_path, *words).returncode == 0
+    diverging = ["--trainer.max_steps=60", "--model.inner_lr=1e12", "--model.inner_steps=4", "--ckpt_path=last"]
+    result = dmaml(tmp_path, *words, *diverging)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert re.match(r"dmaml: error: the query loss of worker \d is not finite in run 2, meta-iteration 0\.", errors[0])
+    assert "Traceback" not in result.stderr
+    failed = Training(tmp_path, [], result)
+    assert failed.run.info.status == "FAILED"
+    kept = failed.checkpoint("last")
+    assert kept["global_step"] == 20
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept["state_dict"].values())
