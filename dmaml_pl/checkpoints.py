@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from dmaml_pl.errors import CheckpointError
+from dmaml_pl.errors import CheckpointError, ConfigError
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -42,6 +43,24 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+
+    def check_writable(self) -> None:
+        """Check that a folder that the user has chosen can be written, before there is anything to lose.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        if self.dirpath is None:
+            return
+        try:
+            Path(self.dirpath).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.dirpath):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint.dirpath is {self.dirpath}, which cannot be written ({error.strerror}): set it to a folder "
+                "that can."
+            ) from error
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """As Lightning's; a resumed training's folder is meant not to be empty."""
@@ -102,8 +121,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"--ckpt_path {path} is truncated, damaged, or no checkpoint at all: give best, last or another file."
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"--ckpt_path {path} is no checkpoint of a training: it holds no state_dict.")
+    for part in ("state_dict", "pytorch-lightning_version"):  # the second is what Lightning asks for first
+        if not isinstance(checkpoint, dict) or part not in checkpoint:
+            raise CheckpointError(
+                f"--ckpt_path {path} is no checkpoint of a training, as it holds no {part}: give best, last or "
+                "another file."
+            )
     return checkpoint
 
 
@@ -115,9 +138,31 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path) -> Non
     """
     held, wanted = checkpoint["state_dict"], module.state_dict()
     for name in [*wanted, *held]:
-        have, need = (tuple(state[name].shape) if name in state else "missing" for state in (held, wanted))
+        have, need = (
+            tuple(getattr(state[name], "shape", ())) if name in state else "missing" for state in (held, wanted)
+        )
         if have != need:
             raise CheckpointError(
                 f"--ckpt_path {path} was made for another network: {name} is {have} in the checkpoint and {need} in "
                 "model.network. Use the config that it was trained with, or another checkpoint."
             )
+
+
+def check_resumable(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Check that a training with this meta-optimizer can go on from a checkpoint.
+
+    Raises:
+        CheckpointError: it holds no optimizer state, or that of another kind of optimizer.
+    """
+    states = checkpoint.get("optimizer_states")
+    if not states or "loops" not in checkpoint:
+        raise CheckpointError(
+            f"--ckpt_path {path} holds weights only, from which no training can go on: give last or another file."
+        )
+    # A schedule adds its own entry.
+    lacking = set(optimizer.param_groups[0]) - set(states[0]["param_groups"][0]) - {"initial_lr"}
+    if lacking:
+        raise CheckpointError(
+            f"--ckpt_path {path} was made with another meta-optimizer: it has no {', '.join(sorted(lacking))}. Set "
+            "model.meta_optimizer to the one that it was trained with, or give another checkpoint."
+        )

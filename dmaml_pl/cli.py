@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -17,11 +18,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
 from dmaml_pl import noise, spares
-from dmaml_pl.checkpoints import RunCheckpoint, check_fits, find_checkpoint, read_checkpoint
+from dmaml_pl.checkpoints import RunCheckpoint, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
-from dmaml_pl.evaluation.report import MetaTestReport
-from dmaml_pl.messages import ConfigParser, explain, explain_trainer
+from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
+from dmaml_pl.messages import ConfigParser, check_config_files, explain, explain_interpolation, explain_trainer
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.progress import RunProgress
 from dmaml_pl.tracking import MLflowTracker
@@ -119,7 +120,7 @@ class DmamlCLI(LightningCLI):
             callbacks.append(RunProgress())
         try:
             return self._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(explain_trainer(error, config)) from error
 
     def _parse_ckpt_path(self) -> None:
@@ -128,7 +129,21 @@ class DmamlCLI(LightningCLI):
     def _set_seed(self) -> None:
         """Between parsing and seeding, a spare process waits to be needed, and learns the seed."""
         spares.await_orders()
-        super()._set_seed()
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            seed = self._get(self.config, "seed_everything")
+            raise ConfigError(f"seed_everything is {seed}, but must be from 0 to {2**32 - 1}.") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lightning's; what fails outside the Trainer leaves no MLflow run that seems to be running."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if not self.trainer.interrupted:  # else the Trainer has told its loggers
+                for tracker in self._trackers():
+                    tracker.finalize("failed")
+            raise
 
     def before_fit(self) -> None:
         """Check everything, and open the MLflow run, before workers are started."""
@@ -157,18 +172,33 @@ class DmamlCLI(LightningCLI):
         """Meta-test; our table replaces Lightning's."""
         self.trainer.test(**{**kwargs, "verbose": False})
 
+    def validate(self, **kwargs: Any) -> None:
+        """Validate; our table replaces Lightning's, which shows only what its own logging has seen."""
+        self.trainer.validate(**{**kwargs, "verbose": False})
+        if self.trainer.is_global_zero:
+            print_metrics(self.trainer.callback_metrics)
+
     def predict(self, **kwargs: Any) -> None:
         """Predict; the predictions go to a file, not through memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
+    def _trackers(self) -> list[MLflowTracker]:
+        return [logger for logger in self.trainer.loggers if isinstance(logger, MLflowTracker)]
+
     def _prepare(self, stage: str) -> None:
         self.model.check_workers_can_merge(self.trainer)
+        if stage == "fit":
+            self._check_trainer()
+            self._check_checkpoints()
         self.datamodule.prepare_data()
         self.datamodule.setup(stage)
         self.model.check_task(self.datamodule.evaluation_task("val" if stage in ("fit", "validate") else "test", 0))
-        self.model.configure_optimizers()
-        trackers = [logger for logger in self.trainer.loggers if isinstance(logger, MLflowTracker)]
-        run_id = self._use_checkpoint(stage, trackers)
+        self._check_shares(stage)
+        optimizers = self.model.configure_optimizers()
+        trackers = self._trackers()
+        run_id = self._use_checkpoint(
+            stage, trackers, optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
+        )
         if _is_worker_zero():
             for tracker in trackers:
                 if run_id is not None:
@@ -176,7 +206,57 @@ class DmamlCLI(LightningCLI):
                 tracker.open()
         self._prepared.set()
 
-    def _use_checkpoint(self, stage: str, trackers: list[MLflowTracker]) -> str | None:
+    def _check_trainer(self) -> None:
+        """What Lightning would find in the workers only, or take in another sense than ours."""
+        trainer = self.trainer
+        if trainer.gradient_clip_val is not None:
+            raise ConfigError(
+                f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but a run clips its own meta-gradients: set "
+                "model.gradient_clip instead."
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but must be 1: for a larger "
+                "meta-batch set data.meta_batch."
+            )
+        every, runs = trainer.val_check_interval, self.datamodule.runs_per_epoch
+        limit = trainer.limit_train_batches
+        runs = int(runs * limit) if isinstance(limit, float) else min(runs, limit or 0)
+        whole = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+        if isinstance(every, int) and (every < 1 or (whole and every > runs)):
+            raise ConfigError(
+                f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, or "
+                "data.runs_per_epoch higher."
+            )
+
+    def _check_checkpoints(self) -> None:
+        """What would be found at the first validation only."""
+        objective = self.model.objective
+        better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
+        ours = type(self.model).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
+        for callback in self.trainer.checkpoint_callbacks:
+            if not isinstance(callback, RunCheckpoint):
+                continue
+            callback.check_writable()
+            name = str(callback.monitor)
+            of_step = name.startswith(f"val/{objective.metric}_step_")
+            mode = objective.better if of_step else better.get(name)
+            if mode is None and ours:
+                raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
+            if mode not in (None, callback.mode):
+                raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")
+
+    def _check_shares(self, stage: str) -> None:
+        """Every worker must have tasks to judge."""
+        self.datamodule.trainer = self.trainer
+        if stage in ("fit", "validate"):
+            self.datamodule.val_dataloader()
+        if stage in ("test", "predict") or (stage == "fit" and self._get(self.config_init, "meta_test")):
+            self.datamodule.test_dataloader()
+
+    def _use_checkpoint(
+        self, stage: str, trackers: list[MLflowTracker], optimizer: torch.optim.Optimizer
+    ) -> str | None:
         """Find and check the checkpoint, if one is asked for; returns the MLflow run that it belongs to."""
         wanted = self._get(self.config_init, "ckpt_path")
         if wanted is None:
@@ -193,6 +273,7 @@ class DmamlCLI(LightningCLI):
             print(f"Using checkpoint {path}", file=sys.stderr)
         if stage == "fit":
             self._check_not_done(checkpoint, path)
+            check_resumable(checkpoint, optimizer, path)
         run_id = checkpoint.get(RUN_ID_KEY)
         return run_id if isinstance(run_id, str) else None
 
@@ -211,6 +292,7 @@ def run(arguments: list[str]) -> int:
     prepared = threading.Event()
     words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
     try:
+        check_config_files(arguments)
         DmamlCLI(prepared)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -232,14 +314,15 @@ def run(arguments: list[str]) -> int:
 def _stopped(code: int) -> int:
     if _is_worker_zero():
         print(
-            "Stopped. The same command with --ckpt_path last goes on from the last merge that was kept.",
+            "Stopped. The same command with --ckpt_path last goes on from the last merge kept.",
             file=sys.stderr,
         )
     return code
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
+    text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
+    return " ".join(text.split())
 
 
 def _speaks(error: Exception, *, prepared: bool) -> bool:

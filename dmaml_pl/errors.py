@@ -6,6 +6,8 @@ therefore names the setting to change and what it may be.
 
 from __future__ import annotations
 
+import math
+
 
 class DmamlError(Exception):
     """Base of every error whose message is written for the user."""
@@ -45,7 +47,7 @@ class NonFiniteError(DmamlError):
         super().__init__(
             f"{what} of worker {worker} is not finite in run {run}, meta-iteration {iteration}. Training has stopped "
             "and the last good checkpoint is kept. Lower the meta-optimizer's lr or model.inner_lr, or set "
-            "trainer.gradient_clip_val."
+            "model.gradient_clip."
         )
 
 
@@ -54,7 +56,7 @@ class WorkerLostError(DmamlError):
 
 
 def require_positive(**settings: float) -> None:
-    """Check that each setting is greater than zero.
+    """Check that each setting is greater than zero, and finite.
 
     Raises:
         ConfigError: names the first setting that is not.
@@ -62,3 +64,5 @@ def require_positive(**settings: float) -> None:
     for name, value in settings.items():
         if not value > 0:
             raise ConfigError(f"{name} is {value}, but must be greater than 0.")
+        if math.isinf(value):
+            raise ConfigError(f"{name} is {value}, but must be finite.")

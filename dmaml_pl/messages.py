@@ -1,4 +1,4 @@
-"""Turns the parser's many-line errors into one line that names the setting, and what it may be."""
+"""Turns the many-line errors of the parser and of the Trainer into one line: the setting, and what it may be."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ import difflib
 import importlib
 import inspect
 import re
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
+import yaml
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.cli import LightningArgumentParser
 
 from dmaml_pl.errors import ConfigError
 
-_NOISE = re.compile(r"^(Does not validate against|Subtypes:|Errors:|Given value|Expected a path but)")
+_NOISE = re.compile(r"^(Does not validate against|Subtypes:|Errors:|Expected a path but)")
 _MERE_TYPE = re.compile(r"^Expected a <class '(NoneType|str)'>")
-_EXPECTED = re.compile(r"^Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])(?:\. Got value: (.*))?$")
+_EXPECTED = re.compile(r"^Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])(?:\. Got value: (.*))?$")
+_GIVEN = re.compile(r"^Given value: (.*)$")
 _CLASS = re.compile(r"^Problem with given class_path '([^']+)'")
+_CALLABLE = re.compile(r"^Type typing\.Callable\[.*\] expects a function or a callable class: ")
+_OF_CALLABLE = re.compile(r"\. Got value: Namespace\(class_path='([^']+)'.*$")
+_NOT_SUBCLASS = re.compile(r"^Import path (\S+) does not correspond to a subclass of (\w+)")
 _KEY = re.compile(r'^(?:error: )?Parser key "([^"]+)":?\s*(.*)$')
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _FOREIGN = re.compile(r"^Subcommand '\w+' does not accept option '([^']+)'")
 _MISSING = re.compile(r"^the following arguments are required: (.*)$")
-_UNKNOWN = re.compile(r"^unrecognized arguments: (--)?([^\s=]+)")
+_UNKNOWN = re.compile(r"^unrecognized arguments: (-*)([^\s=]+)")
+_COMMAND = re.compile(r"^argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)$")
+_NO_COMMAND = re.compile(r"^expected \"subcommand\" to be one of|is not accepted before subcommand '\w+'$")
+_NO_VALUE = re.compile(r"^argument (\S+): expected one argument")
+_TYPE_NAMES = {"NoneType": "null", "Sequence": "list", "Iterable": "list"}
 
 
 class ConfigParser(LightningArgumentParser):
@@ -55,29 +67,83 @@ def explain(message: str, known: list[str]) -> str:
         message: the message.
         known: names of the settings at the top level, such as "trainer.max_steps", to suggest from.
     """
-    foreign = _FOREIGN.match(message) or _UNKNOWN.match(message)
+    command = _COMMAND.match(message)
+    if command:
+        commands = re.findall(r"\w+", command[2])
+        return f"{command[1]} is not a command.{_suggest(command[1], commands)} dmaml --help lists all."
+    if _NO_COMMAND.search(message):
+        return "A command comes first: dmaml fit --config FILE. dmaml --help lists all."
+    unknown = _UNKNOWN.match(message)
+    if unknown and not unknown[1]:
+        close = f" Did you mean --config {unknown[2]}?" if unknown[2].endswith((".yaml", ".yml")) else ""
+        return f"{unknown[2]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
+    foreign = _FOREIGN.match(message) or unknown
     if foreign:
-        name = foreign.groups()[-1]
-        return f"{name} is not a setting.{_suggest(name, known)} dmaml COMMAND --help lists all."
+        return _unknown_setting(foreign.groups()[-1], known)
+    valueless = _NO_VALUE.match(message)
+    if valueless:
+        return f"{valueless[1].lstrip('-')} has no value: give one after {valueless[1]}."
     missing = _MISSING.match(message)
     if missing:
         return f"Not set: {missing[1].replace('fit.', '')}. Give a --config file, such as configs/sinusoid.yaml."
-    keys: list[str] = []
-    classes: list[str] = []
-    reasons: list[str] = []
-    for line in message.splitlines():
-        text = line.strip().removeprefix("- ").strip()
-        key = _KEY.match(text)
-        if key:
-            keys.append(key[1])
-            text = key[2]
-        found = _CLASS.match(text)
-        if found:
-            classes.append(found[1])
-        elif text and not _NOISE.match(text):
-            reasons.append(text)
-    telling = [reason for reason in reasons if not _MERE_TYPE.match(reason)] or reasons or [message]
-    return _sentence(".".join(keys), classes[-1] if classes else None, telling[0])
+    return _sentence(*_read(message))
+
+
+def check_config_files(words: list[str]) -> None:
+    """Check that the files after --config can be read, as the parser's errors do not name the file.
+
+    Args:
+        words: the command line.
+
+    Raises:
+        ConfigError: names the file, and the line where it is broken.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        path = Path(value if equals else following)
+        if option not in ("-c", "--config") or str(path) in ("", "-"):
+            continue
+        if path.is_dir() or not path.exists():
+            raise ConfigError(f"--config is {path}, but there is no such file.")
+        if path.is_file():  # what comes through a pipe can be read only once
+            _check_yaml(path)
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"--config {path} is not valid YAML{place}: {error.problem}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not a YAML file, or not in UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}.") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
+            "configs/sinusoid.yaml."
+        )
+
+
+def explain_interpolation(error: OmegaConfBaseException) -> str:
+    """One line out of an error of OmegaConf, which reads the references such as `${data.init_args.ways}`.
+
+    Args:
+        error: what was raised.
+    """
+    reason = str(error).strip().splitlines()[0]
+    found = re.match(r"Interpolation key '([^']+)' not found(?: \(resolved to '([^']+)'\))?", reason)
+    wanted = (found[2] or found[1]).removeprefix("fit.") if found else ""
+    name = re.sub(r"^(fit|validate|test|predict)\.|\.init_args", "", error.full_key or "")
+    where = f"{name} refers" if name else "The configuration refers"
+    if found:
+        return f"{where} to ${{{wanted}}}, but there is no such setting."
+    return (
+        f"{where} to another setting in a way that cannot be read ({reason}): a reference looks like "
+        "${data.init_args.ways}."
+    )
 
 
 def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
@@ -97,22 +163,93 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
     return f"trainer: {text}"
 
 
-def _sentence(name: str, class_path: str | None, reason: str) -> str:
+class _Line(NamedTuple):
+    indent: int
+    text: str
+
+
+def _lines(message: str) -> Iterator[_Line]:
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ").strip()
+        if text:
+            yield _Line(len(line) - len(line.lstrip()), text)
+
+
+def _read(message: str) -> tuple[str, str | None, list[str], str | None]:
+    """Out of nested errors: the setting, its class, the telling reasons, and the value given."""
+    keys: list[str] = []
+    classes: list[str] = []
+    reasons: list[_Line] = []
+    given: list[_Line] = []
+    for indent, line in _lines(message):
+        text = line
+        of_callable = _OF_CALLABLE.search(text)
+        if of_callable:
+            classes.append(of_callable[1])
+            text = text[: of_callable.start()]
+        text = _CALLABLE.sub("", text)
+        key = _KEY.match(text)
+        if key:
+            keys.append(key[1])
+            text = key[2]
+        found, value = _CLASS.match(text), _GIVEN.match(text)
+        if found:
+            classes.append(found[1])
+        elif value:
+            given.append(_Line(indent, value[1]))
+        elif text and not _NOISE.match(text) and not text.startswith("Given value type"):
+            reasons.append(_Line(indent, text))
+    telling = [reason for reason in reasons if not _MERE_TYPE.match(reason.text)] or reasons or [_Line(0, message)]
+    first = telling[0]
+    # The other members of the same union stand in lines indented alike, below which the value stands.
+    alike = [reason.text for reason in reasons if reason.indent == first.indent and _EXPECTED.match(reason.text)]
+    value = next((text for indent, text in given if indent < first.indent), None)
+    return ".".join(keys), classes[-1] if classes else None, [first.text, *alike], value
+
+
+def _sentence(name: str, class_path: str | None, reasons: list[str], value: str | None) -> str:
+    reason, *alike = reasons
     option = _OPTION.search(reason)
     if option:
-        inner = re.search(r"class_path='([^']+)'", reason)
-        owner = inner[1] if inner else class_path
-        settings = _settings_of(owner)
+        settings = _settings_of(class_path)
         has = f" It has: {', '.join(settings)}." if settings else ""
-        return f"{name}.{option[1]} is not a setting of {owner}.{_suggest(option[1], settings)}{has}"
+        return f"{name}.{option[1]} is not a setting of {class_path}.{_suggest(option[1], settings)}{has}"
     expected = _EXPECTED.match(reason)
     if expected:
-        wanted = f"one of {expected[2]}" if expected[2] else f"of type {expected[1]}"
-        given = f" is {expected[3]!r}, but" if expected[3] else ""
-        return f"{name}{given} must be {wanted}."
+        given = expected[3] or value
+        return f"{name}{'' if given is None else f' is {given!r}, but'} must be {_alternatives(alike)}."
+    other = _NOT_SUBCLASS.match(reason)
+    if other:
+        return f"{name} cannot be {other[1]}: it must be a {other[2]}."
     if class_path is not None:
         return f"{name} cannot be {class_path}: {reason}.{_suggest(class_path, _neighbours(class_path))}"
     return f"{name}: {reason}" if name else reason
+
+
+def _alternatives(reasons: list[str]) -> str:
+    """What a value may be, out of what the members of a union expected."""
+    choices: dict[str, str] = {}
+    types: list[str] = []
+    for reason in reasons:
+        expected = _EXPECTED.match(reason)
+        if expected and expected[2]:
+            choices |= {choice.strip("'"): choice for choice in expected[2].split(", ")}
+        elif expected:
+            name = expected[1].rpartition(".")[2]
+            types.append(_TYPE_NAMES.get(name, name))
+    some = [f"one of {', '.join(choices.values())}"] if choices else []
+    named = [name for name in types if name != "null"]
+    some += [f"of type {' or '.join(named)}"] if named else []
+    return " or ".join(some + ["null"] * ("null" in types))
+
+
+def _unknown_setting(name: str, known: list[str]) -> str:
+    """A setting of nobody; where even its first word is unknown, that is what is misspelt."""
+    groups = sorted({setting.partition(".")[0] for setting in known})
+    group = name.partition(".")[0]
+    if known and group not in groups:
+        return f"{group} is not a setting.{_suggest(group, groups)} dmaml COMMAND --help lists all."
+    return f"{name} is not a setting.{_suggest(name, known)} dmaml COMMAND --help lists all."
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 def environment() -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "PL_GLOBAL_SEED")}
-    return clean | {"COLUMNS": "100"}
+    return clean | {"COLUMNS": "100", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
 
 
 def dmaml(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -90,8 +92,8 @@ def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def config(repository: Path) -> str:
-    return str(repository / "configs" / "sinusoid.yaml")
+def config(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(shutil.copy(repository / "configs" / "sinusoid.yaml", tmp_path_factory.mktemp("configs")))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +166,7 @@ def test_the_metrics_stand_at_their_meta_iterations(trained: Training) -> None:
 
 def test_the_artifacts_are_there(trained: Training) -> None:
     assert "class_path: data_modules.Sinusoid" in trained.artifact("config.yaml").read_text()
-    assert json.loads(trained.artifact("environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert json.loads(trained.artifact("environment.json").read_text())["packages"]["torch"] == version("torch")
     for name in ("best", "last"):
         kept = torch.load(trained.artifact(f"checkpoints/{name}.ckpt"), weights_only=True)
         assert same_weights(kept, trained.checkpoint(name))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.figures import draw_adaptation_curve, draw_image_tasks, draw_regression_tasks
@@ -93,6 +95,16 @@ def print_table(result: MetaTest) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
     console.print()
     console.print(table)
+
+
+def print_metrics(metrics: Mapping[str, Tensor]) -> None:
+    """Print metrics by name, such as those of a validation."""
+    table = Table(title="Validation")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{float(value):.4f}")
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _shown(path: Path) -> str:

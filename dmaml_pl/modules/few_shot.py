@@ -80,6 +80,7 @@ class FewShotModule(pl.LightningModule):
         self.meta_test: MetaTest | None = None
         self._untrained: tuple[Any, ...] = ()
         self._scores: list[TaskScores] = []
+        self._loaded_step: int | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -313,3 +314,11 @@ class FewShotModule(pl.LightningModule):
         runs = checkpoint.get("runs", {})
         self.runs_done = int(runs.get("done", 0))
         self.tasks_seen = int(runs.get("tasks_seen", 0))
+        self._loaded_step = int(checkpoint.get("global_step", 0))
+
+    @property
+    def meta_iterations(self) -> int:
+        """Meta-iterations behind the present weights: of the training under way, else of the checkpoint loaded last."""
+        if self.trainer.state.fn == "fit" or self._loaded_step is None:
+            return self.trainer.global_step
+        return self._loaded_step

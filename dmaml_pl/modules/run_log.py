@@ -46,7 +46,7 @@ def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores]) 
     curve = {f"{stage}/{name}_step_{step}": value for step, value in enumerate(metric.mean(dim=0))}
     module.log_dict(summary | curve, logger=False, sync_dist=True)
     widths = {f"{stage}/{name}_ci95": half_width(metric)[steps]}
-    _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.trainer.global_step)
+    _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.meta_iterations)
 
 
 def _log_windows(module: FewShotModule, name: str, values: Tensor, end: int) -> None:
