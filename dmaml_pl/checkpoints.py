@@ -121,13 +121,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"--ckpt_path {path} is truncated, damaged, or no checkpoint at all: give best, last or another file."
         ) from error
-    for part in ("state_dict", "pytorch-lightning_version"):  # the second is what Lightning asks for first
-        if not isinstance(checkpoint, dict) or part not in checkpoint:
-            raise CheckpointError(
-                f"--ckpt_path {path} is no checkpoint of a training, as it holds no {part}: give best, last or "
-                "another file."
-            )
-    return checkpoint
+    # The version is what Lightning asks for first.
+    if isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+        return checkpoint
+    raise CheckpointError(
+        f"--ckpt_path {path} is no checkpoint of a training, as it lacks state_dict or pytorch-lightning_version: give "
+        "best, last or another file."
+    )
 
 
 def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path) -> None:

@@ -189,10 +189,11 @@ class DmamlCLI(LightningCLI):
         self.model.check_workers_can_merge(self.trainer)
         if stage == "fit":
             self._check_trainer()
-            self._check_checkpoints()
         self.datamodule.prepare_data()
         self.datamodule.setup(stage)
         self.model.check_task(self.datamodule.evaluation_task("val" if stage in ("fit", "validate") else "test", 0))
+        if stage == "fit":
+            self._check_checkpoints()
         self._check_shares(stage)
         optimizers = self.model.configure_optimizers()
         trackers = self._trackers()
@@ -211,8 +212,8 @@ class DmamlCLI(LightningCLI):
         trainer = self.trainer
         if trainer.gradient_clip_val is not None:
             raise ConfigError(
-                f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but a run clips its own meta-gradients: set "
-                "model.gradient_clip instead."
+                f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but a run clips its own meta-gradients: "
+                "set model.gradient_clip instead."
             )
         if trainer.accumulate_grad_batches != 1:
             raise ConfigError(
@@ -264,16 +265,17 @@ class DmamlCLI(LightningCLI):
                 raise CheckpointError(f"dmaml {stage} needs --ckpt_path: give best, last or a file.")
             return None
         folder = Path(trackers[0].save_dir or ".") / str(trackers[0].name) if trackers else Path("checkpoints")
-        path = Path(os.environ.get(RESOLVED_CHECKPOINT) or find_checkpoint(str(wanted), folder))
+        found = None if _is_worker_zero() else os.environ.get(RESOLVED_CHECKPOINT)
+        path = Path(found or find_checkpoint(str(wanted), folder))
         os.environ[RESOLVED_CHECKPOINT] = str(path)
         checkpoint = read_checkpoint(path)
         check_fits(checkpoint, self.model, path)
         self.config_init[self.subcommand]["ckpt_path"] = str(path)
-        if _is_worker_zero():
-            print(f"Using checkpoint {path}", file=sys.stderr)
         if stage == "fit":
             self._check_not_done(checkpoint, path)
             check_resumable(checkpoint, optimizer, path)
+        if _is_worker_zero():
+            print(f"Using checkpoint {path}", file=sys.stderr)
         run_id = checkpoint.get(RUN_ID_KEY)
         return run_id if isinstance(run_id, str) else None
 

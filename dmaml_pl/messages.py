@@ -26,9 +26,9 @@ _OF_CALLABLE = re.compile(r"\. Got value: Namespace\(class_path='([^']+)'.*$")
 _NOT_SUBCLASS = re.compile(r"^Import path (\S+) does not correspond to a subclass of (\w+)")
 _KEY = re.compile(r'^(?:error: )?Parser key "([^"]+)":?\s*(.*)$')
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
-_FOREIGN = re.compile(r"^Subcommand '\w+' does not accept option '([^']+)'")
+_FOREIGN = re.compile(r"^(?:Subcommand '\w+' does not accept option '|unrecognized arguments: -+)([^'\s=]+)")
 _MISSING = re.compile(r"^the following arguments are required: (.*)$")
-_UNKNOWN = re.compile(r"^unrecognized arguments: (-*)([^\s=]+)")
+_WORD = re.compile(r"^unrecognized arguments: ([^-\s]\S*)")
 _COMMAND = re.compile(r"^argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)$")
 _NO_COMMAND = re.compile(r"^expected \"subcommand\" to be one of|is not accepted before subcommand '\w+'$")
 _NO_VALUE = re.compile(r"^argument (\S+): expected one argument")
@@ -67,26 +67,34 @@ def explain(message: str, known: list[str]) -> str:
         message: the message.
         known: names of the settings at the top level, such as "trainer.max_steps", to suggest from.
     """
+    return _about_commands(message) or _about_options(message, known) or _sentence(*_read(message))
+
+
+def _about_commands(message: str) -> str | None:
     command = _COMMAND.match(message)
     if command:
         commands = re.findall(r"\w+", command[2])
         return f"{command[1]} is not a command.{_suggest(command[1], commands)} dmaml --help lists all."
     if _NO_COMMAND.search(message):
         return "A command comes first: dmaml fit --config FILE. dmaml --help lists all."
-    unknown = _UNKNOWN.match(message)
-    if unknown and not unknown[1]:
-        close = f" Did you mean --config {unknown[2]}?" if unknown[2].endswith((".yaml", ".yml")) else ""
-        return f"{unknown[2]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
-    foreign = _FOREIGN.match(message) or unknown
+    return None
+
+
+def _about_options(message: str, known: list[str]) -> str | None:
+    word = _WORD.match(message)
+    if word:
+        close = f" Did you mean --config {word[1]}?" if word[1].endswith((".yaml", ".yml")) else ""
+        return f"{word[1]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
+    foreign = _FOREIGN.match(message)
     if foreign:
-        return _unknown_setting(foreign.groups()[-1], known)
+        return _unknown_setting(foreign[1], known)
     valueless = _NO_VALUE.match(message)
     if valueless:
         return f"{valueless[1].lstrip('-')} has no value: give one after {valueless[1]}."
     missing = _MISSING.match(message)
     if missing:
         return f"Not set: {missing[1].replace('fit.', '')}. Give a --config file, such as configs/sinusoid.yaml."
-    return _sentence(*_read(message))
+    return None
 
 
 def check_config_files(words: list[str]) -> None:
@@ -192,11 +200,11 @@ def _read(message: str) -> tuple[str, str | None, list[str], str | None]:
         if key:
             keys.append(key[1])
             text = key[2]
-        found, value = _CLASS.match(text), _GIVEN.match(text)
+        found, shown = _CLASS.match(text), _GIVEN.match(text)
         if found:
             classes.append(found[1])
-        elif value:
-            given.append(_Line(indent, value[1]))
+        elif shown:
+            given.append(_Line(indent, shown[1]))
         elif text and not _NOISE.match(text) and not text.startswith("Given value type"):
             reasons.append(_Line(indent, text))
     telling = [reason for reason in reasons if not _MERE_TYPE.match(reason.text)] or reasons or [_Line(0, message)]

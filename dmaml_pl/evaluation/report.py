@@ -78,10 +78,7 @@ class MetaTestReport(pl.Callback):
 
 def print_table(result: MetaTest) -> None:
     """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks."""
-    table = Table(
-        title=f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks",
-        caption="mean ± half width of the 95 % confidence interval over tasks",
-    )
+    table = Table()
     table.add_column("adaptation steps", justify="right")
     table.add_column("trained", justify="right")
     table.add_column("untrained", justify="right")
@@ -93,8 +90,9 @@ def print_table(result: MetaTest) -> None:
             f"{row['untrained']:.4f} ± {row['untrained_ci95']:.4f}",
         )
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
-    console.print()
+    console.print(f"\n{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks")
     console.print(table)
+    console.print("mean ± half width of the 95 % confidence interval over the tasks", style="dim")
 
 
 def print_metrics(metrics: Mapping[str, Tensor]) -> None:
