@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     from dmaml_pl import spares  # noqa: PLC0415
 
     spares.start(words)
+    if sys.stderr.isatty():
+        print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
     from dmaml_pl.cli import run  # noqa: PLC0415
 
     return run(words)

@@ -54,7 +54,8 @@ class ConfigRecorder(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False)
         for logger in trainer.loggers:
             if isinstance(logger, MLflowTracker):
-                logger.log_config(self.config.as_dict(), text)
+                settings = {name: value for name, value in self.config.as_dict().items() if name != "config"}
+                logger.log_config(settings, text)
 
     def on_save_checkpoint(
         self,

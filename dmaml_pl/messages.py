@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -32,6 +33,7 @@ _WORD = re.compile(r"^unrecognized arguments: ([^-\s]\S*)")
 _COMMAND = re.compile(r"^argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)$")
 _NO_COMMAND = re.compile(r"^expected \"subcommand\" to be one of|is not accepted before subcommand '\w+'$")
 _NO_VALUE = re.compile(r"^argument (\S+): expected one argument")
+_BELOW_COMMAND = re.compile(r"^(fit|validate|test|predict)\.")
 _TYPE_NAMES = {"NoneType": "null", "Sequence": "list", "Iterable": "list"}
 
 
@@ -106,11 +108,12 @@ def check_config_files(words: list[str]) -> None:
     Raises:
         ConfigError: names the file, and the line where it is broken.
     """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
-        path = Path(value if equals else following)
-        if option not in ("-c", "--config") or str(path) in ("", "-"):
+        name = value if equals else following
+        if option not in ("-c", "--config") or name in ("", "-"):
             continue
+        path = Path(name)
         if path.is_dir() or not path.exists():
             raise ConfigError(f"--config is {path}, but there is no such file.")
         if path.is_file():  # what comes through a pipe can be read only once
@@ -143,8 +146,8 @@ def explain_interpolation(error: OmegaConfBaseException) -> str:
     """
     reason = str(error).strip().splitlines()[0]
     found = re.match(r"Interpolation key '([^']+)' not found(?: \(resolved to '([^']+)'\))?", reason)
-    wanted = (found[2] or found[1]).removeprefix("fit.") if found else ""
-    name = re.sub(r"^(fit|validate|test|predict)\.|\.init_args", "", error.full_key or "")
+    wanted = _BELOW_COMMAND.sub("", found[2] or found[1]) if found else ""
+    name = _BELOW_COMMAND.sub("", error.full_key or "").replace(".init_args", "")
     where = f"{name} refers" if name else "The configuration refers"
     if found:
         return f"{where} to ${{{wanted}}}, but there is no such setting."

@@ -90,8 +90,8 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.advance(self._task)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar before the report is printed."""
         self._close()
 
     def _open(self, title: str, total: float, *, completed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from data_modules.base import TrainingRuns
 from dmaml_pl import MLP, DMAMLStrategy
-from dmaml_pl.errors import ConfigError, NonFiniteError
+from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
 from tests.workers import in_workers
 
@@ -215,6 +216,34 @@ def test_a_loss_that_is_not_finite_stops_a_training_without_workers_too() -> Non
     message, worker, run, iteration = _train_poisoned(1)
     assert (worker, run, iteration) == (0, 2, 3)
     assert "gradient_clip" in message
+
+
+def _train_with_a_frozen_worker(released: Any) -> str:
+    class Freezing:
+        seed = 0
+
+        def draw(self, *, worker: int, run: int, iteration: int) -> Any:
+            if (worker, run) == (1, 1):
+                assert released.wait(100)
+            return small_data().draw(worker=worker, run=run, iteration=iteration)
+
+    strategy = DMAMLStrategy(run_length=2, timeout=5)
+    trainer = small_trainer(devices=2, strategy=strategy, max_steps=20)
+    try:
+        trainer.fit(small_maml(), TrainingRuns(Freezing(), 5), small_data().val_dataloader())
+    except WorkerLostError as error:
+        return str(error)
+    finally:
+        released.set()
+    return "trained on"
+
+
+def test_a_frozen_worker_ends_the_training_of_the_others_within_the_timeout() -> None:
+    released = multiprocessing.get_context("fork").Event()
+    waiting, frozen = in_workers(_train_with_a_frozen_worker, 2, released)
+    assert "worker 0 lost contact with another worker at the merge of run 1" in waiting
+    assert "trainer.strategy.timeout (5 s)" in waiting
+    assert "worker 1 lost contact" in frozen
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from dmaml_pl.tracking.params import redact
 
@@ -54,7 +55,7 @@ class Environment:
         """Describe this process."""
         names = ((dist.metadata["Name"], dist.version) for dist in metadata.distributions())
         packages = dict(sorted((name.lower(), version) for name, version in names if name))
-        return cls(packages, GitState.of_current_directory(), redact(shlex.join(sys.argv)), _user())
+        return cls(packages, GitState.of_current_directory(), redact(shlex.join([*_program(), *sys.argv[1:]])), _user())
 
     def to_json(self) -> str:
         """Everything, as the text of `environment.json`."""
@@ -78,7 +79,7 @@ class Environment:
             "dmaml.torch": self.packages.get("torch", "unknown"),
             "dmaml.pytorch_lightning": self.packages.get("pytorch-lightning", "unknown"),
             "mlflow.user": self.user,
-            "mlflow.source.name": sys.argv[0] or sys.executable,
+            "mlflow.source.name": shlex.join(_program()),
             "mlflow.source.type": "LOCAL",
         }
         if self.git.commit != "unknown":
@@ -107,3 +108,9 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number that has no name
         return f"uid {os.getuid()}"
+
+
+def _program() -> list[str]:
+    """How a person starts this program: `python -m package` has a path of its own inside."""
+    path = Path(sys.argv[0] or sys.executable)
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,9 @@ class MLflowRun:
             client = store.connect()
             try:
                 experiment_id = _experiment_id(client, store, experiment_name)
-                return cls(client, client.create_run(experiment_id, run_name=run_name), resumed=0)
+                return cls(
+                    client, client.create_run(experiment_id, run_name=run_name or _name(experiment_name)), resumed=0
+                )
             except TrackingError:
                 raise
             except Exception as error:
@@ -216,3 +219,8 @@ def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
             f"made in a container. Set {SETTING}.experiment_name to another name, or {store.setting} to another store."
         )
     return str(experiment.experiment_id)
+
+
+def _name(experiment_name: str) -> str:
+    """A name that sorts by time; MLflow's own comes from Python's global generator, and repeats with the seed."""
+    return f"{experiment_name} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"

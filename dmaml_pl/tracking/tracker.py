@@ -41,7 +41,7 @@ class MLflowTracker(Logger):
 
     Args:
         experiment_name: MLflow experiment that the MLflow run belongs to; made if it is missing.
-        run_name: name of the MLflow run in the UI; MLflow makes one up by default.
+        run_name: name of the MLflow run in the UI; by default the experiment and the time.
         tracking_uri: MLflow store: `http://host:port` of a server, or `sqlite:///file`. By default the environment
             variable MLFLOW_TRACKING_URI, or else `{save_dir}/mlflow.db`, as that needs no server.
         save_dir: folder for what is kept on this machine: the store, `artifacts/` and `checkpoints/`.
@@ -80,6 +80,7 @@ class MLflowTracker(Logger):
         self._buffer = MetricBuffer()
         self._paused_until = 0.0
         self._checkpoints = CheckpointFiles()
+        self._configured = False
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets, as in a process that Lightning spawns: it opens the same MLflow run for itself."""
@@ -192,14 +193,18 @@ class MLflowTracker(Logger):
         assert self._run is not None  # noqa: S101 (open has set it or raised)
         with self._required("the configuration"):
             self._run.log_config(flatten(config), redact(yaml_text))
+        self._configured = True
 
     # Lightning's interface
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Log hyperparameters as parameters; those that are there already keep their first value."""
+        """Log hyperparameters as parameters; those that are there already keep their first value.
+
+        After `log_config` there is nothing to add: the module's hyperparameters are part of the configuration.
+        """
         run = self._run
-        if run is not None:
+        if run is not None and not self._configured:
             self._attempt("the hyperparameters", lambda: run.log_params(flatten(params)))
 
     @rank_zero_only

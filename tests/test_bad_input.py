@@ -1,0 +1,589 @@
+"""Every mistake of a user is one line on standard error that names what to change, before anything is trained.
+
+All in this process: the mistakes are found before workers are started.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from dmaml_pl.cli import DmamlCLI, run
+from dmaml_pl.errors import ConfigError
+from tests.recipes import small_maml, small_trainer
+from tests.test_omniglot import make_folders
+
+# Small, should a test fail to produce its error.
+SINUSOID: dict[str, Any] = {
+    "seed_everything": 0,
+    "data": {"class_path": "data_modules.Sinusoid", "init_args": {"meta_batch": 2, "val_tasks": 4, "test_tasks": 4}},
+    "model": {
+        "class_path": "dmaml_pl.MAML",
+        "init_args": {
+            "objective": "regression",
+            "network": {"class_path": "dmaml_pl.networks.MLP", "init_args": {"hidden": [8, 8]}},
+            "inner_lr": 0.01,
+            "meta_optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
+        },
+    },
+    "trainer": {
+        "accelerator": "cpu",
+        "devices": 1,
+        "strategy": {"class_path": "dmaml_pl.DMAMLStrategy", "init_args": {"run_length": 2}},
+        "max_steps": 1,
+        "enable_progress_bar": False,
+        "logger": {"class_path": "dmaml_pl.MLflowTracker", "init_args": {"system_metrics": False}},
+    },
+    "checkpoint": {"monitor": "val/loss", "mode": "min"},
+    "meta_test": False,
+}
+GLYPHS: dict[str, Any] = SINUSOID | {
+    "data": {
+        "class_path": "data_modules.Glyphs",
+        "init_args": {"ways": 5, "shots": 1, "queries": 5, "meta_batch": 2, "val_tasks": 4, "test_tasks": 4},
+    },
+    "model": {
+        "class_path": "dmaml_pl.MAML",
+        "init_args": {
+            "objective": "classification",
+            "network": {"class_path": "dmaml_pl.networks.Conv4", "init_args": {"ways": 5, "filters": 4}},
+        },
+    },
+    "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
+}
+OMNIGLOT: dict[str, Any] = GLYPHS | {
+    "data": {
+        "class_path": "data_modules.Omniglot",
+        "init_args": {"root": "omniglot", "ways": 2, "shots": 1, "queries": 1, "train_classes": 6, "val_classes": 3},
+    }
+}
+DATA, MODEL, STRATEGY, LOGGER = (
+    f"{name}.init_args" for name in ("data", "model", "trainer.strategy", "trainer.logger")
+)
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def as_the_user_left_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each command line has a process of its own; what it puts into the environment goes with it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def refusal(capfd: pytest.CaptureFixture[str]) -> Refusal:
+    """Run a command that must be refused; returns the message, which is all that the user hears."""
+
+    def refuse(*words: str, config: dict[str, Any] | None = None) -> str:
+        if config is not None:
+            Path("a.yaml").write_text(yaml.safe_dump(config))
+            words = (*(words[:1] if words and not words[0].startswith("-") else ["fit"]), "--config", "a.yaml") + (
+                words[1:] if words and not words[0].startswith("-") else words
+            )
+        before = set(Path.cwd().rglob("*.ckpt"))
+        assert run(list(words)) == 1
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("dmaml: error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert set(Path.cwd().rglob("*.ckpt")) == before, "nothing was trained"
+        return err.removeprefix("dmaml: error: ").removesuffix("\n")
+
+    return refuse
+
+
+def changed(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with `a.b.c` set; a `~` before a name renames the setting to the value instead."""
+    config = copy.deepcopy(config)
+    for path, value in settings.items():
+        *groups, name = path.lstrip("~").split(".")
+        group = config
+        for key in groups:
+            group = group.setdefault(key, {})
+        if path.startswith("~"):
+            group[value] = group.pop(name)
+        else:
+            group[name] = value
+    return config
+
+
+# ---- settings that do not exist
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nonsense", "nonsense is not a setting."),
+        ("trainer.max_stepz", "trainer.max_stepz is not a setting. Did you mean trainer.max_steps?"),
+        ("model.inner_lrr", "model.inner_lrr is not a setting of dmaml_pl.MAML. Did you mean inner_lr? It has: "),
+        (f"{MODEL}.inner_lrr", "model.inner_lrr is not a setting of dmaml_pl.MAML. Did you mean inner_lr? It has: "),
+        (f"{DATA}.shot", "data.shot is not a setting of data_modules.Sinusoid. Did you mean shots? It has: "),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused_on_the_command_line(
+    name: str, expected: str, refusal: Refusal
+) -> None:
+    assert refusal(f"--{name}", "3", config=SINUSOID).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "misspelt", "expected"),
+    [
+        ("trainer", "trainr", "trainr is not a setting. Did you mean trainer?"),
+        ("trainer.max_steps", "max_step", "trainer.max_step is not a setting. Did you mean trainer.max_steps?"),
+        ("checkpoint.monitor", "monitr", "checkpoint.monitr is not a setting. Did you mean checkpoint.monitor?"),
+        (f"{MODEL}.inner_lr", "iner_lr", "model.iner_lr is not a setting of dmaml_pl.MAML. Did you mean inner_lr?"),
+        (f"{DATA}.meta_batch", "metabatch", "data.metabatch is not a setting of data_modules.Sinusoid. Did you mean m"),
+        (f"{MODEL}.network.init_args.hidden", "hiden", "model.network.hiden is not a setting of dmaml_pl.networks.MLP"),
+        (
+            f"{MODEL}.meta_optimizer.init_args.lr",
+            "lrr",
+            "model.meta_optimizer.lrr is not a setting of torch.optim.Adam",
+        ),
+        (f"{STRATEGY}.run_length", "runlength", "trainer.strategy.runlength is not a setting of dmaml_pl.DMAMLStrateg"),
+        (f"{LOGGER}.system_metrics", "system", "trainer.logger.system is not a setting of dmaml_pl.MLflowTracker."),
+    ],
+)
+def test_a_misspelt_setting_in_a_file_is_refused(path: str, misspelt: str, expected: str, refusal: Refusal) -> None:
+    assert refusal(config=changed(SINUSOID, {f"~{path}": misspelt})).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "misspelt", "meant"),
+    [
+        ("data.class_path", "data_modules.Sinus", "data_modules.Sinusoid"),
+        ("model.class_path", "dmaml_pl.MAMLL", "dmaml_pl.MAML"),
+        (f"{MODEL}.network.class_path", "dmaml_pl.networks.MPL", "dmaml_pl.networks.MLP"),
+        (f"{MODEL}.network.class_path", "dmaml_pl.network.MLP", "dmaml_pl.MLP"),
+        (f"{MODEL}.meta_optimizer.class_path", "torch.optim.Adamm", "torch.optim.Adam"),
+        ("trainer.strategy.class_path", "dmaml_pl.DMAMLStrateg", "dmaml_pl.DMAMLStrategy"),
+        (f"{STRATEGY}.merge.class_path", "dmaml_pl.MeanMerg", "dmaml_pl.MeanMerge"),
+        ("trainer.logger.class_path", "dmaml_pl.MLFlowTracker", "dmaml_pl.MLflowTracker"),
+    ],
+)
+def test_a_misspelt_class_path_comes_with_the_nearest_one(
+    path: str, misspelt: str, meant: str, refusal: Refusal
+) -> None:
+    text = refusal(config=changed(SINUSOID, {path: misspelt}))
+    setting = path.removesuffix(".class_path").replace(".init_args", "")
+    assert text.startswith(f"{setting} cannot be {misspelt}: ")
+    assert text.endswith(f"Did you mean {meant}?")
+
+
+def test_a_class_of_another_kind_is_refused(refusal: Refusal) -> None:
+    text = refusal(config=changed(SINUSOID, {"data.class_path": "torch.nn.Linear"}))
+    assert text == "data cannot be torch.nn.Linear: it must be a TaskDataModule."
+
+
+# ---- values that a setting does not take
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("trainer.max_steps", "many", "trainer.max_steps is 'many', but must be of type int."),
+        ("seed_everything", "abc", "seed_everything is 'abc', but must be of type bool or int."),
+        ("meta_test", "perhaps", "meta_test is 'perhaps', but must be of type bool."),
+        (f"{MODEL}.inner_lr", "fast", "model.inner_lr is 'fast', but must be of type float."),
+        (f"{MODEL}.inner_steps", 1.5, "model.inner_steps is '1.5', but must be of type int."),
+        (f"{DATA}.shots", [10], "data.shots is '[10]', but must be of type int."),
+        (f"{MODEL}.network.init_args.hidden", "wide", "model.network.hidden is 'wide', but must be of type list."),
+        (f"{STRATEGY}.run_length", "long", "trainer.strategy.run_length is 'long', but must be of type int or null."),
+        (
+            f"{MODEL}.meta_optimizer.init_args.lr",
+            "quick",
+            "model.meta_optimizer.lr is 'quick', but must be of type float.",
+        ),
+        (
+            f"{MODEL}.objective",
+            "clasification",
+            "model.objective is 'clasification', but must be one of 'regression', 'classification'.",
+        ),
+        ("checkpoint.mode", "least", "checkpoint.mode is 'least', but must be one of 'min', 'max'."),
+        ("trainer.precision", "8", "trainer.precision is '8', but must be one of '64', '32', '16', "),
+    ],
+)
+def test_a_value_of_another_type_or_choice_is_told_with_what_it_may_be(
+    path: str, value: Any, expected: str, refusal: Refusal
+) -> None:
+    assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "setting"),
+    [
+        (f"{STRATEGY}.run_length", 0, "trainer.strategy.run_length is 0"),
+        (f"{STRATEGY}.timeout", 0, "trainer.strategy.timeout is 0.0"),
+        (f"{MODEL}.run_length", 0, "model.run_length is 0"),
+        (f"{MODEL}.inner_steps", 0, "model.inner_steps is 0"),
+        (f"{MODEL}.inner_lr", -0.1, "model.inner_lr is -0.1"),
+        (f"{MODEL}.inner_lr", float("nan"), "model.inner_lr is nan"),
+        (f"{MODEL}.evaluation_steps", -1, "model.evaluation_steps is -1"),
+        (f"{MODEL}.gradient_clip", 0, "model.gradient_clip is 0"),
+        (f"{MODEL}.meta_optimizer.init_args.lr", 0.0, "the meta-optimizer's lr (model.meta_optimizer) is 0.0"),
+        (f"{DATA}.shots", 0, "data.shots is 0"),
+        (f"{DATA}.queries", -1, "data.queries is -1"),
+        (f"{DATA}.meta_batch", 0, "data.meta_batch is 0"),
+        (f"{DATA}.val_tasks", 0, "data.val_tasks is 0"),
+        (f"{DATA}.runs_per_epoch", 0, "data.runs_per_epoch is 0"),
+    ],
+)
+def test_what_must_be_positive_is_refused_with_its_value(
+    path: str, value: float, setting: str, refusal: Refusal
+) -> None:
+    assert refusal(config=changed(SINUSOID, {path: value})) == f"{setting}, but must be greater than 0."
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (f"{MODEL}.inner_lr", float("inf"), "model.inner_lr is inf, but must be finite."),
+        (f"{MODEL}.meta_optimizer.init_args.lr", -0.1, "model.meta_optimizer: Invalid learning rate: -0.1."),
+        ("seed_everything", -5, "seed_everything is -5, but must be from 0 to 4294967295."),
+        ("trainer.max_steps", -2, "trainer: `max_steps` must be a non-negative integer or -1"),
+        ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but an epoch has 10 runs: set it to 1 to"),
+        (
+            "trainer.val_check_interval",
+            50,
+            "trainer.val_check_interval is 50, but an epoch has 10 runs: set it to 1 to",
+        ),
+        ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
+        ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches is 4, but must be 1: for a larger me"),
+        ("checkpoint.monitor", "val/los", "checkpoint.monitor is val/los, but must be one of val/loss, train/loss, v"),
+        ("checkpoint.monitor", "val/accuracy", "checkpoint.monitor is val/accuracy, but must be one of val/loss, tra"),
+        ("checkpoint.mode", "max", "checkpoint.mode is max, but must be min for val/loss."),
+        ("checkpoint.dirpath", "/proc/nope", "checkpoint.dirpath is /proc/nope, which cannot be written (No such fil"),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expected: str, refusal: Refusal) -> None:
+    assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
+
+
+def test_the_metric_after_any_adaptation_step_may_be_monitored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EnoughError(Exception): ...
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise EnoughError
+
+    monkeypatch.setattr(pl.Trainer, "fit", stop)
+    config = changed(SINUSOID, {"checkpoint.monitor": "val/mse_step_3", "trainer.logger": False})
+    Path("a.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(EnoughError):
+        run(["fit", "--config", "a.yaml"])
+
+
+# ---- files and references
+
+
+def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
+    assert refusal("fit", "--config", "nope.yaml") == "--config is nope.yaml, but there is no such file."
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"data:\n  shots: [1, 2\nmodel: }\n", "--config b.yaml is not valid YAML in line 3, column 6: "),
+        (b"data:\n\tshots: 1\n", "--config b.yaml is not valid YAML in line 2, column 1: "),
+        (bytes(range(256)), "--config b.yaml is not a YAML file, or not in UTF-8."),
+        (b"", "--config b.yaml holds no settings"),
+        (b"- 1\n", "--config b.yaml holds no settings"),
+    ],
+)
+def test_a_config_file_that_is_broken_is_named_with_the_line(content: bytes, expected: str, refusal: Refusal) -> None:
+    Path("b.yaml").write_bytes(content)
+    assert refusal("--config", "b.yaml", config=SINUSOID).startswith(expected)
+
+
+def test_a_reference_to_a_setting_that_is_not_there_is_told_with_both(refusal: Refusal) -> None:
+    text = refusal(config=changed(SINUSOID, {f"{DATA}.shots": "${data.init_args.shotz}"}))
+    assert text == "data.shots refers to ${data.init_args.shotz}, but there is no such setting."
+
+
+def test_without_a_config_file_it_says_what_is_not_set(refusal: Refusal) -> None:
+    assert refusal("fit") == "Not set: data, model. Give a --config file, such as configs/sinusoid.yaml."
+
+
+# ---- the command
+
+
+def test_a_misspelt_command_comes_with_the_nearest_one(refusal: Refusal) -> None:
+    assert refusal("fitt", config=SINUSOID) == "fitt is not a command. Did you mean fit? dmaml --help lists all."
+
+
+@pytest.mark.parametrize("words", [[], ["fit"]])
+def test_a_setting_before_the_command_is_refused(words: list[str], refusal: Refusal) -> None:
+    Path("a.yaml").write_text(yaml.safe_dump(SINUSOID))
+    assert refusal("--config", "a.yaml", *words).startswith("A command comes first: dmaml fit --config FILE.")
+
+
+def test_a_file_without_config_before_it_is_told_how_to_give_it(refusal: Refusal) -> None:
+    assert refusal("fit", "a.yaml").endswith("Did you mean --config a.yaml?")
+
+
+def test_a_setting_without_a_value_is_named(refusal: Refusal) -> None:
+    text = refusal("--trainer.max_steps", config=SINUSOID)
+    assert text == "trainer.max_steps has no value: give one after --trainer.max_steps."
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ways": 47}, "data.ways is 47, but the val split of Glyphs has 46 classes: choose 2 to 46."),
+        ({"ways": 1}, "data.ways is 1, but a task needs at least 2 classes to tell apart."),
+        (
+            {"shots": 20},
+            "data.shots + data.queries is 20 + 5, but a class of Glyphs has 24 samples: choose them to be ",
+        ),
+    ],
+)
+def test_tasks_that_the_data_cannot_give_are_refused(settings: dict[str, int], expected: str, refusal: Refusal) -> None:
+    config = changed(GLYPHS, {f"{DATA}.{name}": value for name, value in settings.items()})
+    assert refusal(config=config).startswith(expected)
+
+
+def test_a_data_folder_that_is_missing_is_named_with_what_is_expected_in_it(refusal: Refusal) -> None:
+    text = refusal(config=OMNIGLOT)
+    assert text.startswith("data.root (omniglot) does not hold Omniglot: images_background and images_evaluation are ")
+
+
+def test_a_data_folder_without_pictures_is_named(refusal: Refusal) -> None:
+    for part in ("images_background", "images_evaluation"):
+        Path("omniglot", part).mkdir(parents=True)
+    assert refusal(config=OMNIGLOT).startswith("omniglot/images_background holds no pictures: ")
+
+
+def test_a_picture_that_is_corrupt_is_named(refusal: Refusal) -> None:
+    make_folders(Path("omniglot"))
+    picture = sorted(Path("omniglot").rglob("*.png"))[7]
+    picture.write_bytes(picture.read_bytes()[:60])
+    assert refusal(config=changed(OMNIGLOT, {f"{DATA}.cache_dir": "cache"})).startswith(
+        f"{picture} is not a picture that can be read"
+    )
+
+
+@pytest.mark.parametrize(("command", "split"), [("fit", "val"), ("fit", "test"), ("validate", "val")])
+def test_fewer_tasks_than_workers_are_refused_before_workers_are_started(
+    command: str, split: str, refusal: Refusal
+) -> None:
+    config = changed(SINUSOID, {f"{DATA}.{split}_tasks": 1, "trainer.devices": 2, "meta_test": True})
+    assert refusal(command, config=config).startswith(f"data.{split}_tasks is 1, but there are 2 workers to share the ")
+
+
+# ---- network, objective and data that do not fit together
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "expected"),
+    [
+        (
+            GLYPHS,
+            {f"{MODEL}.network": {"class_path": "dmaml_pl.networks.MLP"}},
+            "model.network cannot take samples of shape (1, 28, 28) ",
+        ),
+        (
+            GLYPHS,
+            {f"{DATA}.ways": 10},
+            "The network's output has shape (10, 5), but the tasks have 10 ways: set the network's ways (model.network)",
+        ),
+        (
+            GLYPHS,
+            {f"{MODEL}.objective": "regression"},
+            "The network's output has shape (5, 5), but the targets (5,): set the network's number of outputs",
+        ),
+        (
+            SINUSOID,
+            {f"{MODEL}.objective": "classification"},
+            "model.objective is classification, but the data has real targets: set it to regression.",
+        ),
+        (
+            SINUSOID,
+            {f"{MODEL}.network.init_args.outputs": 2},
+            "The network's output has shape (10, 2), but the targets (10, 1): set the network's number of outputs",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused(
+    config: dict[str, Any], settings: dict[str, Any], expected: str, refusal: Refusal
+) -> None:
+    assert refusal(config=changed(config, settings)).startswith(expected)
+
+
+# ---- checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The checkpoint of one meta-iteration of a network like that of SINUSOID."""
+    path = tmp_path_factory.mktemp("trained") / "good.ckpt"
+    module = small_maml(meta_optimizer=lambda params: torch.optim.Adam(params, lr=0.003))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        trainer = small_trainer(max_steps=1)
+        from tests.recipes import small_data
+
+        trainer.fit(module, small_data())
+        trainer.save_checkpoint(path)
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    return checkpoint
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_before_any_training_there_is_no_last_or_best_checkpoint(name: str, refusal: Refusal) -> None:
+    text = refusal("--ckpt_path", name, config=SINUSOID)
+    assert text.startswith(f"--ckpt_path is {name}, but no training has left a checkpoint under mlruns/checkpoints/")
+
+
+def test_a_checkpoint_that_is_not_there_is_named(refusal: Refusal) -> None:
+    text = refusal("--ckpt_path", "nope.ckpt", config=SINUSOID)
+    assert text == "--ckpt_path is nope.ckpt, but there is no such file: give best, last or a file."
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_meta_test_without_a_checkpoint_asks_for_one(command: str, refusal: Refusal) -> None:
+    assert refusal(command, config=SINUSOID) == f"dmaml {command} needs --ckpt_path: give best, last or a file."
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world\n"])
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, refusal: Refusal) -> None:
+    Path("t.ckpt").write_bytes(content)
+    text = refusal("--ckpt_path", "t.ckpt", config=SINUSOID)
+    assert text.startswith("--ckpt_path t.ckpt is truncated, damaged, or no checkpoint at all: ")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(share: float, trained: dict[str, Any], refusal: Refusal) -> None:
+    torch.save(trained, "t.ckpt")
+    whole = Path("t.ckpt").read_bytes()
+    Path("t.ckpt").write_bytes(whole[: int(share * len(whole))])
+    text = refusal("test", "--ckpt_path", "t.ckpt", config=SINUSOID)
+    assert text.startswith("--ckpt_path t.ckpt is truncated, damaged, or no checkpoint at all: ")
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_bare_weights_are_refused(command: str, trained: dict[str, Any], refusal: Refusal) -> None:
+    torch.save({"state_dict": trained["state_dict"]}, "t.ckpt")
+    text = refusal(command, "--ckpt_path", "t.ckpt", config=SINUSOID)
+    assert text.startswith("--ckpt_path t.ckpt is no checkpoint of a training, as it lacks state_dict or ")
+
+
+def test_the_checkpoint_of_another_network_is_refused_with_the_first_weight_that_differs(
+    trained: dict[str, Any], refusal: Refusal
+) -> None:
+    torch.save(trained, "t.ckpt")
+    config = changed(SINUSOID, {f"{MODEL}.network.init_args.hidden": [9, 8], "trainer.max_steps": 2})
+    assert refusal("--ckpt_path", "t.ckpt", config=config).startswith(
+        "--ckpt_path t.ckpt was made for another network: learner.module.layers.0.weight is (8, 1) in the checkpoint "
+        "and (9, 1) in model.network."
+    )
+
+
+def test_training_on_from_weights_alone_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
+    torch.save({key: value for key, value in trained.items() if key != "optimizer_states"}, "t.ckpt")
+    text = refusal("--ckpt_path", "t.ckpt", config=changed(SINUSOID, {"trainer.max_steps": 2}))
+    assert text.startswith("--ckpt_path t.ckpt holds weights only, from which no training can go on: ")
+
+
+def test_training_on_with_another_meta_optimizer_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
+    torch.save(trained, "t.ckpt")
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    config = changed(SINUSOID, {f"{MODEL}.meta_optimizer": sgd, "trainer.max_steps": 2})
+    assert refusal("--ckpt_path", "t.ckpt", config=config).startswith(
+        "--ckpt_path t.ckpt was made with another meta-optimizer: it has no dampening, momentum, nesterov."
+    )
+
+
+def test_training_on_to_where_the_training_is_already_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
+    torch.save(trained, "t.ckpt")
+    text = refusal("--ckpt_path", "t.ckpt", config=SINUSOID)
+    assert text == ("t.ckpt has already made 1 meta-iterations, and trainer.max_steps is 1: set it higher to train on.")
+
+
+# ---- tracking
+
+
+def test_a_tracking_server_that_does_not_answer_is_named(refusal: Refusal) -> None:
+    text = refusal(config=changed(SINUSOID, {f"{LOGGER}.tracking_uri": "http://127.0.0.1:9"}))
+    assert text.startswith("No MLflow server can be used at http://127.0.0.1:9: Connection refused.")
+    assert "set trainer.logger.init_args.tracking_uri" in text
+
+
+@pytest.mark.parametrize("folder", ["mlruns", "/proc/nope"])
+def test_a_tracking_store_that_cannot_be_written_is_named(folder: str, refusal: Refusal) -> None:
+    Path("mlruns").write_text("not a folder")
+    text = refusal(config=changed(SINUSOID, {f"{LOGGER}.save_dir": folder}))
+    assert text.startswith("The tracking store ")
+    assert text.endswith("Set trainer.logger.init_args.save_dir to a folder that can be written.")
+
+
+def _statuses() -> list[str]:
+    client = MlflowClient("sqlite:///mlruns/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "dmaml"]
+    return [found.info.status for found in client.search_runs([experiment.experiment_id])]
+
+
+def test_a_tracker_that_cannot_be_opened_leaves_no_other_one_running(refusal: Refusal) -> None:
+    good = SINUSOID["trainer"]["logger"]
+    bad = changed(good, {"init_args.tracking_uri": "http://127.0.0.1:9"})
+    refusal(config=changed(SINUSOID, {"trainer.logger": [good, bad]}))
+    assert _statuses() == ["FAILED"]
+
+
+def test_an_error_after_the_training_does_not_leave_its_mlflow_run_finished(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: DmamlCLI) -> None:
+        raise ConfigError("too late")
+
+    monkeypatch.setattr(DmamlCLI, "after_fit", fail)
+    Path("a.yaml").write_text(yaml.safe_dump(changed(SINUSOID, {"trainer.limit_val_batches": 0})))
+    assert run(["fit", "--config", "a.yaml"]) == 1
+    assert capfd.readouterr().err.endswith("dmaml: error: too late\n")
+    assert _statuses() == ["FAILED"]
+
+
+# ---- devices and workers
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "expected"),
+    [
+        (0, {"accelerator": "cuda"}, "trainer.accelerator is 'cuda': `CUDAAccelerator` can not run on your system"),
+        (0, {"accelerator": "gpu", "devices": 2}, "trainer.accelerator is 'gpu': No supported gpu backend found!"),
+        (1, {"accelerator": "cuda", "devices": 4}, "trainer.devices is 4, which cannot be had: You requested gpu: "),
+        (0, {"accelerator": "cpuu"}, "trainer.accelerator is 'cpuu': You selected an invalid accelerator name"),
+        (0, {"devices": 0}, "trainer.devices is 0, which cannot be had: "),
+        (0, {"devices": -3}, "trainer.devices is -3, which cannot be had: "),
+        (
+            0,
+            {"strategy": "ddp", "devices": 2},
+            "trainer.strategy is DDPStrategy, which does not know about runs: with ",
+        ),
+        (
+            0,
+            {"strategy": "dmamll"},
+            "trainer.strategy is 'dmamll', but must be dmaml, auto, or a strategy's class path",
+        ),
+    ],
+)
+def test_devices_and_strategies_that_cannot_be_had_are_refused(
+    gpus: int, settings: dict[str, Any], expected: str, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = changed(SINUSOID, {f"trainer.{name}": value for name, value in settings.items()})
+    assert refusal(config=config).startswith(expected)
