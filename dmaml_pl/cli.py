@@ -40,8 +40,11 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
     "log_every_n_steps": 10,
+    "val_check_interval": 1,
+    "check_val_every_n_epoch": None,
 }
-"""Our data modules deal tasks to workers themselves, and the command line checks a task before training."""
+"""Our data modules deal tasks to workers themselves, and the command line checks a task before training. Validation comes
+every so many runs, whatever an epoch is."""
 
 
 class ConfigRecorder(SaveConfigCallback):

@@ -232,6 +232,9 @@ def _sentence(name: str, class_path: str | None, reasons: list[str], value: str 
     other = _NOT_SUBCLASS.match(reason)
     if other:
         return f"{name} cannot be {other[1]}: it must be a {other[2]}."
+    missing = _MISSING.match(reason)
+    if missing:
+        return f"Not set: {', '.join(f'{name}.{each}' for each in missing[1].split(', '))}, which {class_path} needs."
     if class_path is not None:
         return f"{name} cannot be {class_path}: {reason}.{_suggest(class_path, _neighbours(class_path))}"
     return f"{name}: {reason}" if name else reason

@@ -122,7 +122,7 @@ class RunProgress(ProgressBar):
         done = trainer.global_step - self._done_before
         if done and not math.isinf(total):
             seconds = (self._last_line - self._began) / done * (total - trainer.global_step)
-            left = f", about {seconds / 60:.0f} min left"
+            left = f", about {seconds / 60:.0f} min left" if seconds >= 60 else ", less than a minute left"
         _say(f"{text}{self._validation.replace('  ', ', ')}, meta-iteration {trainer.global_step}/{total:.0f}{left}")
 
     def _close(self) -> None:

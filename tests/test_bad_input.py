@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from dmaml_pl.cli import DmamlCLI, run
 from dmaml_pl.errors import ConfigError
-from tests.recipes import small_maml, small_trainer
+from tests.recipes import small_data, small_maml, small_trainer
 from tests.test_omniglot import make_folders
 
 # Small, should a test fail to produce its error.
@@ -76,6 +76,8 @@ Refusal = Callable[..., str]
 @pytest.fixture(autouse=True)
 def as_the_user_left_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each command line has a process of its own; what it puts into the environment goes with it."""
+    # Lightning calls a function of jsonargparse that is on its way out.
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -89,9 +91,8 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Refusal:
     def refuse(*words: str, config: dict[str, Any] | None = None) -> str:
         if config is not None:
             Path("a.yaml").write_text(yaml.safe_dump(config))
-            words = (*(words[:1] if words and not words[0].startswith("-") else ["fit"]), "--config", "a.yaml") + (
-                words[1:] if words and not words[0].startswith("-") else words
-            )
+            command, settings = ("fit", words) if not words or words[0].startswith("-") else (words[0], words[1:])
+            words = (command, "--config", "a.yaml", *settings)
         before = set(Path.cwd().rglob("*.ckpt"))
         assert run(list(words)) == 1
         out, err = capfd.readouterr()
@@ -181,6 +182,11 @@ def test_a_misspelt_class_path_comes_with_the_nearest_one(
     setting = path.removesuffix(".class_path").replace(".init_args", "")
     assert text.startswith(f"{setting} cannot be {misspelt}: ")
     assert text.endswith(f"Did you mean {meant}?")
+
+
+def test_a_class_without_a_setting_that_it_needs_is_refused(refusal: Refusal) -> None:
+    text = refusal(config=SINUSOID | {"model": {"class_path": "dmaml_pl.MAML"}})
+    assert text == "Not set: model.network, which dmaml_pl.MAML needs."
 
 
 def test_a_class_of_another_kind_is_refused(refusal: Refusal) -> None:
@@ -399,7 +405,7 @@ def test_fewer_tasks_than_workers_are_refused_before_workers_are_started(
         (
             GLYPHS,
             {f"{DATA}.ways": 10},
-            "The network's output has shape (10, 5), but the tasks have 10 ways: set the network's ways (model.network)",
+            "The network's output has shape (10, 5), but the tasks have 10 ways: set the network's ways",
         ),
         (
             GLYPHS,
@@ -435,8 +441,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)
         trainer = small_trainer(max_steps=1)
-        from tests.recipes import small_data
-
         trainer.fit(module, small_data())
         trainer.save_checkpoint(path)
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)

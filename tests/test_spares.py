@@ -83,7 +83,9 @@ def _start_one(config: str, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen
 def test_a_spare_that_nobody_needs_ends_by_itself_and_says_nothing(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("good.yaml").write_text("data: data_modules.Sinusoid\nmodel: {class_path: dmaml_pl.MAML}\n")
+    Path("good.yaml").write_text(
+        "data: data_modules.Sinusoid\nmodel: {class_path: dmaml_pl.MAML, init_args: {network: dmaml_pl.MLP}}\n"
+    )
     Path("bad.yaml").write_text("data: data_modules.Nobody\n")
     started = [_start_one(config, monkeypatch) for config in ("good.yaml", "bad.yaml")]
     for spare in started:

@@ -17,7 +17,7 @@ from dmaml_pl.tasks import TaskBatch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRAINED, UNTRAINED, TRUTH, SUPPORT = "#1f5fa8", "#b0b0b0", "#2b2b2b", "#d1495b"
+TRAINED, BETWEEN, UNTRAINED, TRUTH, SUPPORT = "#1f5fa8", "#6fb1e8", "#b0b0b0", "#2b2b2b", "#d1495b"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -45,7 +45,7 @@ def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
     axes.set_xlabel("adaptation steps")
     axes.set_ylabel(f"{result.objective.title} on query samples")
     axes.set_title(f"Adaptation to {result.tasks} held-out tasks (mean, 95 % confidence)", fontsize=10)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1 if result.objective.metric == "accuracy" else None)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)
@@ -68,12 +68,10 @@ def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[in
         x = task.query_x.squeeze(-1)
         axes.plot(x, task.query_y.squeeze(-1), color=TRUTH, linewidth=1.5, label="true curve")
         for place, step in enumerate(shown):
-            shade = (place + 1) / len(shown)
             axes.plot(
                 x,
                 predictions[number, step].squeeze(-1).cpu(),
-                color=UNTRAINED if step == 0 else TRAINED,
-                alpha=1.0 if step == 0 else 0.35 + 0.65 * shade,
+                color=UNTRAINED if step == 0 else TRAINED if place == len(shown) - 1 else BETWEEN,
                 linestyle="--" if step == 0 else "-",
                 linewidth=1.2,
                 label="before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}",

@@ -49,7 +49,7 @@ class MetaTestReport(pl.Callback):
             if log_artifact is not None:
                 for file in files:
                     log_artifact(file, "figures")
-        print("\nFigures:", *(f"  {_shown(file)}" for file in files if file.suffix == ".png"), sep="\n")
+        print("\nFigures, also in MLflow:", *(f"  {_shown(file)}" for file in files if file.suffix == ".png"), sep="\n")
         for logger in trainer.loggers:
             command = getattr(logger, "ui_command", None)
             if command is not None:
