@@ -43,8 +43,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": 1,
     "check_val_every_n_epoch": None,
 }
-"""Our data modules deal tasks to workers themselves, and the command line checks a task before training. Validation comes
-every so many runs, whatever an epoch is."""
+"""Our data modules deal tasks to workers themselves, and the command line checks a task before training. Validation
+comes every so many runs, whatever an epoch is."""
 
 
 class ConfigRecorder(SaveConfigCallback):
@@ -224,14 +224,16 @@ class DmamlCLI(LightningCLI):
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but must be 1: for a larger "
                 "meta-batch set data.meta_batch."
             )
-        every, runs = trainer.val_check_interval, self.datamodule.runs_per_epoch
-        limit = trainer.limit_train_batches
+        every, limit = trainer.val_check_interval, trainer.limit_train_batches
+        if isinstance(every, int) and every < 1:
+            raise ConfigError(f"trainer.val_check_interval is {every}, but must be at least 1 (runs).")
+        runs = self.datamodule.runs_per_epoch
         runs = int(runs * limit) if isinstance(limit, float) else min(runs, limit or 0)
-        whole = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
-        if isinstance(every, int) and (every < 1 or (whole and every > runs)):
+        by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+        if isinstance(every, int) and by_epoch and every > runs:
             raise ConfigError(
-                f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, or "
-                "data.runs_per_epoch higher."
+                f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, "
+                "data.runs_per_epoch higher, or trainer.check_val_every_n_epoch to null."
             )
 
     def _check_checkpoints(self) -> None:

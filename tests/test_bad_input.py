@@ -238,7 +238,7 @@ def test_a_value_of_another_type_or_choice_is_told_with_what_it_may_be(
         (f"{MODEL}.inner_lr", -0.1, "model.inner_lr is -0.1"),
         (f"{MODEL}.inner_lr", float("nan"), "model.inner_lr is nan"),
         (f"{MODEL}.evaluation_steps", -1, "model.evaluation_steps is -1"),
-        (f"{MODEL}.gradient_clip", 0, "model.gradient_clip is 0"),
+        (f"{MODEL}.gradient_clip", 0, "model.gradient_clip is 0.0"),
         (f"{MODEL}.meta_optimizer.init_args.lr", 0.0, "the meta-optimizer's lr (model.meta_optimizer) is 0.0"),
         (f"{DATA}.shots", 0, "data.shots is 0"),
         (f"{DATA}.queries", -1, "data.queries is -1"),
@@ -260,12 +260,7 @@ def test_what_must_be_positive_is_refused_with_its_value(
         (f"{MODEL}.meta_optimizer.init_args.lr", -0.1, "model.meta_optimizer: Invalid learning rate: -0.1."),
         ("seed_everything", -5, "seed_everything is -5, but must be from 0 to 4294967295."),
         ("trainer.max_steps", -2, "trainer: `max_steps` must be a non-negative integer or -1"),
-        ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but an epoch has 10 runs: set it to 1 to"),
-        (
-            "trainer.val_check_interval",
-            50,
-            "trainer.val_check_interval is 50, but an epoch has 10 runs: set it to 1 to",
-        ),
+        ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),
         ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
         ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches is 4, but must be 1: for a larger me"),
         ("checkpoint.monitor", "val/los", "checkpoint.monitor is val/los, but must be one of val/loss, train/loss, v"),
@@ -276,6 +271,13 @@ def test_what_must_be_positive_is_refused_with_its_value(
 )
 def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expected: str, refusal: Refusal) -> None:
     assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
+
+
+def test_a_validation_that_would_never_come_in_an_epoch_is_refused(refusal: Refusal) -> None:
+    config = changed(SINUSOID, {"trainer.val_check_interval": 50, "trainer.check_val_every_n_epoch": 1})
+    assert refusal(config=config).startswith(
+        "trainer.val_check_interval is 50, but an epoch has 10 runs: set it to 1 to 10, "
+    )
 
 
 def test_the_metric_after_any_adaptation_step_may_be_monitored(monkeypatch: pytest.MonkeyPatch) -> None:
