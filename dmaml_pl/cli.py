@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
-from dmaml_pl import noise, spares
+from dmaml_pl import noise, preflight, spares
 from dmaml_pl.checkpoints import RunCheckpoint, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
@@ -190,76 +190,28 @@ class DmamlCLI(LightningCLI):
         return [logger for logger in self.trainer.loggers if isinstance(logger, MLflowTracker)]
 
     def _prepare(self, stage: str) -> None:
-        self.model.check_workers_can_merge(self.trainer)
+        trainer, data = self.trainer, self.datamodule
+        judged = "val" if stage in ("fit", "validate") else "test"
+        self.model.check_workers_can_merge(trainer)
         if stage == "fit":
-            self._check_trainer()
-        self.datamodule.prepare_data()
-        self.datamodule.setup(stage)
-        self.model.check_task(self.datamodule.evaluation_task("val" if stage in ("fit", "validate") else "test", 0))
+            preflight.check_trainer(trainer, data)
+        data.prepare_data()
+        data.setup(stage)
+        self.model.check_task(data.evaluation_task("val" if judged == "val" else "test", 0))
         if stage == "fit":
-            self._check_checkpoints()
-        self._check_shares(stage)
+            preflight.check_checkpoints(trainer, self.model)
+        ends_in_test = stage == "fit" and self._get(self.config_init, "meta_test")
+        preflight.check_shares(trainer, data, val=judged == "val", test=judged == "test" or ends_in_test)
         optimizers = self.model.configure_optimizers()
+        optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
         trackers = self._trackers()
-        run_id = self._use_checkpoint(
-            stage, trackers, optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
-        )
+        run_id = self._use_checkpoint(stage, trackers, optimizer)
         if _is_worker_zero():
             for tracker in trackers:
                 if run_id is not None:
                     tracker.attach(run_id)
                 tracker.open()
         self._prepared.set()
-
-    def _check_trainer(self) -> None:
-        """What Lightning would find in the workers only, or take in another sense than ours."""
-        trainer = self.trainer
-        if trainer.gradient_clip_val is not None:
-            raise ConfigError(
-                f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but a run clips its own meta-gradients: "
-                "set model.gradient_clip instead."
-            )
-        if trainer.accumulate_grad_batches != 1:
-            raise ConfigError(
-                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but must be 1: for a larger "
-                "meta-batch set data.meta_batch."
-            )
-        every, limit = trainer.val_check_interval, trainer.limit_train_batches
-        if isinstance(every, int) and every < 1:
-            raise ConfigError(f"trainer.val_check_interval is {every}, but must be at least 1 (runs).")
-        runs = self.datamodule.runs_per_epoch
-        runs = int(runs * limit) if isinstance(limit, float) else min(runs, limit or 0)
-        by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
-        if isinstance(every, int) and by_epoch and every > runs:
-            raise ConfigError(
-                f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, "
-                "data.runs_per_epoch higher, or trainer.check_val_every_n_epoch to null."
-            )
-
-    def _check_checkpoints(self) -> None:
-        """What would be found at the first validation only."""
-        objective = self.model.objective
-        better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
-        ours = type(self.model).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
-        for callback in self.trainer.checkpoint_callbacks:
-            if not isinstance(callback, RunCheckpoint):
-                continue
-            callback.check_writable()
-            name = str(callback.monitor)
-            of_step = name.startswith(f"val/{objective.metric}_step_")
-            mode = objective.better if of_step else better.get(name)
-            if mode is None and ours:
-                raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
-            if mode not in (None, callback.mode):
-                raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")
-
-    def _check_shares(self, stage: str) -> None:
-        """Every worker must have tasks to judge."""
-        self.datamodule.trainer = self.trainer
-        if stage in ("fit", "validate"):
-            self.datamodule.val_dataloader()
-        if stage in ("test", "predict") or (stage == "fit" and self._get(self.config_init, "meta_test")):
-            self.datamodule.test_dataloader()
 
     def _use_checkpoint(
         self, stage: str, trackers: list[MLflowTracker], optimizer: torch.optim.Optimizer
@@ -278,20 +230,12 @@ class DmamlCLI(LightningCLI):
         check_fits(checkpoint, self.model, path)
         self.config_init[self.subcommand]["ckpt_path"] = str(path)
         if stage == "fit":
-            self._check_not_done(checkpoint, path)
+            preflight.check_not_done(self.trainer, checkpoint, path)
             check_resumable(checkpoint, optimizer, path)
         if _is_worker_zero():
             print(f"Using checkpoint {path}", file=sys.stderr)
         run_id = checkpoint.get(RUN_ID_KEY)
         return run_id if isinstance(run_id, str) else None
-
-    def _check_not_done(self, checkpoint: dict[str, Any], path: Path) -> None:
-        done, limit = int(checkpoint.get("global_step", 0)), self.trainer.max_steps
-        if 0 <= limit <= done:
-            raise ConfigError(
-                f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher to "
-                "train on."
-            )
 
 
 def run(arguments: list[str]) -> int:

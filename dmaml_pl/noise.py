@@ -42,6 +42,8 @@ def quieten() -> None:
         logging.getLogger(name).addFilter(_Silence())
     # Lightning warns that a loader has few workers or no length; ours are generators that cost nothing.
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
+    # Lightning compares its batches, which are our runs, with an interval that we count in meta-iterations.
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval Trainer")
     # Lightning calls a function of PyTorch that is on its way out.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning asks for devices=1 in tests because its own sampler repeats samples to even the shares; ours does not.

@@ -53,7 +53,7 @@ class Objective:
                 )
         elif target.is_floating_point():
             raise ConfigError("model.objective is classification, but the data has real targets: set it to regression.")
-        elif prediction.ndim != 2 or prediction.shape[1] <= int(target.max()):
+        elif prediction.ndim != 2 or prediction.shape[1] != int(target.max()) + 1:
             raise ConfigError(
                 f"The network's output has shape {tuple(prediction.shape)}, but the tasks have "
                 f"{int(target.max()) + 1} ways: set the network's ways (model.network) to data.ways."

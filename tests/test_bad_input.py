@@ -239,7 +239,7 @@ def test_a_value_of_another_type_or_choice_is_told_with_what_it_may_be(
         (f"{MODEL}.inner_lr", float("nan"), "model.inner_lr is nan"),
         (f"{MODEL}.evaluation_steps", -1, "model.evaluation_steps is -1"),
         (f"{MODEL}.gradient_clip", 0, "model.gradient_clip is 0.0"),
-        (f"{MODEL}.meta_optimizer.init_args.lr", 0.0, "the meta-optimizer's lr (model.meta_optimizer) is 0.0"),
+        (f"{MODEL}.meta_optimizer.init_args.lr", 0.0, "model.meta_optimizer.lr is 0.0"),
         (f"{DATA}.shots", 0, "data.shots is 0"),
         (f"{DATA}.queries", -1, "data.queries is -1"),
         (f"{DATA}.meta_batch", 0, "data.meta_batch is 0"),
@@ -257,7 +257,11 @@ def test_what_must_be_positive_is_refused_with_its_value(
     ("path", "value", "expected"),
     [
         (f"{MODEL}.inner_lr", float("inf"), "model.inner_lr is inf, but must be finite."),
-        (f"{MODEL}.meta_optimizer.init_args.lr", -0.1, "model.meta_optimizer: Invalid learning rate: -0.1."),
+        (
+            f"{MODEL}.meta_optimizer.init_args.lr",
+            -0.1,
+            "model.meta_optimizer refuses a setting: Invalid learning rate: -0.1.",
+        ),
         ("seed_everything", -5, "seed_everything is -5, but must be from 0 to 4294967295."),
         ("trainer.max_steps", -2, "trainer: `max_steps` must be a non-negative integer or -1"),
         ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),

@@ -98,7 +98,7 @@ def test_tracker_writes_to_a_server(served: Served, tmp_path: Path) -> None:
     assert {metric["key"]: metric["step"] for metric in found["data"]["metrics"]} == {"loss": 7, "nan": 7, "inf": 7}
     assert found["info"]["status"] == "FAILED"
     assert served.ask("GET", f"/get-artifact?path=config.yaml&run_id={tracker.version}") == "a: b\n"
-    assert tracker.ui_command() == uri
+    assert tracker.ui_command() == f"{uri}/{tracker.run_url}"
     assert not list(tmp_path.iterdir())
 
 

@@ -97,9 +97,9 @@ class FewShotModule(pl.LightningModule):
         try:
             optimizer = self.meta_optimizer(self.learner.parameters())
         except ValueError as error:
-            raise ConfigError(f"model.meta_optimizer: {error}.") from error
+            raise ConfigError(f"model.meta_optimizer refuses a setting: {str(error).rstrip('.')}.") from error
         for group in optimizer.param_groups:
-            require_positive(**{"the meta-optimizer's lr (model.meta_optimizer)": float(group["lr"])})
+            require_positive(**{"model.meta_optimizer.lr": float(group["lr"])})
         if self.meta_schedule is None:
             return optimizer
         return [optimizer], [self.meta_schedule(optimizer)]

@@ -25,7 +25,8 @@ class MLP(nn.Module):
     def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1) -> None:
         super().__init__()
         widths = [inputs, *hidden, outputs]
-        require_positive(**{f"model.network width {number}": width for number, width in enumerate(widths)})
+        require_positive(**{"model.network.inputs": inputs, "model.network.outputs": outputs})
+        require_positive(**{f"model.network.hidden[{number}]": width for number, width in enumerate(hidden)})
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for width, following in pairwise(widths[1:]):
             layers += [nn.ReLU(), nn.Linear(width, following)]

@@ -56,7 +56,7 @@ def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1", r
         try:
             print("MLflow is starting ...", end=" ", flush=True)
             if _wait_until_it_answers(server, reached_at, port):
-                print(f"open http://{reached_at}:{port}/{page} (Ctrl-C stops it)", flush=True)
+                print(f"open http://{reached_at}:{port}{page} (Ctrl-C stops it)", flush=True)
             code = server.wait()
         except KeyboardInterrupt:
             print(flush=True)
@@ -73,7 +73,7 @@ def _page_of(store: Path, run: str) -> str:
         row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run,)).fetchone()
     if row is None:
         raise TrackingError(f"There is no MLflow run {run} in {store.parent}: leave out --run, or give the id of one.")
-    return f"#/experiments/{row[0]}/runs/{run}"
+    return f"/#/experiments/{row[0]}/runs/{run}"
 
 
 def _check_port(host: str, port: int) -> None:

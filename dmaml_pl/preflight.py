@@ -1,0 +1,95 @@
+"""What can be checked before a training is checked here, so that nothing long starts in vain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from data_modules import TaskDataModule
+from dmaml_pl.checkpoints import RunCheckpoint
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.modules import FewShotModule
+
+
+def check_trainer(trainer: Any, data: TaskDataModule) -> None:
+    """Check what Lightning would find in the workers only, or take in another sense than ours.
+
+    Raises:
+        ConfigError: names the setting of the Trainer.
+    """
+    if trainer.max_steps == 0:
+        raise ConfigError("trainer.max_steps is 0, but must be at least 1 (meta-iterations of each worker), or -1.")
+    if trainer.log_every_n_steps < 1:
+        raise ConfigError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}, but must be at least 1.")
+    if trainer.gradient_clip_val is not None:
+        raise ConfigError(
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but a run clips its own meta-gradients: "
+            "set model.gradient_clip instead."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but must be 1: for a larger "
+            "meta-batch set data.meta_batch."
+        )
+    every, limit = trainer.val_check_interval, trainer.limit_train_batches
+    if isinstance(every, int) and every < 1:
+        raise ConfigError(f"trainer.val_check_interval is {every}, but must be at least 1 (runs).")
+    runs = data.runs_per_epoch
+    runs = int(runs * limit) if isinstance(limit, float) else min(runs, limit or 0)
+    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+    if isinstance(every, int) and by_epoch and every > runs:
+        raise ConfigError(
+            f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, "
+            "data.runs_per_epoch higher, or trainer.check_val_every_n_epoch to null."
+        )
+
+
+def check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
+    """Check what would be found at the first validation only.
+
+    Raises:
+        ConfigError: names the setting of `checkpoint`.
+    """
+    objective = module.objective
+    better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
+    ours = type(module).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, RunCheckpoint):
+            continue
+        callback.check_writable()
+        name = str(callback.monitor)
+        of_step = name.startswith(f"val/{objective.metric}_step_")
+        mode = objective.better if of_step else better.get(name)
+        if mode is None and ours:
+            raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
+        if mode not in (None, callback.mode):
+            raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")
+
+
+def check_shares(trainer: pl.Trainer, data: TaskDataModule, *, val: bool, test: bool) -> None:
+    """Check that every worker has tasks to judge.
+
+    Raises:
+        ConfigError: names the number of tasks.
+    """
+    data.trainer = trainer
+    if val:
+        data.val_dataloader()
+    if test:
+        data.test_dataloader()
+
+
+def check_not_done(trainer: pl.Trainer, checkpoint: dict[str, Any], path: Path) -> None:
+    """Check that there is something left to train.
+
+    Raises:
+        ConfigError: the checkpoint stands where the training would end.
+    """
+    done, limit = int(checkpoint.get("global_step", 0)), trainer.max_steps
+    if 0 <= limit <= done:
+        raise ConfigError(
+            f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher to "
+            "train on."
+        )
