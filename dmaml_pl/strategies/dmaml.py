@@ -17,7 +17,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -133,13 +133,30 @@ class DMAMLStrategy(DDPStrategy):
         Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge.
         """
         super().on_train_start()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._answer_sigterm(self._end_run)
 
-    def _on_sigterm(self, number: int, frame: Any) -> None:
+    def on_test_start(self) -> None:
+        """Answer SIGTERM at once: a test has nothing to lose."""
+        super().on_test_start()
+        self._answer_sigterm(self._end_now)
+
+    def on_predict_start(self) -> None:
+        """As for a test."""
+        super().on_predict_start()
+        self._answer_sigterm(self._end_now)
+
+    def _answer_sigterm(self, handler: Callable[[int, Any], None]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+    def _end_run(self, number: int, frame: Any) -> None:
         self._terminated = True
         if isinstance(self._launcher, WorkerLauncher):
             self._launcher.kill(signal.SIGTERM)
+
+    def _end_now(self, number: int, frame: Any) -> None:
+        self._end_run(number, frame)
+        raise SIGTERMException
 
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
