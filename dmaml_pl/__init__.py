@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dmaml_pl.algorithms import MAMLRule
     from dmaml_pl.modules import MAML, FewShotModule
     from dmaml_pl.networks import MLP, Conv4
-    from dmaml_pl.strategies import DMAMLStrategy, MeanMerge
+    from dmaml_pl.strategies import DMAMLStrategy, MeanMerge, OuterOptimizerMerge, TaskWeightedMerge
     from dmaml_pl.tracking import MLflowTracker
 
 _HOMES = {
@@ -25,10 +25,23 @@ _HOMES = {
     "Conv4": "dmaml_pl.networks",
     "DMAMLStrategy": "dmaml_pl.strategies",
     "MeanMerge": "dmaml_pl.strategies",
+    "OuterOptimizerMerge": "dmaml_pl.strategies",
+    "TaskWeightedMerge": "dmaml_pl.strategies",
     "MLflowTracker": "dmaml_pl.tracking",
 }
 
-__all__ = ["MAML", "MLP", "Conv4", "DMAMLStrategy", "FewShotModule", "MAMLRule", "MLflowTracker", "MeanMerge"]
+__all__ = [
+    "MAML",
+    "MLP",
+    "Conv4",
+    "DMAMLStrategy",
+    "FewShotModule",
+    "MAMLRule",
+    "MLflowTracker",
+    "MeanMerge",
+    "OuterOptimizerMerge",
+    "TaskWeightedMerge",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -272,9 +272,13 @@ def running(tmp_path: Path, config: str) -> Iterator[Callable[..., Running]]:
         started[-1].wait_for_checkpoint()
         return started[-1]
 
+    # A process that was started in the background ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield start
+    signal.signal(signal.SIGINT, before)
     for training in started:
         training.process.kill()
+        training.process.communicate()
 
 
 def status_of(folder: Path) -> tuple[str, dict[str, str]]:

@@ -5,7 +5,7 @@ Soulier, "Distributed Model-Agnostic Meta-Learning", master thesis, TH Koeln 202
 
 What it promises: workers start from identical weights and buffers; no worker waits for another within a run; at the
 run's end there is one all-reduce, after which all workers hold bit-identical weights and buffers; with one worker
-nothing is done at all. A worker whose loss or weights are no longer finite tells the others in that same all-reduce,
+and the plain mean nothing is done at all. A worker whose loss or weights are no longer finite tells the others in that same all-reduce,
 and all stop with the same error. A worker that has died, or that does not come within `timeout` seconds, ends the
 training on every other.
 
@@ -173,11 +173,14 @@ class DMAMLStrategy(DDPStrategy):
             NonFiniteError: a worker's loss or weights are no longer finite; the same error on every worker.
             WorkerLostError: a worker has died or did not come in time.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 and not self.merge_rule.acts_alone:
             return super().training_step(*args, **kwargs)
         state = FlatState(self._module())
         start = state.pack_floats()
         report = cast("RunReport", super().training_step(*args, **kwargs))
+        if self.world_size == 1:
+            state.unpack_floats(self._apply_rule(start, state.pack_floats(), state.parameter_size))
+            return report
         return self._merge(state, start, report)
 
     def _merge(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
@@ -205,7 +208,7 @@ class DMAMLStrategy(DDPStrategy):
         if table.failures:
             raise table.failures[0]
         mean = floats / table.weight.sum()
-        state.unpack_floats(self.merge_rule.merge(start, mean))
+        state.unpack_floats(self._apply_rule(start, mean, state.parameter_size))
         state.unpack_integers(integers)
         _add_table(report, table)
         self._merging = False
@@ -215,6 +218,10 @@ class DMAMLStrategy(DDPStrategy):
             "merge/bytes": float(payload.numel() * payload.element_size()),
         }
         return report
+
+    def _apply_rule(self, start: Tensor, mean: Tensor, size: int) -> Tensor:
+        """The rule decides about the parameters, the first `size` values; buffers are averaged whatever the rule."""
+        return torch.cat([self.merge_rule.merge(start[:size], mean[:size]), mean[size:]])
 
     def _all_reduce(self, payload: Tensor, run: int) -> None:
         try:
@@ -253,11 +260,8 @@ class DMAMLStrategy(DDPStrategy):
             own = _to_cpu(checkpoint.get("optimizer_states", []))
             everyone: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
             torch.distributed.gather_object(own, everyone)
-            checkpoint[CHECKPOINT_KEY] = {
-                "workers": self.world_size,
-                "optimizer_states": everyone,
-                "merge": self.merge_rule.state_dict(),
-            }
+            checkpoint[CHECKPOINT_KEY] = {"workers": self.world_size, "optimizer_states": everyone}
+        checkpoint.setdefault(CHECKPOINT_KEY, {"workers": 1})["merge"] = self.merge_rule.state_dict()
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -269,7 +273,7 @@ class DMAMLStrategy(DDPStrategy):
                 f"The checkpoint was made by {workers} worker(s), and there are {self.world_size} now: training goes "
                 "on from the merged weights, every worker with the optimizer moments of worker 0."
             )
-        elif kept is not None:
+        elif kept is not None and workers > 1:
             checkpoint = {**checkpoint, "optimizer_states": kept["optimizer_states"][self.global_rank]}
         if kept is not None:
             self.merge_rule.load_state_dict(kept["merge"])

@@ -23,6 +23,7 @@ class FlatState:
     def __init__(self, module: nn.Module) -> None:
         state = [*module.parameters(), *module.buffers()]
         self.floats = [tensor for tensor in state if tensor.is_floating_point()]
+        self.parameter_size = sum(p.numel() for p in module.parameters() if p.is_floating_point())
         self.integers = [tensor for tensor in state if not tensor.is_floating_point()]
         wide = any(tensor.dtype == torch.float64 for tensor in self.floats)
         self.dtype = torch.float64 if wide else torch.float32

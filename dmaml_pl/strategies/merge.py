@@ -3,7 +3,8 @@
 A rule works on flat vectors and never communicates: the strategy asks each worker for its weight, forms the weighted
 mean of all workers' meta-weights in one all-reduce, and hands it to the rule on every worker alike.
 
-Legend: P floating-point parameters and buffers of the network, flattened, the same order on every worker.
+Legend: P floating-point parameters of the network, flattened, the same order on every worker. Floating-point buffers
+are averaged with the same weights, whatever the rule.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from dmaml_pl.runs import RunReport
 
 
 class MergeRule(ABC):
-    """Base of the merge rules. A rule with a memory keeps it in its state dict, equal on every worker."""
+    """Base of the merge rules. A rule with a memory keeps it in its state dict, equal on every worker.
+
+    Attributes:
+        acts_alone: whether the rule changes the weights of a single worker, too. Where it does not, a training with one
+            worker is bit-identical to one without the strategy.
+    """
+
+    acts_alone = False
 
     def weight(self, report: RunReport) -> float:
         """How much this worker counts in the mean; 1 by default."""
@@ -49,3 +57,15 @@ class MeanMerge(MergeRule):
     def merge(self, start: Tensor, mean: Tensor) -> Tensor:
         """`mean` itself."""
         return mean
+
+
+class TaskWeightedMerge(MeanMerge):
+    """The mean of the workers' meta-weights, weighted by the tasks that each saw in the run (federated averaging).
+
+    w = sum_i n_i w_i / sum_i n_i, with n_i the tasks of worker i (McMahan et al. 2017, arXiv:1602.05629). The plain
+    mean where all workers see the same number.
+    """
+
+    def weight(self, report: RunReport) -> float:
+        """The tasks of this worker's run."""
+        return float(report["tasks"])
