@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from dmaml_pl.algorithms import MAMLRule
     from dmaml_pl.modules import MAML, FewShotModule
     from dmaml_pl.networks import MLP, Conv4
-    from dmaml_pl.strategies import DMAMLStrategy, MeanMerge, OuterOptimizerMerge, TaskWeightedMerge
+    from dmaml_pl.strategies import (
+        DMAMLStrategy,
+        MeanMerge,
+        OuterOptimizerMerge,
+        TaskParallelStrategy,
+        TaskWeightedMerge,
+    )
     from dmaml_pl.tracking import MLflowTracker
 
 _HOMES = {
@@ -26,6 +32,7 @@ _HOMES = {
     "DMAMLStrategy": "dmaml_pl.strategies",
     "MeanMerge": "dmaml_pl.strategies",
     "OuterOptimizerMerge": "dmaml_pl.strategies",
+    "TaskParallelStrategy": "dmaml_pl.strategies",
     "TaskWeightedMerge": "dmaml_pl.strategies",
     "MLflowTracker": "dmaml_pl.tracking",
 }
@@ -40,6 +47,7 @@ __all__ = [
     "MLflowTracker",
     "MeanMerge",
     "OuterOptimizerMerge",
+    "TaskParallelStrategy",
     "TaskWeightedMerge",
 ]
 

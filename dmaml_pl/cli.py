@@ -25,6 +25,7 @@ from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
 from dmaml_pl.messages import ConfigParser, check_config_files, explain, explain_interpolation, explain_trainer
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.progress import RunProgress
+from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking import MLflowTracker
 
 RUN_ID_KEY = "mlflow_run_id"
@@ -142,7 +143,13 @@ class DmamlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Lightning's; what fails outside the Trainer leaves no MLflow run that seems to be running."""
         try:
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except RuntimeError:
+                # A worker that dies while another waits for it elsewhere than at a merge, as in a validation.
+                if isinstance(self.trainer.strategy, WorkerStrategy):
+                    self.trainer.strategy.await_verdict()
+                raise
         except BaseException:
             if not self.trainer.interrupted:  # else the Trainer has told its loggers
                 for tracker in self._trackers():

@@ -5,9 +5,10 @@ Legend: H meta-iterations of the run, W workers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmaml_pl.errors import NonFiniteError
 
@@ -43,6 +44,12 @@ class RunStrategy(Protocol):
     """
 
     run_length: int | None
+
+    def share_meta_gradient(
+        self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
+    ) -> NonFiniteError | None:
+        """Share the gradients in place, if the strategy does; returns the failure of any worker told of here."""
+        ...
 
     def check_workers(self) -> None:
         """Raise an error if a worker is known to be lost; called once a meta-iteration."""

@@ -241,7 +241,7 @@ def _train_with_a_frozen_worker(released: Any) -> str:
 def test_a_frozen_worker_ends_the_training_of_the_others_within_the_timeout() -> None:
     released = multiprocessing.get_context("fork").Event()
     waiting, frozen = in_workers(_train_with_a_frozen_worker, 2, released)
-    assert "worker 0 lost contact with another worker at the merge of run 1" in waiting
+    assert "worker 0 lost contact with another worker in run 1" in waiting
     assert "trainer.strategy.timeout (5 s)" in waiting
     assert "worker 1 lost contact" in frozen
 

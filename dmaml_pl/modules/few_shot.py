@@ -77,6 +77,7 @@ class FewShotModule(pl.LightningModule):
         self.learner: Any = algorithm.wrap(network)
         self.runs_done = 0
         self.tasks_seen = 0
+        self.iteration = 0
         self.meta_test: MetaTest | None = None
         self._untrained: tuple[Any, ...] = ()
         self._scores: list[TaskScores] = []
@@ -174,11 +175,11 @@ class FewShotModule(pl.LightningModule):
         for iteration in range(length):
             self._answer_the_outside()
             batch = tasks.draw(worker=self.global_rank, run=run, iteration=iteration).to(self.device)
-            loss, metrics[iteration] = self._meta_iteration(batch)
+            self.iteration = iteration
+            loss, metrics[iteration], failure = self._meta_iteration(batch)
             losses[iteration] = loss
             seen += batch.tasks
-            if not math.isfinite(loss):
-                failure = self._not_finite("the query loss", iteration)
+            if failure is not None:
                 break
             self._notify(iteration + 1, length, loss)
         if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
@@ -214,7 +215,7 @@ class FewShotModule(pl.LightningModule):
         limit = self.trainer.max_steps
         return length if limit < 0 else min(length, limit - self.trainer.global_step)
 
-    def _meta_iteration(self, batch: TaskBatch) -> tuple[float, Tensor]:
+    def _meta_iteration(self, batch: TaskBatch) -> tuple[float, Tensor, NonFiniteError | None]:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         outcome = self.engine.meta_gradient(
@@ -225,15 +226,18 @@ class FewShotModule(pl.LightningModule):
             backward=self.manual_backward,
         )
         loss = float(outcome.loss)
-        if not math.isfinite(loss):
-            return loss, outcome.metric
+        failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
+        if isinstance(self.trainer.strategy, RunStrategy):
+            failure = self.trainer.strategy.share_meta_gradient(self.learner.parameters(), failure)
+        if failure is not None:
+            return loss, outcome.metric, failure
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, self.gradient_clip, "norm")
         optimizer.step()
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
-        return loss, outcome.metric
+        return loss, outcome.metric, None
 
     def _not_finite(self, what: str, iteration: int) -> NonFiniteError:
         return NonFiniteError(what, worker=self.global_rank, run=self.runs_done, iteration=iteration)

@@ -1,12 +1,24 @@
-"""How workers train together. Importing this makes `--trainer.strategy dmaml` known to Lightning."""
+"""How workers train together. Importing this makes `dmaml` and `task_parallel` known to Lightning."""
 
 from pytorch_lightning.strategies import StrategyRegistry
 
 from dmaml_pl.strategies.dmaml import DMAMLStrategy
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule, TaskWeightedMerge
 from dmaml_pl.strategies.outer import OuterOptimizerMerge
+from dmaml_pl.strategies.task_parallel import TaskParallelStrategy
+from dmaml_pl.strategies.workers import WorkerStrategy
 
-__all__ = ["DMAMLStrategy", "MeanMerge", "MergeRule", "OuterOptimizerMerge", "TaskWeightedMerge"]
+__all__ = [
+    "DMAMLStrategy",
+    "MeanMerge",
+    "MergeRule",
+    "OuterOptimizerMerge",
+    "TaskParallelStrategy",
+    "TaskWeightedMerge",
+    "WorkerStrategy",
+]
 
+if "task_parallel" not in StrategyRegistry:
+    StrategyRegistry.register("task_parallel", TaskParallelStrategy, "Workers average every meta-gradient.")
 if "dmaml" not in StrategyRegistry:
     StrategyRegistry.register("dmaml", DMAMLStrategy, "Workers make runs alone; their weights merge at each run's end.")

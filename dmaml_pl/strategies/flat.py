@@ -18,12 +18,17 @@ BASE = 1 << 16
 
 
 class FlatState:
-    """Packs the parameters and buffers of a module into vectors, and unpacks merged vectors back into them."""
+    """Packs the parameters and buffers of a module into vectors, and unpacks merged vectors back into them.
 
-    def __init__(self, module: nn.Module) -> None:
-        state = [*module.parameters(), *module.buffers()]
+    Args:
+        module: the module.
+        parameters: whether its parameters are packed, too, or only its buffers.
+    """
+
+    def __init__(self, module: nn.Module, *, parameters: bool = True) -> None:
+        state = [*(module.parameters() if parameters else ()), *module.buffers()]
         self.floats = [tensor for tensor in state if tensor.is_floating_point()]
-        self.parameter_size = sum(p.numel() for p in module.parameters() if p.is_floating_point())
+        self.parameter_size = sum(p.numel() for p in module.parameters() if p.is_floating_point()) if parameters else 0
         self.integers = [tensor for tensor in state if not tensor.is_floating_point()]
         wide = any(tensor.dtype == torch.float64 for tensor in self.floats)
         self.dtype = torch.float64 if wide else torch.float32

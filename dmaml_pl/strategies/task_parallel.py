@@ -1,0 +1,96 @@
+"""Parallel tasks: the workers share every meta-iteration's meta-gradient, and so make one training together.
+
+Soulier's thesis (TH Koeln 2020) recommends trying it: the tasks of a meta-batch are dealt to workers, which average
+their meta-gradients, as data-parallel training does. W workers with T tasks each take the steps of one worker with W T
+tasks. PyTorch's DDP wrapper is not used, as its hooks do not see gradients that `torch.func` computes.
+
+Legend: P floating-point values of the meta-gradient, W workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dmaml_pl.errors import NonFiniteError
+from dmaml_pl.runs import RunReport
+from dmaml_pl.strategies.flat import FlatState
+from dmaml_pl.strategies.payload import CAUSES
+from dmaml_pl.strategies.workers import WorkerStrategy
+
+
+class TaskParallelStrategy(WorkerStrategy):
+    """Averages the workers' meta-gradients at every meta-iteration; all workers hold the same weights throughout.
+
+    A run is what it is elsewhere, H meta-iterations between two chances to validate, so that the two strategies are
+    compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and figures.
+
+    Args:
+        run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
+        timeout: seconds that a worker waits for the others at a meta-iteration before it gives up.
+        process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
+        start_method: how Lightning starts workers on this machine: "popen" runs the same command again, "spawn" and
+            "fork" also work in a notebook.
+
+    Raises:
+        ConfigError: a setting out of its range.
+    """
+
+    strategy_name = "task_parallel"
+
+    def __init__(
+        self,
+        run_length: int | None = None,
+        timeout: float = 600.0,
+        process_group_backend: str | None = None,
+        start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+    ) -> None:
+        super().__init__(run_length, timeout, process_group_backend, start_method)
+
+    def share_meta_gradient(
+        self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
+    ) -> NonFiniteError | None:
+        """Replace the gradients by their mean over the workers.
+
+        Args:
+            parameters: what is meta-learned; every worker has gradients for the same ones.
+            failure: why this worker has no finite meta-gradient, if so.
+
+        Returns:
+            The failure of the first worker that has one, the same on every worker.
+        """
+        if self.world_size == 1:
+            return failure
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flags = gradients[0].new_zeros(self.world_size)
+        if failure is not None:
+            flags[self.global_rank] = 1 + CAUSES.index(failure.what)
+        payload = torch.cat([*(gradient.reshape(-1).to(flags.dtype) for gradient in gradients), flags])
+        self._all_reduce(payload)
+        told = payload[-self.world_size :].tolist()
+        for worker, cause in enumerate(told):
+            if cause:
+                place = self._iteration()
+                return NonFiniteError(CAUSES[int(cause) - 1], worker=worker, run=self._run(), iteration=place)
+        mean = payload[: -self.world_size] / self.world_size
+        for gradient, values in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(values.view_as(gradient))
+        return None
+
+    def _iteration(self) -> int:
+        """Number of the meta-iteration under way within its run."""
+        return int(self._module().iteration)
+
+    def _merged_state(self) -> FlatState:
+        return FlatState(self._module(), parameters=False)
+
+    def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
+        if self.world_size == 1:
+            return report
+        mean, integers, _ = self._exchange(state, start, report, weight=1.0)
+        state.unpack_floats(mean)
+        state.unpack_integers(integers)
+        return report

@@ -1,0 +1,126 @@
+"""Parallel tasks between real processes: the same weights throughout, the steps of one big meta-batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_modules.base import TrainingRuns
+from dmaml_pl import TaskParallelStrategy
+from dmaml_pl.errors import NonFiniteError, WorkerLostError
+from dmaml_pl.tasks import TaskBatch
+from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
+from tests.test_dmaml import PoisonedData, WithBuffers
+from tests.workers import in_workers
+
+
+def _optimizer(params: Any) -> Any:
+    return torch.optim.Adam(params, lr=1e-2)
+
+
+def _train(stop: int = 10, buffers: bool = False, folder: Path | None = None, ckpt: Path | None = None) -> Any:
+    torch.set_num_threads(1)
+    recorder = Recorder()
+    module = small_maml(WithBuffers() if buffers else None, meta_optimizer=_optimizer)
+    trainer = small_trainer(
+        devices=2, strategy=TaskParallelStrategy(run_length=4), max_steps=stop, callbacks=[recorder]
+    )
+    trainer.fit(module, small_data(), ckpt_path=ckpt)
+    if folder is not None:
+        trainer.save_checkpoint(folder / "kept.ckpt")
+    return recorder.states, recorder.reports
+
+
+def test_the_workers_hold_bit_identical_weights_and_buffers_after_every_run() -> None:
+    (first, reports), (second, _) = in_workers(_train, 2, 10, True)
+    assert len(first) == 3
+    for mine, others in zip(first, second, strict=True):
+        assert same(mine, others)
+    assert reports[0]["workers"]["loss"].shape == (2, 4)
+    assert not torch.equal(reports[0]["workers"]["loss"][0], reports[0]["workers"]["loss"][1])
+
+
+def test_two_workers_take_the_steps_of_one_with_both_meta_batches() -> None:
+    (states, _), _ = in_workers(_train, 2, 8)
+    module, data = small_maml(meta_optimizer=_optimizer), small_data()
+    optimizer = _optimizer(module.parameters())
+    for step in range(8):
+        shares = [data.draw(worker=rank, run=step // 4, iteration=step % 4) for rank in range(2)]
+        optimizer.zero_grad()
+        module.engine.meta_gradient(
+            module.learner,
+            TaskBatch(*(torch.cat([share[field] for share in shares]) for field in range(4))),  # type: ignore[misc]
+            steps=1,
+            objective=module.objective,
+            backward=lambda loss: loss.backward(),
+        )
+        optimizer.step()
+    for name, value in state_of(module).items():
+        assert torch.allclose(states[-1][name], value, atol=1e-5), name
+
+
+def test_the_same_training_gives_the_same_bits_and_resuming_goes_on_to_the_bit(tmp_path: Path) -> None:
+    (straight, _), _ = in_workers(_train, 2, 20)
+    (again, _), _ = in_workers(_train, 2, 20)
+    assert same(straight[-1], again[-1])
+    in_workers(_train, 2, 8, False, tmp_path)
+    (resumed, _), _ = in_workers(_train, 2, 20, False, None, tmp_path / "kept.ckpt")
+    assert same(resumed[-1], straight[-1])
+
+
+def test_the_training_loss_falls() -> None:
+    (_, reports), _ = in_workers(_train, 2, 800)
+    losses = torch.cat([report["series"]["loss"] for report in reports])
+    assert float(losses[-200:].mean()) < 0.7 * float(losses[:100].mean())
+
+
+def test_one_worker_is_bit_identical_to_no_strategy_at_all() -> None:
+    states = []
+    for strategy in ("auto", "task_parallel"):
+        module = small_maml(run_length=4, meta_optimizer=_optimizer)
+        small_trainer(strategy=strategy).fit(module, small_data())
+        states.append(state_of(module))
+    assert same(states[0], states[1])
+
+
+def _train_poisoned() -> tuple[int, int, int]:
+    with pytest.raises(NonFiniteError) as caught:
+        small_trainer(devices=2, strategy=TaskParallelStrategy(run_length=4), max_steps=20).fit(
+            small_maml(), TrainingRuns(PoisonedData(1, 1, 2), 5), small_data().val_dataloader()
+        )
+    return caught.value.worker, caught.value.run, caught.value.iteration
+
+
+def test_a_loss_that_is_not_finite_stops_every_worker_at_that_meta_iteration() -> None:
+    assert in_workers(_train_poisoned, 2) == [(1, 1, 2), (1, 1, 2)]
+
+
+def _train_with_a_frozen_worker(released: Any) -> str:
+    class Freezing:
+        seed = 0
+
+        def draw(self, *, worker: int, run: int, iteration: int) -> Any:
+            if (worker, iteration) == (1, 1):
+                assert released.wait(100)
+            return small_data().draw(worker=worker, run=run, iteration=iteration)
+
+    strategy = TaskParallelStrategy(run_length=4, timeout=5)
+    try:
+        small_trainer(devices=2, strategy=strategy).fit(
+            small_maml(), TrainingRuns(Freezing(), 5), small_data().val_dataloader()
+        )
+    except WorkerLostError as error:
+        return str(error)
+    finally:
+        released.set()
+    return "trained on"
+
+
+def test_a_frozen_worker_ends_the_training_of_the_others_within_the_timeout() -> None:
+    released = multiprocessing.get_context("fork").Event()
+    waiting, _ = in_workers(_train_with_a_frozen_worker, 2, released)
+    assert "worker 0 lost contact with another worker in run 0" in waiting
