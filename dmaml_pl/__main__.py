@@ -47,6 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if words[0] == "ui":
         return _ui(words[1:])
+    try:
+        return _train_or_test(words)
+    except KeyboardInterrupt:  # before there is anything to save
+        return 130
+
+
+def _train_or_test(words: list[str]) -> int:
     from dmaml_pl import spares  # noqa: PLC0415
 
     spares.start(words)

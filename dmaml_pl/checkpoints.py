@@ -97,7 +97,9 @@ def find_checkpoint(wanted: str, folder: Path) -> Path:
         if not path.is_file():
             raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: give best, last or a file.")
         return path
-    trainings = sorted(folder.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    trainings = sorted(
+        [*folder.glob("last.ckpt"), *folder.glob("*/checkpoints/last.ckpt")], key=lambda path: path.stat().st_mtime
+    )
     if not trainings:
         raise CheckpointError(
             f"--ckpt_path is {wanted}, but no training has left a checkpoint under {folder}: train first (dmaml fit), "

@@ -27,6 +27,7 @@ from dmaml_pl.modules import FewShotModule
 from dmaml_pl.progress import RunProgress
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
 
 RUN_ID_KEY = "mlflow_run_id"
 RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
@@ -150,7 +151,10 @@ class DmamlCLI(LightningCLI):
                 if isinstance(self.trainer.strategy, WorkerStrategy):
                     self.trainer.strategy.await_verdict()
                 raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
+                for tracker in self._trackers():
+                    tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
             if not self.trainer.interrupted:  # else the Trainer has told its loggers
                 for tracker in self._trackers():
                     tracker.finalize("failed")
@@ -220,6 +224,15 @@ class DmamlCLI(LightningCLI):
                 tracker.open()
         self._prepared.set()
 
+    def _checkpoint_folder(self, trackers: list[MLflowTracker]) -> Path:
+        """Where trainings of this configuration keep their checkpoints."""
+        chosen = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        if chosen is not None:
+            return Path(chosen)
+        if trackers:
+            return Path(trackers[0].save_dir or ".") / str(trackers[0].name)
+        return Path(self.trainer.default_root_dir) / "checkpoints"
+
     def _use_checkpoint(
         self, stage: str, trackers: list[MLflowTracker], optimizer: torch.optim.Optimizer
     ) -> str | None:
@@ -229,7 +242,7 @@ class DmamlCLI(LightningCLI):
             if stage in ("test", "predict"):
                 raise CheckpointError(f"dmaml {stage} needs --ckpt_path: give best, last or a file.")
             return None
-        folder = Path(trackers[0].save_dir or ".") / str(trackers[0].name) if trackers else Path("checkpoints")
+        folder = self._checkpoint_folder(trackers)
         found = None if _is_worker_zero() else os.environ.get(RESOLVED_CHECKPOINT)
         path = Path(found or find_checkpoint(str(wanted), folder))
         os.environ[RESOLVED_CHECKPOINT] = str(path)

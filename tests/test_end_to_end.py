@@ -49,7 +49,7 @@ def dmaml(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subproce
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=280,
         check=False,
     )
 
@@ -301,8 +301,12 @@ def test_a_stop_signal_ends_in_killed_and_says_how_to_go_on(
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def test_a_killed_worker_ends_the_training_with_a_clear_error(running: Callable[..., Running], tmp_path: Path) -> None:
-    training = running()
+@pytest.mark.parametrize("where", ["a run", "a validation"])
+def test_a_killed_worker_ends_the_training_with_a_clear_error(
+    running: Callable[..., Running], tmp_path: Path, where: str
+) -> None:
+    long = {"data.val_tasks": 2000, "trainer.val_check_interval": 1}
+    training = running(**(long if where == "a validation" else {}))
     (worker,) = training.workers()
     os.kill(worker, signal.SIGKILL)
     returncode, errors = training.end()
@@ -331,3 +335,16 @@ def test_a_training_that_diverges_names_the_place_and_leaves_the_last_good_check
     kept = failed.checkpoint("last")
     assert kept["global_step"] == 20
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept["state_dict"].values())
+
+
+def test_the_training_of_make_train_cuts_the_error_to_a_fifth_and_improves_with_further_steps(
+    config: str, tmp_path: Path
+) -> None:
+    result = dmaml(tmp_path, "fit", "--config", config)
+    assert result.returncode == 0, result.stderr
+    (file,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/figures/meta_test.json")
+    found = json.loads(file.read_text())
+    assert found["tasks"] == 600
+    trained = [row["trained"] for row in found["steps"]]
+    assert trained[1] < found["steps"][1]["untrained"] / 5
+    assert trained[10] < trained[5] < trained[1] < trained[0]

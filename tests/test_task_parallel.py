@@ -108,7 +108,7 @@ def _train_with_a_frozen_worker(released: Any) -> str:
                 assert released.wait(100)
             return small_data().draw(worker=worker, run=run, iteration=iteration)
 
-    strategy = TaskParallelStrategy(run_length=4, timeout=5)
+    strategy = TaskParallelStrategy(run_length=4, timeout=8)
     try:
         small_trainer(devices=2, strategy=strategy).fit(
             small_maml(), TrainingRuns(Freezing(), 5), small_data().val_dataloader()

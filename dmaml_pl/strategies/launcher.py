@@ -92,12 +92,15 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             process.kill()
 
     def _watch(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            for rank, process in enumerate(self.procs, start=1):
-                code = process.poll()
-                if code:
-                    self.lost = f"worker {rank} (process {process.pid}) {_fate(code)}"
-                    return
+        while self.lost is None and not self._done.wait(POLL_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Notice a worker that has ended before its time."""
+        for rank, process in enumerate(self.procs, start=1):
+            code = process.poll()
+            if code and self.lost is None and not self._done.is_set():
+                self.lost = f"worker {rank} (process {process.pid}) {_fate(code)}"
 
 
 def _fate(code: int) -> str:

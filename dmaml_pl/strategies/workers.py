@@ -149,6 +149,7 @@ class WorkerStrategy(DDPStrategy):
         """End the other workers too; they may be waiting for this one."""
         super().on_exception(exception)
         if isinstance(self._launcher, WorkerLauncher) and not isinstance(exception, NonFiniteError):
+            self._launcher.look()  # before they are all ended from here
             self._launcher.stop_workers()
 
     # -- a run -----------------------------------------------------------------------------------------------------
