@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 USAGE = """\
 usage: dmaml COMMAND [--config FILE ...] [--SETTING VALUE ...]
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _train_or_test(words: list[str]) -> int:
     from dmaml_pl import spares  # noqa: PLC0415
 
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
     spares.start(words)
     if sys.stderr.isatty():
         print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dmaml_pl.__main__ import main
 from dmaml_pl.cli import run
 
 
@@ -59,6 +61,23 @@ def test_interpolation_reaches_over_files_and_sees_the_command_line(
     words = ["--config", str(repository / "configs" / "sinusoid.yaml"), "--config", second, "--data.shots=13"]
     data = resolved(capsys, *words)["data"]["init_args"]
     assert (data["queries"], data["runs_per_epoch"]) == (13, 6)
+
+
+def test_a_network_of_the_users_own_is_found_in_the_current_folder(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    write(
+        tmp_path / "nets_of_mine.py",
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self, width: int = 3):\n"
+        "        super().__init__(1, width)\n",
+    )
+    config = str(repository / "configs" / "sinusoid.yaml")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", config, "--model.network=nets_of_mine.Net", "--print_config"])
+    assert stop.value.code == 0
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]
+    assert network == {"class_path": "nets_of_mine.Net", "init_args": {"width": 3}}
 
 
 def test_the_strategy_goes_by_its_name(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
