@@ -24,6 +24,7 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         "DMAML_RESOLVED_CHECKPOINT",
     ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else Lightning sets the threads of this process, for good
     monkeypatch.chdir(tmp_path)
     noise.quieten()
     yield

@@ -23,6 +23,16 @@ from mlflow import MlflowClient
 
 from tests.workers import free_port
 
+LEFT_BEHIND = (
+    "LOCAL_RANK",
+    "RANK",
+    "PL_GLOBAL_SEED",
+    "OMP_NUM_THREADS",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "WORLD_SIZE",
+    "NODE_RANK",
+)
 SMALL = {
     "data.meta_batch": 5,
     "data.val_tasks": 10,
@@ -38,7 +48,8 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK", "PL_GLOBAL_SEED")}
+    """That of a user: a training in this process leaves its number of threads behind, which would oversubscribe."""
+    clean = {name: value for name, value in os.environ.items() if name not in LEFT_BEHIND}
     return clean | {"COLUMNS": "100", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
 
 
