@@ -26,7 +26,7 @@ from dmaml_pl.tasks import derive_seed
 LETTERS: dict[Split, str] = {
     "train": (
         # Latin, 133
-        "CGQRVWaefkryÆÐØßðđŁŊŒœŧƀƁƂƄƇƊƋƎƏƑƓƔƜƝƢƣƤƦƧƪƫƮƶƷƸƺƼƾƿǶȜȡȤȴȵȸȺȻȾȿɀɁɄɕɗɘɚɜɝɠɢɥɧɨɪɬɮɲɷɸɹɻɽɾɿʁʂʆʇʊʋ"  # noqa: RUF001
+        "CGQRVWaefkryÆÐØßðđŁŊŒœŧƀƁƂƄƇƊƋƎƏƑƓƔƜƝƢƣƤƦƧƪƫƮƶƷƸƺƼƾƿǶȜȡȤȴȵȸȺȻȾȿɀɁɄɕɗɘɚɜɝɠɢɥɧɨɪɬɮɲɷɸɹɻɽɾɿʁʂʆʇʊʋ"  # noqa: RUF001 - letters are the data here
         "ʌʍʎʐʑʓʕʖʛʝʞʡʣʤʦʧʨʩʪʫʬʭᴉᴖᴗᴝᴞᴟⱤⱮⱵⱹꜦꞋꞌꞍꞐꞑꞪ"
         # Cyrillic, 31
         "ДЖЛЦЩЪЫЮЯлЂЉЊЋђєћџѢѣҐғҖҘҚҤҲҺӄӋӶ"

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     if words[0] == "--version":
-        from dmaml_pl import __version__  # noqa: PLC0415
+        from dmaml_pl import __version__  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
         print(f"dmaml_pl {__version__}")
         return 0
@@ -55,21 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train_or_test(words: list[str]) -> int:
-    from dmaml_pl import spares  # noqa: PLC0415
+    from dmaml_pl import spares  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
     spares.start(words)
     if sys.stderr.isatty():
         print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
-    from dmaml_pl.cli import run  # noqa: PLC0415
+    from dmaml_pl.cli import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     return run(words)
 
 
 def _ui(words: list[str]) -> int:
-    from dmaml_pl.errors import DmamlError  # noqa: PLC0415
-    from dmaml_pl.tracking.ui import serve  # noqa: PLC0415
+    from dmaml_pl.errors import DmamlError  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+    from dmaml_pl.tracking.ui import serve  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     parser = argparse.ArgumentParser("dmaml ui", description="Open the MLflow UI on the local store.")
     parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")

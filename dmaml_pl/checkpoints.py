@@ -65,7 +65,7 @@ class RunCheckpoint(ModelCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """As Lightning's; a resumed training's folder is meant not to be empty."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*exists and is not empty")
+            warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the resumed training's own files
             super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from data_modules import Sinusoid
+from data_modules.base import TrainingRuns
 from dmaml_pl import MAML, MLP
+from dmaml_pl.errors import WorkerLostError
 from dmaml_pl.runs import RunReport
 
 
@@ -57,3 +59,30 @@ class Recorder(pl.Callback):
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class FreezingData:
+    """Draws no further for one worker at one meta-iteration, until released."""
+
+    def __init__(self, released: Any, worker: int, run: int, iteration: int) -> None:
+        self.data = small_data()
+        self.released = released
+        self.place = (worker, run, iteration)
+        self.seed = 0
+
+    def draw(self, *, worker: int, run: int, iteration: int) -> Any:
+        if (worker, run, iteration) == self.place:
+            assert self.released.wait(100)
+        return self.data.draw(worker=worker, run=run, iteration=iteration)
+
+
+def train_with_a_frozen_worker(strategy: Any, data: FreezingData) -> str:
+    """What a worker is told when worker 1 does not come; the frozen one is released when somebody has been told."""
+    trainer = small_trainer(devices=2, strategy=strategy, max_steps=20)
+    try:
+        trainer.fit(small_maml(), TrainingRuns(data, 5), small_data().val_dataloader())
+    except WorkerLostError as error:
+        return str(error)
+    finally:
+        data.released.set()
+    return "trained on"

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 from data_modules.base import TrainingRuns
 from dmaml_pl import MLP, DMAMLStrategy
-from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
-from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
+from dmaml_pl.errors import ConfigError, NonFiniteError
+from tests.recipes import (
+    FreezingData,
+    Recorder,
+    same,
+    small_data,
+    small_maml,
+    small_trainer,
+    state_of,
+    train_with_a_frozen_worker,
+)
 from tests.workers import in_workers
 
 SGD = torch.optim.SGD
@@ -219,23 +228,8 @@ def test_a_loss_that_is_not_finite_stops_a_training_without_workers_too() -> Non
 
 
 def _train_with_a_frozen_worker(released: Any) -> str:
-    class Freezing:
-        seed = 0
-
-        def draw(self, *, worker: int, run: int, iteration: int) -> Any:
-            if (worker, run) == (1, 1):
-                assert released.wait(100)
-            return small_data().draw(worker=worker, run=run, iteration=iteration)
-
     strategy = DMAMLStrategy(run_length=2, timeout=8)
-    trainer = small_trainer(devices=2, strategy=strategy, max_steps=20)
-    try:
-        trainer.fit(small_maml(), TrainingRuns(Freezing(), 5), small_data().val_dataloader())
-    except WorkerLostError as error:
-        return str(error)
-    finally:
-        released.set()
-    return "trained on"
+    return train_with_a_frozen_worker(strategy, FreezingData(released, 1, 1, 0))
 
 
 def test_a_frozen_worker_ends_the_training_of_the_others_within_the_timeout() -> None:

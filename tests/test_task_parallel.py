@@ -11,9 +11,18 @@ import torch
 
 from data_modules.base import TrainingRuns
 from dmaml_pl import TaskParallelStrategy
-from dmaml_pl.errors import NonFiniteError, WorkerLostError
+from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.tasks import TaskBatch
-from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
+from tests.recipes import (
+    FreezingData,
+    Recorder,
+    same,
+    small_data,
+    small_maml,
+    small_trainer,
+    state_of,
+    train_with_a_frozen_worker,
+)
 from tests.test_dmaml import PoisonedData, WithBuffers
 from tests.workers import in_workers
 
@@ -100,24 +109,8 @@ def test_a_loss_that_is_not_finite_stops_every_worker_at_that_meta_iteration() -
 
 
 def _train_with_a_frozen_worker(released: Any) -> str:
-    class Freezing:
-        seed = 0
-
-        def draw(self, *, worker: int, run: int, iteration: int) -> Any:
-            if (worker, iteration) == (1, 1):
-                assert released.wait(100)
-            return small_data().draw(worker=worker, run=run, iteration=iteration)
-
     strategy = TaskParallelStrategy(run_length=4, timeout=8)
-    try:
-        small_trainer(devices=2, strategy=strategy).fit(
-            small_maml(), TrainingRuns(Freezing(), 5), small_data().val_dataloader()
-        )
-    except WorkerLostError as error:
-        return str(error)
-    finally:
-        released.set()
-    return "trained on"
+    return train_with_a_frozen_worker(strategy, FreezingData(released, 1, 0, 1))
 
 
 def test_a_frozen_worker_ends_the_training_of_the_others_within_the_timeout() -> None:

@@ -21,8 +21,8 @@ TRAINED, BETWEEN, UNTRAINED, TRUTH, SUPPORT = "#1f5fa8", "#6fb1e8", "#b0b0b0", "
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, and is drawn rarely
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is drawn rarely
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

@@ -56,13 +56,15 @@ class DMAMLStrategy(WorkerStrategy):
         super().__init__(run_length, timeout, process_group_backend, start_method)
         self.merge_rule = MeanMerge() if merge is None else merge
 
+    def _acts_alone(self) -> bool:
+        return self.merge_rule.acts_alone
+
     def _merged_state(self) -> FlatState:
         return FlatState(self._module())
 
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
         if self.world_size == 1:
-            if self.merge_rule.acts_alone:
-                state.unpack_floats(self._apply_rule(start, state.pack_floats(), state.parameter_size))
+            state.unpack_floats(self._apply_rule(start, state.pack_floats(), state.parameter_size))
             return report
         mean, integers, table = self._exchange(state, start, report, self.merge_rule.weight(report))
         state.unpack_floats(self._apply_rule(start, mean, state.parameter_size))

@@ -161,6 +161,8 @@ class WorkerStrategy(DDPStrategy):
             NonFiniteError: a worker's loss or weights are no longer finite; the same error on every worker.
             WorkerLostError: a worker has died or did not come in time.
         """
+        if self.world_size == 1 and not self._acts_alone():
+            return super().training_step(*args, **kwargs)
         state = self._merged_state()
         start = state.pack_floats()
         report = cast("RunReport", super().training_step(*args, **kwargs))
@@ -171,6 +173,10 @@ class WorkerStrategy(DDPStrategy):
         if self.world_size > 1:
             merged.setdefault("merge", {})["merge/seconds"] = time.perf_counter() - began
         return merged
+
+    def _acts_alone(self) -> bool:
+        """Whether there is something to do at the end of a single worker's run."""
+        return False
 
     @abstractmethod
     def _merged_state(self) -> FlatState:
