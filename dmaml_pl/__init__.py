@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         OuterOptimizerMerge,
         TaskParallelStrategy,
         TaskWeightedMerge,
+        ValidationWeightedMerge,
     )
     from dmaml_pl.tracking import MLflowTracker
 
@@ -34,6 +35,7 @@ _HOMES = {
     "OuterOptimizerMerge": "dmaml_pl.strategies",
     "TaskParallelStrategy": "dmaml_pl.strategies",
     "TaskWeightedMerge": "dmaml_pl.strategies",
+    "ValidationWeightedMerge": "dmaml_pl.strategies",
     "MLflowTracker": "dmaml_pl.tracking",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "OuterOptimizerMerge",
     "TaskParallelStrategy",
     "TaskWeightedMerge",
+    "ValidationWeightedMerge",
 ]
 
 

@@ -48,15 +48,16 @@ class RunProgress(ProgressBar):
         self._done_before = trainer.global_step
         self._open("training", _planned_iterations(trainer, pl_module), completed=trainer.global_step)
 
-    def on_meta_iteration_end(self, trainer: pl.Trainer, pl_module: Any, done: int, length: int, loss: float) -> None:
-        """One of the run's `length` meta-iterations is over, the `done`-th."""
+    def on_meta_iteration_end(self, trainer: pl.Trainer, pl_module: Any, done: int, length: float, loss: float) -> None:
+        """One of the run's `length` meta-iterations (infinite: unknown) is over, the `done`-th."""
         if not self._shown:
             return
         if self._bar is not None:
             text = f"run {pl_module.runs_done + 1}  loss {loss:.3f}{self._validation}"
             self._bar.update(self._task, completed=trainer.global_step, description=text)
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
-            self._plain(trainer, pl_module, f"run {pl_module.runs_done + 1} ({done}/{length}), loss {loss:.3f}")
+            place = f"{done}" if math.isinf(length) else f"{done}/{length:.0f}"
+            self._plain(trainer, pl_module, f"run {pl_module.runs_done + 1} ({place}), loss {loss:.3f}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep the last validation's figure beside the bar."""

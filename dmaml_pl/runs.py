@@ -5,12 +5,31 @@ Legend: H meta-iterations of the run, W workers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from dmaml_pl.errors import NonFiniteError
+
+
+class RunClock:
+    """Wall time and computing time of a run, from its making on."""
+
+    def __init__(self) -> None:
+        # Threads beside this one belong to the tracking, unless PyTorch computes with several.
+        self._cpu = time.thread_time if torch.get_num_threads() == 1 else time.process_time
+        self._start, self._cpu_start = time.perf_counter(), self._cpu()
+
+    def seconds(self) -> float:
+        """Wall time since the start, in seconds."""
+        return time.perf_counter() - self._start
+
+    def cpu_seconds(self) -> float:
+        """Time that cores have computed since the start, in seconds; waiting for a core is not in it."""
+        return self._cpu() - self._cpu_start
 
 
 class RunReport(TypedDict, total=False):
@@ -21,7 +40,13 @@ class RunReport(TypedDict, total=False):
         series: a figure per meta-iteration, (H,) each, by name; after the merge, the mean over the workers.
         workers: the same figures by worker, (W, H) each; added by the strategy.
         tasks: tasks that this worker's run saw; after the merge, that all workers saw.
+        iterations: meta-iterations that this worker's run made; after the merge, their mean over the workers.
+        share: how much this worker did of what it was to do; its meta-iterations, where a run ends after a time.
         seconds: wall time of the run without the merge; after the merge, the slowest worker's.
+        cpu_seconds: time that a core computed for the run, which sharing cores does not stretch; after the merge, that
+            of the worker that computed longest.
+        validation_loss: of this worker's own weights at the end of its run, where the strategy asks for it.
+        end: meta-iterations of a worker when the run had ended; where absent, now.
         failure: why this worker could not finish its run; the strategy turns it into an error on every worker.
         merge: figures about the merge; added by the strategy.
     """
@@ -30,7 +55,12 @@ class RunReport(TypedDict, total=False):
     series: dict[str, Tensor]
     workers: dict[str, Tensor]
     tasks: int
+    iterations: int
+    share: float
     seconds: float
+    cpu_seconds: float
+    validation_loss: float
+    end: int
     failure: NonFiniteError | None
     merge: dict[str, float]
 
@@ -41,9 +71,13 @@ class RunStrategy(Protocol):
 
     Attributes:
         run_length: H, or None to leave it to the module.
+        run_seconds: seconds after which a run ends, whatever its length; None where the length decides.
+        validation_tasks: tasks on which every worker judges its own weights at the end of a run; 0 for none.
     """
 
     run_length: int | None
+    run_seconds: float | None
+    validation_tasks: int
 
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
@@ -53,4 +87,8 @@ class RunStrategy(Protocol):
 
     def check_workers(self) -> None:
         """Raise an error if a worker is known to be lost; called once a meta-iteration."""
+        ...
+
+    def gather(self, own: Any) -> list[Any]:
+        """What every worker gave, by worker, on every worker."""
         ...

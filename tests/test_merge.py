@@ -9,7 +9,7 @@ from torch import nn
 from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.merge import MeanMerge
-from dmaml_pl.strategies.payload import pack_row, unpack_table
+from dmaml_pl.strategies.payload import Figures, pack_row, unpack_table
 from tests.recipes import same, state_of
 
 
@@ -48,7 +48,7 @@ def test_a_module_without_integers_packs_none() -> None:
 def test_the_mean_merge_is_the_mean() -> None:
     start, mean = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
     assert torch.equal(MeanMerge().merge(start, mean), mean)
-    assert MeanMerge().weight({}) == 1.0
+    assert MeanMerge().weight({"share": 1.0}) == 1.0
 
 
 def test_the_sum_of_the_rows_is_the_table_of_all_workers() -> None:
@@ -58,7 +58,7 @@ def test_the_sum_of_the_rows_is_the_table_of_all_workers() -> None:
         pack_row(
             worker=worker,
             workers=2,
-            figures=(1.0, 0.5 * worker, 12.0, 3.0 + worker),
+            figures=Figures(1.0, 0.5 * worker, 12.0, 3.0, 3.0 + worker, 2.0, 0.25),
             failure=None,
             series=series[worker],
             like=like,
@@ -72,14 +72,15 @@ def test_the_sum_of_the_rows_is_the_table_of_all_workers() -> None:
     assert table.squared_way.tolist() == [0.0, 0.5]
     assert table.tasks.tolist() == [12.0, 12.0]
     assert table.seconds.tolist() == [3.0, 4.0]
+    assert table.transfer_seconds.tolist() == [0.25, 0.25]
 
 
 def test_a_failure_reaches_every_worker_with_its_place() -> None:
     like, series = torch.zeros(1), torch.zeros(1, 3)
     failure = NonFiniteError("the query loss", worker=1, run=7, iteration=0)
     rows = [
-        pack_row(worker=0, workers=2, figures=(1, 0, 0, 0), failure=None, series=series, like=like),
-        pack_row(worker=1, workers=2, figures=(1, 0, 0, 0), failure=failure, series=series, like=like),
+        pack_row(worker=0, workers=2, figures=Figures(1, 0, 0, 0, 0, 0, 0), failure=None, series=series, like=like),
+        pack_row(worker=1, workers=2, figures=Figures(1, 0, 0, 0, 0, 0, 0), failure=failure, series=series, like=like),
     ]
     (told,) = unpack_table(rows[0] + rows[1], workers=2, run=7, shape=(1, 3)).failures
     assert str(told) == str(failure)

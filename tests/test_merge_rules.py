@@ -104,8 +104,8 @@ def test_a_restored_rule_goes_on_to_the_bit(make: Any) -> None:
 
 
 def test_a_worker_counts_by_the_tasks_it_saw() -> None:
-    assert TaskWeightedMerge().weight({"tasks": 12}) == 12.0
-    assert MeanMerge().weight({"tasks": 12}) == 1.0
+    assert TaskWeightedMerge().weight({"tasks": 12, "share": 1.0}) == 12.0
+    assert MeanMerge().weight({"tasks": 12, "share": 1.0}) == 1.0
 
 
 def _train(rule: Any, folder: Path, stop: int, ckpt: Path | None = None) -> Any:

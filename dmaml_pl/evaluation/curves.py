@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,13 +34,9 @@ class TaskScores(NamedTuple):
     untrained: bool = False
 
 
-def gather_scores(scores: list[TaskScores], workers: int) -> list[TaskScores]:
-    """The scores of all workers, on every worker, in the order of the tasks, whichever worker judged which."""
-    if workers > 1:
-        shares: list[Any] = [None] * workers
-        torch.distributed.all_gather_object(shares, scores)
-        scores = [item for share in shares for item in share]
-    return sorted(scores, key=lambda item: int(item.numbers[0]))
+def in_order(shares: list[list[TaskScores]]) -> list[TaskScores]:
+    """The scores of all workers, in the order of the tasks, whichever worker judged which."""
+    return sorted((item for share in shares for item in share), key=lambda item: int(item.numbers[0]))
 
 
 def join(scores: list[TaskScores]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from dmaml_pl.runs import RunStrategy
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -44,10 +45,9 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Join the workers' shares; worker 0 writes."""
-        if trainer.world_size > 1:
-            shares: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, self._rows)
-            self._rows = [row for share in shares for row in share]
+        strategy = trainer.strategy
+        if isinstance(strategy, RunStrategy):
+            self._rows = [row for share in strategy.gather(self._rows) for row in share]
         if trainer.is_global_zero and self._rows:
             rows = sorted(self._rows, key=lambda row: (row[0], row[1]))
             outputs = (len(rows[0]) - 2) // 2

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,16 +19,17 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.engines.learn2learn import AdaptationCurve, Learn2LearnEngine
 from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
-from dmaml_pl.evaluation.curves import MetaTest, TaskScores, gather_scores
+from dmaml_pl.evaluation.curves import MetaTest, TaskScores, in_order
 from dmaml_pl.modules.run_log import log_evaluation, log_run
 from dmaml_pl.networks.batch_norm import use_batch_statistics
 from dmaml_pl.objectives import ObjectiveName, objective_named
-from dmaml_pl.runs import RunReport, RunStrategy
-from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks, derive_seed
+from dmaml_pl.runs import RunClock, RunReport, RunStrategy
+from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks, derive_seed, stack_tasks
 
 
 class FewShotModule(pl.LightningModule):
@@ -82,6 +82,7 @@ class FewShotModule(pl.LightningModule):
         self._untrained: tuple[Any, ...] = ()
         self._scores: list[TaskScores] = []
         self._loaded_step: int | None = None
+        self._judged_on: TaskBatch | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -166,35 +167,71 @@ class FewShotModule(pl.LightningModule):
         Raises:
             NonFiniteError: the loss or a weight is not finite, and there is no other worker to tell first.
         """
-        run, length, start = self.runs_done, self._length_of_run(), time.perf_counter()
+        run, clock = self.runs_done, RunClock()
+        limit, seconds = self._limits_of_run()
         # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
         torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
-        losses = torch.full((length,), math.nan)
-        metrics = torch.full((length,), math.nan)
+        losses: list[float] = []
+        metrics: list[Tensor] = []
         failure, seen = None, 0
-        for iteration in range(length):
+        while len(losses) < limit and not (losses and clock.seconds() >= seconds):
             self._answer_the_outside()
-            batch = tasks.draw(worker=self.global_rank, run=run, iteration=iteration).to(self.device)
-            self.iteration = iteration
-            loss, metrics[iteration], failure = self._meta_iteration(batch)
-            losses[iteration] = loss
+            self.iteration = len(losses)
+            batch = tasks.draw(worker=self.global_rank, run=run, iteration=self.iteration).to(self.device)
+            loss, metric, failure = self._meta_iteration(batch)
+            losses.append(loss)
+            metrics.append(metric)
             seen += batch.tasks
             if failure is not None:
                 break
-            self._notify(iteration + 1, length, loss)
+            self._notify(len(losses), limit, loss)
         if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
-            failure = self._not_finite("a weight", length - 1)
+            failure = self._not_finite("a weight", self.iteration)
         if failure is not None and self.trainer.world_size == 1:
             raise failure
-        self.runs_done += 1
-        self.tasks_seen += seen * self.trainer.world_size
-        return {
-            "loss": losses.mean(),
-            "series": {"loss": losses} | ({} if self.objective.better == "min" else {self.objective.metric: metrics}),
+        series = {"loss": torch.tensor(losses)}
+        if self.objective.better == "max":
+            series[self.objective.metric] = torch.stack(metrics).float().cpu()
+        if math.isfinite(limit):  # of equal length on every worker, also on one that has failed
+            series = {
+                name: functional.pad(own, (0, int(limit) - len(own)), value=math.nan) for name, own in series.items()
+            }
+        report: RunReport = {
+            "loss": series["loss"].mean(),
+            "series": series,
             "tasks": seen,
-            "seconds": time.perf_counter() - start,
+            "iterations": len(losses),
+            "share": 1.0 if math.isinf(seconds) else float(len(losses)),
             "failure": failure,
         }
+        if failure is None and isinstance(self.trainer.strategy, RunStrategy):
+            report |= self._own_validation(self.trainer.strategy.validation_tasks)
+        self.runs_done += 1
+        self.tasks_seen += seen
+        report["seconds"], report["cpu_seconds"] = clock.seconds(), clock.cpu_seconds()
+        return report
+
+    def _own_validation(self, tasks: int) -> RunReport:
+        """The validation loss of this worker's own weights, on tasks that `val/...` is not measured on.
+
+        Raises:
+            ConfigError: there is no data module to draw them from.
+        """
+        if not tasks:
+            return {}
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "evaluation_task"):
+            raise ConfigError(
+                "trainer.strategy.merge weighs the workers by validation tasks, for which training needs a data module "
+                "of data_modules: choose another merge, such as dmaml_pl.MeanMerge."
+            )
+        if self._judged_on is None:
+            drawn = [data.evaluation_task("val", data.val_tasks + number) for number in range(tasks)]
+            self._judged_on = stack_tasks(drawn).to(self.device)
+        with self._adapting(self._judged_on) as batch:
+            steps = self.algorithm.steps
+            curve = self.engine.adaptation_curve(self.learner, batch, steps=steps, objective=self.objective)
+        return {"validation_loss": float(curve.loss[:, steps].mean())}
 
     def _answer_the_outside(self) -> None:
         """Within a meta-iteration of a signal, or of a worker's death, a run ends."""
@@ -203,17 +240,23 @@ class FewShotModule(pl.LightningModule):
         if isinstance(self.trainer.strategy, RunStrategy):
             self.trainer.strategy.check_workers()
 
-    def planned_run_length(self) -> int:
-        """H: the strategy's, where it sets one, else the module's."""
+    def planned_run_length(self) -> float:
+        """H: the strategy's, where it sets one, else the module's; infinite where a run ends after a time."""
         strategy = self.trainer.strategy
-        length = strategy.run_length if isinstance(strategy, RunStrategy) else None
-        return self.run_length if length is None else length
+        if not isinstance(strategy, RunStrategy):
+            return self.run_length
+        if strategy.run_seconds is not None:
+            return math.inf
+        return self.run_length if strategy.run_length is None else strategy.run_length
 
-    def _length_of_run(self) -> int:
-        """H of this run; the last one is cut short where `max_steps` falls inside it."""
-        length = self.planned_run_length()
-        limit = self.trainer.max_steps
-        return length if limit < 0 else min(length, limit - self.trainer.global_step)
+    def _limits_of_run(self) -> tuple[float, float]:
+        """Meta-iterations and seconds that this run may take; the last one is cut short where `max_steps` is in it."""
+        length, steps = self.planned_run_length(), self.trainer.max_steps
+        if steps >= 0:
+            length = min(length, steps - self.trainer.global_step)
+        strategy = self.trainer.strategy
+        seconds = strategy.run_seconds if isinstance(strategy, RunStrategy) else None
+        return length, math.inf if seconds is None else seconds
 
     def _meta_iteration(self, batch: TaskBatch) -> tuple[float, Tensor, NonFiniteError | None]:
         optimizer: Any = self.optimizers()
@@ -242,7 +285,7 @@ class FewShotModule(pl.LightningModule):
     def _not_finite(self, what: str, iteration: int) -> NonFiniteError:
         return NonFiniteError(what, worker=self.global_rank, run=self.runs_done, iteration=iteration)
 
-    def _notify(self, done: int, length: int, loss: float) -> None:
+    def _notify(self, done: int, length: float, loss: float) -> None:
         """Tell callbacks with an `on_meta_iteration_end` that one of the run's meta-iterations is over."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             hook = getattr(callback, "on_meta_iteration_end", None)
@@ -250,8 +293,13 @@ class FewShotModule(pl.LightningModule):
                 hook(self.trainer, self, done, length, loss)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the run that has just been merged."""
-        log_run(self, outputs)
+        """Log the run that has just been merged, if one has."""
+        if "series" in outputs:
+            log_run(self, outputs)
+
+    def log_merged_run(self, report: RunReport) -> None:
+        """Log a run whose merge the strategy has finished after the run's own end."""
+        log_run(self, report)
 
     # -- validation, test, prediction ------------------------------------------------------------------------------
 
@@ -298,8 +346,9 @@ class FewShotModule(pl.LightningModule):
         return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
 
     def _gather(self) -> list[TaskScores]:
-        scores, self._scores = gather_scores(self._scores, self.trainer.world_size), []
-        return scores
+        strategy, own = self.trainer.strategy, self._scores
+        self._scores = []
+        return in_order(strategy.gather(own) if isinstance(strategy, RunStrategy) else [own])
 
     @contextmanager
     def _adapting(self, batch: TaskBatch) -> Iterator[TaskBatch]:

@@ -22,7 +22,7 @@ def log_run(module: FewShotModule, report: RunReport) -> None:
     """Log a merged run: `train/...` per meta-iteration, each worker's own loss, and the merge."""
     trainer = module.trainer
     module.log("train/loss", report["loss"], logger=False)
-    end = trainer.global_step
+    end = report.get("end", trainer.global_step)
     for name, values in report["series"].items():
         _log_windows(module, f"train/{name}", values, end)
         for worker, own in enumerate(report.get("workers", {}).get(name, ())):
@@ -32,6 +32,7 @@ def log_run(module: FewShotModule, report: RunReport) -> None:
         "train/tasks_seen": module.tasks_seen,
         "train/tasks_per_second": report["tasks"] / max(report["seconds"], 1e-9),
         "train/run_seconds": report["seconds"],
+        "train/run_cpu_seconds": report["cpu_seconds"],
         "train/meta_lr": _learning_rate(module),
         **report.get("merge", {}),
     }

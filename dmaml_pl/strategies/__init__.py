@@ -3,7 +3,7 @@
 from pytorch_lightning.strategies import StrategyRegistry
 
 from dmaml_pl.strategies.dmaml import DMAMLStrategy
-from dmaml_pl.strategies.merge import MeanMerge, MergeRule, TaskWeightedMerge
+from dmaml_pl.strategies.merge import MeanMerge, MergeRule, TaskWeightedMerge, ValidationWeightedMerge
 from dmaml_pl.strategies.outer import OuterOptimizerMerge
 from dmaml_pl.strategies.task_parallel import TaskParallelStrategy
 from dmaml_pl.strategies.workers import WorkerStrategy
@@ -15,6 +15,7 @@ __all__ = [
     "OuterOptimizerMerge",
     "TaskParallelStrategy",
     "TaskWeightedMerge",
+    "ValidationWeightedMerge",
     "WorkerStrategy",
 ]
 

@@ -5,42 +5,68 @@ Soulier, "Distributed Model-Agnostic Meta-Learning", master thesis, TH Koeln 202
 
 What it promises beside what every strategy with workers does (`workers.py`): no worker waits for another within a
 run; at the run's end there is one all-reduce, after which all workers hold bit-identical weights and buffers; with one
-worker and the plain mean nothing is done at all.
+worker and the plain mean nothing is done at all. With `overlap` the workers are alike whenever somebody looks: at a
+validation, in a checkpoint, at the end of the training.
 
-Legend: P floating-point values of the network.
+Legend: P floating-point values of the network, Z of the optimizers' moments.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
+from dmaml_pl.strategies.moments import FlatMoments, Moments, reset
 from dmaml_pl.strategies.payload import WorkerTable
-from dmaml_pl.strategies.workers import WorkerStrategy
+from dmaml_pl.strategies.transfer import TransferType, transfer_in
+from dmaml_pl.strategies.workers import (
+    Merged,
+    NonFinite,
+    Offer,
+    Sent,
+    StartMethod,
+    WorkerFailure,
+    WorkerStrategy,
+    require_one_of,
+)
 
 
 class DMAMLStrategy(WorkerStrategy):
     """Lets W workers train alone for a run of H meta-iterations, then merges their meta-weights, and so on.
 
-    The workers' own optimizer moments are kept over a merge.
-
     Args:
         run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
+        run_seconds: seconds after which every worker ends its run, instead of a length: for workers of unequal speed.
+            A worker then counts in the merge by its meta-iterations; Lightning's `global_step` counts their mean. Such
+            a training cannot be repeated to the bit.
         merge: how the workers' weights become one; the plain mean of the thesis by default.
+        moments: what becomes of the workers' own optimizer moments at a merge: "keep" (each its own), "average" (sent
+            along with the weights), or "reset" (start anew). docs/studies.md has the measurement behind the default.
+        transfer_dtype: "float32" sends the weights as they are; "bfloat16" sends each worker's way from the run's
+            start, in half the bytes.
+        overlap: send while the next run is made, and add what the merge has changed when that ends (delayed averaging:
+            Zhou et al. 2020, arXiv:2006.00441). Before a validation or a checkpoint the merge is waited for, so it
+            pays only where these do not follow every run.
         timeout: seconds that a worker waits for the others at a merge before it gives up. Must exceed the time by
             which the slowest worker's run is longer than the fastest's, and the start-up of all workers.
+        on_worker_failure: whether the training is to "stop" or to "continue" with the others when a worker other than
+            worker 0 is lost. To continue, dmaml itself must start the workers, on one machine.
+        on_non_finite: whether all "stop" when a worker's loss or weights are not finite, or the merge is to "exclude"
+            that worker, which then goes on from the others' weights.
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
         start_method: how Lightning starts workers on this machine: "popen" runs the same command again, "spawn" and
             "fork" also work in a notebook.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting out of its range, or settings that do not go together.
     """
 
     strategy_name = "dmaml"
@@ -48,13 +74,38 @@ class DMAMLStrategy(WorkerStrategy):
     def __init__(
         self,
         run_length: int | None = None,
+        run_seconds: float | None = None,
         merge: MergeRule | None = None,
+        moments: Moments = "keep",
+        transfer_dtype: TransferType = "float32",
+        overlap: bool = False,
         timeout: float = 600.0,
+        on_worker_failure: WorkerFailure = "stop",
+        on_non_finite: NonFinite = "stop",
         process_group_backend: str | None = None,
-        start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+        start_method: StartMethod = "popen",
     ) -> None:
-        super().__init__(run_length, timeout, process_group_backend, start_method)
+        super().__init__(
+            run_length, run_seconds, timeout, on_worker_failure, on_non_finite, process_group_backend, start_method
+        )
+        require_one_of("moments", moments, ("keep", "average", "reset"))
+        require_one_of("transfer_dtype", transfer_dtype, ("float32", "bfloat16"))
+        if overlap and moments != "keep":
+            raise ConfigError(
+                f"trainer.strategy.overlap is true and trainer.strategy.moments is {moments}, which would undo the "
+                "steps made meanwhile: set moments to keep, or overlap to false."
+            )
+        if overlap and on_worker_failure == "continue":
+            raise ConfigError(
+                "trainer.strategy.overlap is true and trainer.strategy.on_worker_failure is continue, which do not go "
+                "together: set on_worker_failure to stop, or overlap to false."
+            )
         self.merge_rule = MeanMerge() if merge is None else merge
+        self.validation_tasks = self.merge_rule.validation_tasks
+        self.moments = moments
+        self.transfer = transfer_in(transfer_dtype)
+        self.overlap = overlap
+        self._under_way: Sent | None = None
 
     def _acts_alone(self) -> bool:
         return self.merge_rule.acts_alone
@@ -66,15 +117,97 @@ class DMAMLStrategy(WorkerStrategy):
         if self.world_size == 1:
             state.unpack_floats(self._apply_rule(start, state.pack_floats(), state.parameter_size))
             return report
-        mean, integers, table = self._exchange(state, start, report, self.merge_rule.weight(report))
-        state.unpack_floats(self._apply_rule(start, mean, state.parameter_size))
-        state.unpack_integers(integers)
-        report["merge"]["merge/drift"] = _drift(table, mean - start)
+        if self.overlap:
+            return self._end_of_overlapped_run(state, start, report)
+        moments = FlatMoments(self.optimizers, start.dtype, start.device)
+        extra = moments.pack() if self.moments == "average" else start.new_empty(0)
+        merged = self._exchange(self._offer(state, start, report, extra))
+        mean, mean_moments = merged.mean.split([start.numel(), extra.numel()])
+        self._adopt(state, start, report, merged._replace(mean=mean))
+        if self.moments == "average":
+            moments.unpack(mean_moments)
+        elif self.moments == "reset" or self._was_excluded(merged.table):
+            reset(self.optimizers)
         return report
+
+    def _offer(self, state: FlatState, start: Tensor, report: RunReport, extra: Tensor) -> Offer:
+        own = state.pack_floats()
+        return Offer(
+            values=torch.cat([own, extra]),
+            base=torch.cat([start, torch.zeros_like(extra)]),
+            way=float((own - start).double().square().sum()),
+            integers=state.pack_integers(),
+            report=report,
+            weight=1.0 if report.get("failure") else self.merge_rule.weight(report),
+        )
+
+    def _adopt(self, state: FlatState, start: Tensor, report: RunReport, merged: Merged) -> None:
+        """Make the merged weights this worker's own."""
+        state.unpack_floats(self._apply_rule(start, merged.mean, state.parameter_size))
+        state.unpack_integers(merged.integers)
+        report["merge"]["merge/drift"] = _drift(merged.table, merged.mean - start)
 
     def _apply_rule(self, start: Tensor, mean: Tensor, size: int) -> Tensor:
         """The rule decides about the parameters, the first `size` values; buffers are averaged whatever the rule."""
         return torch.cat([self.merge_rule.merge(start[:size], mean[:size]), mean[size:]])
+
+    def _was_excluded(self, table: WorkerTable) -> bool:
+        return any(failure.worker == self.global_rank for failure in table.failures)
+
+    # -- a merge that overlaps with the next run ----------------------------------------------------------------------
+
+    def _end_of_overlapped_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
+        """Take in the last merge, and send this run's end; the report that is returned is that of the last run."""
+        report["end"] = self._module().trainer.global_step
+        finished: RunReport = {"loss": report["loss"]}
+        if self._under_way is not None:
+            sent = self._under_way
+            finished, start = self._take_in(state, sent)
+        self._under_way = self._send(self._offer(state, start, report, start.new_empty(0)))
+        return finished
+
+    def _take_in(self, state: FlatState, sent: Sent) -> tuple[RunReport, Tensor]:
+        """Add what the merge under way has changed; returns its run's report, and the merged weights (P,)."""
+        self._under_way = None
+        began = time.perf_counter()
+        progress = state.pack_floats() - sent.offer.values
+        merged = self._accept(*self._arrived_safely(sent))
+        report = sent.offer.report
+        self._adopt(state, sent.offer.base, report, merged)
+        together = state.pack_floats()
+        if self._was_excluded(merged.table):
+            reset(self.optimizers)
+        else:
+            # Where no step was made since, the sum is exactly what all workers hold.
+            state.unpack_floats(together + progress)
+        report["merge"]["merge/seconds"] = time.perf_counter() - began
+        return report, together
+
+    def wait_for_merge(self) -> None:
+        """Finish the merge under way, if there is one: afterwards all workers hold the same weights.
+
+        A collective call where runs overlap; nothing else.
+        """
+        if self._under_way is not None:
+            report, _ = self._take_in(self._merged_state(), self._under_way)
+            self._module().log_merged_run(report)
+
+    def on_validation_start(self) -> None:
+        """Validate merged weights."""
+        self.wait_for_merge()
+        super().on_validation_start()
+
+    def on_train_end(self) -> None:
+        """End with merged weights."""
+        self.wait_for_merge()
+        super().on_train_end()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The merged weights, for a checkpoint."""
+        self.wait_for_merge()
+        return super().lightning_module_state_dict()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def _own_state(self) -> dict[str, Any]:
         return {"merge": self.merge_rule.state_dict()}

@@ -35,12 +35,13 @@ class WorkerLauncher(_SubprocessScriptLauncher):
     """Runs the same command again for every other worker, and watches over the processes.
 
     Attributes:
-        lost: what became of the first worker that ended before its time; None while all is well.
+        lost: what became of the workers that ended before their time, the first one first.
     """
 
     def __init__(self, cluster_environment: ClusterEnvironment, num_processes: int, num_nodes: int) -> None:
         super().__init__(cluster_environment, num_processes, num_nodes)
-        self.lost: str | None = None
+        self.lost: list[str] = []
+        self._told: set[int] = set()
         self._ready: Path | None = None
         self._done = threading.Event()
 
@@ -91,16 +92,26 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         for process in self.procs:
             process.kill()
 
+    def is_alive(self, worker: int) -> bool:
+        """Whether the process of a worker still runs; worker 0 is this one."""
+        return worker == 0 or self.procs[worker - 1].poll() is None
+
+    def end_worker(self, worker: int) -> None:
+        """Kill a worker that did not come in time."""
+        self.procs[worker - 1].kill()
+        self.procs[worker - 1].wait()
+
     def _watch(self) -> None:
-        while self.lost is None and not self._done.wait(POLL_SECONDS):
+        while not self._done.wait(POLL_SECONDS):
             self.look()
 
     def look(self) -> None:
-        """Notice a worker that has ended before its time."""
+        """Notice workers that have ended before their time."""
         for rank, process in enumerate(self.procs, start=1):
             code = process.poll()
-            if code and self.lost is None and not self._done.is_set():
-                self.lost = f"worker {rank} (process {process.pid}) {_fate(code)}"
+            if code and rank not in self._told and not self._done.is_set():
+                self._told.add(rank)
+                self.lost.append(f"worker {rank} (process {process.pid}) {_fate(code)}")
 
 
 def _fate(code: int) -> str:

@@ -9,11 +9,13 @@ are averaged with the same weights, whatever the rule.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
 
+from dmaml_pl.errors import ConfigError, require_positive
 from dmaml_pl.runs import RunReport
 
 
@@ -23,13 +25,19 @@ class MergeRule(ABC):
     Attributes:
         acts_alone: whether the rule changes the weights of a single worker, too. Where it does not, a training with one
             worker is bit-identical to one without the strategy.
+        validation_tasks: tasks on which every worker judges its own weights at the end of its run, before the merge,
+            as `report["validation_loss"]`; 0 for none.
     """
 
     acts_alone = False
+    validation_tasks = 0
 
     def weight(self, report: RunReport) -> float:
-        """How much this worker counts in the mean; 1 by default."""
-        return 1.0
+        """How much this worker counts in the mean.
+
+        By default 1, and where runs end after a time, the number of meta-iterations that the worker made in it.
+        """
+        return report["share"]
 
     @abstractmethod
     def merge(self, start: Tensor, mean: Tensor) -> Tensor:
@@ -69,3 +77,33 @@ class TaskWeightedMerge(MeanMerge):
     def weight(self, report: RunReport) -> float:
         """The tasks of this worker's run."""
         return float(report["tasks"])
+
+
+class ValidationWeightedMerge(MeanMerge):
+    """The mean of the workers' meta-weights, weighted by how well each does on validation tasks before the merge.
+
+    w = sum_i a_i w_i / sum_i a_i, with a_i = n_i / L_i^power, where L_i is worker i's loss after adaptation on tasks of
+    the validation split and n_i is 1, or its meta-iterations where runs end after a time. The idea is that of WASGD
+    (Guo et al. 2020, arXiv:2004.03749), which weighs workers by their performance; a power of the loss does not depend
+    on its scale, and so needs no exchange before the merge's own.
+
+    Args:
+        tasks: number of tasks; all workers judge on the same ones, none of which `val/...` is measured on.
+        power: how strongly a better worker counts; 0 gives the plain mean.
+
+    Raises:
+        ConfigError: `tasks` is not greater than zero, or `power` is negative.
+    """
+
+    def __init__(self, tasks: int = 20, power: float = 1.0) -> None:
+        name = "trainer.strategy.merge"
+        require_positive(**{f"{name}.tasks": tasks})
+        if not (power >= 0 and math.isfinite(power)):
+            raise ConfigError(f"{name}.power is {power}, but must be 0 or greater.")
+        self.validation_tasks = tasks
+        self.power = power
+
+    def weight(self, report: RunReport) -> float:
+        """Share of work over the loss to the power."""
+        smallest = 1e-12  # a loss of 0 must not make a weight infinite
+        return report["share"] / float(max(report["validation_loss"], smallest) ** self.power)

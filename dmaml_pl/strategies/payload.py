@@ -7,17 +7,41 @@ Legend: W workers, M series, H meta-iterations of the run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 import torch
 from torch import Tensor
 
 from dmaml_pl.errors import NonFiniteError
 
-HEAD = 6
-"""Figures of a worker beside its series: weight, squared length of its way, tasks, seconds, what failed, and where."""
-
 CAUSES = ("", "the query loss", "a weight")
+
+
+@dataclass
+class Figures:
+    """A worker's figures of a run.
+
+    Attributes:
+        weight: how much the worker counts in the mean.
+        squared_way: squared distance that it moved from the run's start.
+        tasks: that it saw.
+        iterations: meta-iterations that it made.
+        seconds: wall time of its run.
+        cpu_seconds: time that a core computed for its run.
+        transfer_seconds: that it spent in the all-reduce of the merge before this one; 0 if there was none.
+    """
+
+    weight: float
+    squared_way: float
+    tasks: float
+    iterations: float
+    seconds: float
+    cpu_seconds: float
+    transfer_seconds: float
+
+
+HEAD = len(fields(Figures)) + 2
+"""Values of a worker beside its series: its figures, what failed, and where."""
 
 
 @dataclass
@@ -25,10 +49,7 @@ class WorkerTable:
     """The run as every worker saw it.
 
     Attributes:
-        weight: of each worker in the mean, (W,).
-        squared_way: squared distance that each worker moved from the run's start, (W,).
-        tasks: that each worker saw, (W,).
-        seconds: that each worker's run took, (W,).
+        weight: of each worker in the mean, (W,); the further figures likewise, see `Figures`.
         failures: one error per worker that could not finish.
         series: figures per meta-iteration, (W, M, H).
     """
@@ -36,26 +57,23 @@ class WorkerTable:
     weight: Tensor
     squared_way: Tensor
     tasks: Tensor
+    iterations: Tensor
     seconds: Tensor
+    cpu_seconds: Tensor
+    transfer_seconds: Tensor
     failures: list[NonFiniteError]
     series: Tensor
 
 
 def pack_row(
-    *,
-    worker: int,
-    workers: int,
-    figures: tuple[float, float, float, float],
-    failure: NonFiniteError | None,
-    series: Tensor,
-    like: Tensor,
+    *, worker: int, workers: int, figures: Figures, failure: NonFiniteError | None, series: Tensor, like: Tensor
 ) -> Tensor:
-    """This worker's row in an otherwise empty table, flat, (W * (6 + M * H),).
+    """This worker's row in an otherwise empty table, flat, (W * (HEAD + M * H),).
 
     Args:
         worker: rank of this worker.
         workers: W.
-        figures: weight, squared way, tasks, seconds.
+        figures: this worker's.
         failure: why the run was not finished, if it was not.
         series: (M, H).
         like: a tensor with the type and the device to use.
@@ -63,7 +81,7 @@ def pack_row(
     cause = 0 if failure is None else max(CAUSES.index(failure.what), 0)
     place = -1 if failure is None else failure.iteration
     table = like.new_zeros(workers, HEAD + series.numel())
-    head = like.new_tensor([*figures, cause, place + 1])
+    head = like.new_tensor([*astuple(figures), cause, place + 1])
     table[worker] = torch.cat([head, series.reshape(-1).to(like)])
     return table.reshape(-1)
 
@@ -72,16 +90,19 @@ def unpack_table(flat: Tensor, *, workers: int, run: int, shape: tuple[int, int]
     """The table of all workers from the sum of their rows.
 
     Args:
-        flat: the sum, (W * (6 + M * H),).
+        flat: the sum, (W * (HEAD + M * H),).
         workers: W.
         run: number of the run, for the errors.
         shape: M and H.
     """
     table = flat.view(workers, -1)
-    weight, squared_way, tasks, seconds, cause, place = table[:, :HEAD].unbind(dim=1)
+    *figures, cause, place = table[:, :HEAD].unbind(dim=1)
     failures = [
         NonFiniteError(CAUSES[int(cause[worker])], worker=worker, run=run, iteration=int(place[worker]) - 1)
         for worker in range(workers)
         if int(cause[worker])
     ]
-    return WorkerTable(weight, squared_way, tasks, seconds, failures, table[:, HEAD:].view(workers, *shape))
+    names = [field.name for field in fields(Figures)]
+    return WorkerTable(
+        **dict(zip(names, figures, strict=True)), failures=failures, series=table[:, HEAD:].view(workers, *shape)
+    )

@@ -10,7 +10,6 @@ Legend: P floating-point values of the meta-gradient, W workers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.payload import CAUSES
-from dmaml_pl.strategies.workers import WorkerStrategy
+from dmaml_pl.strategies.workers import NonFinite, Offer, StartMethod, WorkerFailure, WorkerStrategy
 
 
 class TaskParallelStrategy(WorkerStrategy):
@@ -31,6 +30,9 @@ class TaskParallelStrategy(WorkerStrategy):
     Args:
         run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
         timeout: seconds that a worker waits for the others at a meta-iteration before it gives up.
+        on_worker_failure: whether the training is to "stop" or to "continue" with the others when a worker other than
+            worker 0 is lost. To continue, dmaml itself must start the workers, on one machine.
+        on_non_finite: whether all "stop" when a worker's loss is not finite, or "exclude" its meta-gradient.
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
         start_method: how Lightning starts workers on this machine: "popen" runs the same command again, "spawn" and
             "fork" also work in a notebook.
@@ -45,10 +47,14 @@ class TaskParallelStrategy(WorkerStrategy):
         self,
         run_length: int | None = None,
         timeout: float = 600.0,
+        on_worker_failure: WorkerFailure = "stop",
+        on_non_finite: NonFinite = "stop",
         process_group_backend: str | None = None,
-        start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+        start_method: StartMethod = "popen",
     ) -> None:
-        super().__init__(run_length, timeout, process_group_backend, start_method)
+        super().__init__(
+            run_length, None, timeout, on_worker_failure, on_non_finite, process_group_backend, start_method
+        )
 
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
@@ -60,25 +66,42 @@ class TaskParallelStrategy(WorkerStrategy):
             failure: why this worker has no finite meta-gradient, if so.
 
         Returns:
-            The failure of the first worker that has one, the same on every worker.
+            The failure of the first worker that has one, the same on every worker; None if it was excluded.
         """
         if self.world_size == 1:
             return failure
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flags = gradients[0].new_zeros(self.world_size)
-        if failure is not None:
-            flags[self.global_rank] = 1 + CAUSES.index(failure.what)
-        payload = torch.cat([*(gradient.reshape(-1).to(flags.dtype) for gradient in gradients), flags])
-        self._all_reduce(payload)
-        told = payload[-self.world_size :].tolist()
-        for worker, cause in enumerate(told):
-            if cause:
-                place = self._iteration()
-                return NonFiniteError(CAUSES[int(cause) - 1], worker=worker, run=self._run(), iteration=place)
-        mean = payload[: -self.world_size] / self.world_size
+        payload = self.together(lambda: self._sum(gradients, failure))
+        causes = [int(cause) for cause in payload[-self.world_size :].tolist()]
+        failures = [
+            NonFiniteError(CAUSES[cause - 1], worker=worker, run=self._run(), iteration=self._iteration())
+            for worker, cause in enumerate(causes)
+            if cause
+        ]
+        if failures and (self.on_non_finite == "stop" or len(failures) == self.world_size):
+            return failures[0]
+        for left_out in failures:
+            self._tell_of(left_out)
+        mean = payload[: -self.world_size] / (self.world_size - len(failures))
         for gradient, values in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(values.view_as(gradient))
         return None
+
+    def _sum(self, gradients: list[Tensor], failure: NonFiniteError | None) -> Tensor:
+        flags = gradients[0].new_zeros(self.world_size)
+        own = [gradient.reshape(-1).to(flags.dtype) for gradient in gradients]
+        if failure is not None:
+            flags[self.global_rank] = 1 + CAUSES.index(failure.what)
+            if self.on_non_finite == "exclude":
+                own = [torch.zeros_like(gradient) for gradient in own]
+        payload = torch.cat([*own, flags])
+        try:
+            torch.distributed.all_reduce(payload)
+        except RuntimeError as error:
+            if self.membership is not None:
+                raise
+            self._lost_contact(error, self._run())
+        return payload
 
     def _iteration(self) -> int:
         """Number of the meta-iteration under way within its run."""
@@ -88,7 +111,9 @@ class TaskParallelStrategy(WorkerStrategy):
         return FlatState(self._module(), parameters=False)
 
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
-        mean, integers, _ = self._exchange(state, start, report, weight=1.0)
-        state.unpack_floats(mean)
-        state.unpack_integers(integers)
+        own = state.pack_floats()
+        way = float((own - start).double().square().sum())
+        merged = self._exchange(Offer(own, start, way, state.pack_integers(), report, weight=1.0))
+        state.unpack_floats(merged.mean)
+        state.unpack_integers(merged.integers)
         return report

@@ -1,10 +1,10 @@
 """What strategies with workers share: starting them, noticing their end, and one all-reduce at the end of a run.
 
 Workers start from identical weights and buffers. A worker whose loss or weights are no longer finite tells the others
-in an all-reduce that they make anyway, and all stop with the same error. A worker that has died, or that does not come
-within `timeout` seconds, ends the training on every other.
+in an all-reduce that they make anyway, and all stop with the same error, or leave it out. A worker that has died, or
+that does not come within `timeout` seconds, ends the training on every other, or is left behind.
 
-Legend: W workers, P floating-point values that are merged, M series, H meta-iterations of a run.
+Legend: W workers, P floating-point values that are merged, Z optimizer moments, M series, H meta-iterations of a run.
 """
 
 from __future__ import annotations
@@ -14,23 +14,79 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_positive
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher
-from dmaml_pl.strategies.payload import WorkerTable, pack_row, unpack_table
+from dmaml_pl.strategies.membership import Membership
+from dmaml_pl.strategies.payload import Figures, WorkerTable, pack_row, unpack_table
+from dmaml_pl.strategies.transfer import FullTransfer, Transfer
 
 CHECKPOINT_KEY = "dmaml"
+
+WorkerFailure = Literal["stop", "continue"]
+NonFinite = Literal["stop", "exclude"]
+StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+
+T = TypeVar("T")
+
+
+class Offer(NamedTuple):
+    """What a worker brings to the end of a run.
+
+    Attributes:
+        values: its floating-point state, (P + Z,).
+        base: values that all workers know alike, near the state where that is possible, (P + Z,).
+        way: squared distance that its weights and buffers moved in the run.
+        integers: its integer buffers as digits; worker 0's count.
+        report: of its run.
+        weight: of the worker in the mean.
+    """
+
+    values: Tensor
+    base: Tensor
+    way: float
+    integers: Tensor
+    report: RunReport
+    weight: float
+
+
+class Merged(NamedTuple):
+    """What all workers hold alike after the exchange.
+
+    Attributes:
+        mean: the workers' weighted mean state, (P + Z,).
+        integers: worker 0's integer buffers as digits.
+        table: all workers' figures of the run.
+    """
+
+    mean: Tensor
+    integers: Tensor
+    table: WorkerTable
+
+
+@dataclass
+class Sent:
+    """An exchange under way: the payload of `offer`, which `work` turns into the sum of all workers'."""
+
+    offer: Offer
+    payload: Tensor
+    work: Any
+    exact: int
+    series: tuple[int, int]
+    run: int
 
 
 class WorkerStrategy(DDPStrategy):
@@ -38,32 +94,58 @@ class WorkerStrategy(DDPStrategy):
 
     Args:
         run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
+        run_seconds: seconds after which every worker ends its run, instead of a length.
         timeout: seconds that a worker waits for the others before it gives up.
+        on_worker_failure: whether the others "stop" or "continue" when a worker is lost.
+        on_non_finite: whether all "stop" when a worker's loss or weights are not finite, or the merge "exclude"s it.
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
         start_method: how Lightning starts workers on this machine.
+
+    Attributes:
+        validation_tasks: tasks on which every worker judges its own weights at the end of a run.
 
     Raises:
         ConfigError: a setting out of its range.
     """
 
     strategy_name = "workers"
+    validation_tasks = 0
 
     def __init__(
         self,
         run_length: int | None,
+        run_seconds: float | None,
         timeout: float,
+        on_worker_failure: WorkerFailure,
+        on_non_finite: NonFinite,
         process_group_backend: str | None,
-        start_method: Literal["popen", "spawn", "fork", "forkserver"],
+        start_method: StartMethod,
     ) -> None:
         if run_length is not None:
             require_positive(**{"trainer.strategy.run_length": run_length})
+        if run_seconds is not None:
+            require_positive(**{"trainer.strategy.run_seconds": run_seconds})
+            if run_length is not None:
+                raise ConfigError(
+                    f"trainer.strategy.run_length is {run_length} and trainer.strategy.run_seconds is {run_seconds}: "
+                    "a run ends after a number of meta-iterations or after a time, so set one of them to null."
+                )
         require_positive(**{"trainer.strategy.timeout": timeout})
+        require_one_of("on_worker_failure", on_worker_failure, ("stop", "continue"))
+        require_one_of("on_non_finite", on_non_finite, ("stop", "exclude"))
         super().__init__(
             process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout), start_method=start_method
         )
         self.run_length = run_length
+        self.run_seconds = run_seconds
+        self.on_worker_failure = on_worker_failure
+        self.on_non_finite = on_non_finite
+        self.transfer: Transfer = FullTransfer()
+        self.membership: Membership | None = None
         self._merging = False
         self._terminated = False
+        self._transfer_seconds = 0.0
+        self._reshare_validation = False
 
     def configure_ddp(self) -> None:
         """Nothing to wrap; worker 0's weights and buffers become everyone's.
@@ -83,8 +165,15 @@ class WorkerStrategy(DDPStrategy):
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
+        outside = self.cluster_environment.creates_processes_externally or self._start_method != "popen"
+        if self.on_worker_failure == "continue" and (outside or self.num_nodes > 1):
+            raise ConfigError(
+                "trainer.strategy.on_worker_failure is continue, for which dmaml itself must start all workers, on one "
+                "machine (--trainer.devices W): with torchrun, SLURM or several machines set it to stop, and let the "
+                "launcher restart the training (torchrun --max-restarts)."
+            )
         if self._start_method == "popen":
-            assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
             self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
             super()._configure_launcher()
@@ -95,23 +184,43 @@ class WorkerStrategy(DDPStrategy):
         Raises:
             WorkerLostError: one has ended before.
         """
-        if isinstance(self._launcher, WorkerLauncher):
-            self._launcher.await_workers(self.check_workers)
+        launcher = self._launcher
+        if isinstance(launcher, WorkerLauncher) and self.membership is None:
+            launcher.await_workers(self.check_workers)
         super().setup_environment()
+        if self.on_worker_failure == "continue" and self.world_size > 1 and self.membership is None:
+            assert isinstance(launcher, WorkerLauncher)  # noqa: S101 (_configure_launcher saw to it)
+            self.membership = Membership(
+                me=self.global_rank,
+                workers=self.world_size,
+                backend=torch.distributed.get_backend(),
+                timeout=self._timeout_seconds(),
+                is_alive=launcher.is_alive,
+                end=launcher.end_worker,
+                check=self.check_workers,
+            )
+
+    def set_world_ranks(self) -> None:
+        """Lightning's; after a worker was lost, the ranks of those who are left."""
+        super().set_world_ranks()
+        if self.membership is not None and self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.membership.rank)
+            self.cluster_environment.set_world_size(self.membership.size)
+            rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]
 
     def check_workers(self) -> None:
         """Cheap enough for every meta-iteration: no communication, only what the launcher has noticed.
 
         Raises:
-            WorkerLostError: a worker that this process started has ended.
+            WorkerLostError: a worker that this process started has ended, and the others are not to continue.
             SIGTERMException: this process was asked to end.
         """
         if self._terminated:
             raise SIGTERMException
-        if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost is not None:
+        if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost and self.membership is None:
             raise WorkerLostError(
-                f"{self._launcher.lost} while run {self._run()} was under way. Training has stopped on every worker; "
-                "the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
+                f"{self._launcher.lost[0]} while run {self._run()} was under way. Training has stopped on every worker;"
+                " the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
             )
 
     def on_train_start(self) -> None:
@@ -152,6 +261,70 @@ class WorkerStrategy(DDPStrategy):
             self._launcher.look()  # before they are all ended from here
             self._launcher.stop_workers()
 
+    # -- calls that all workers make together ----------------------------------------------------------------------
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Make a collective call; where workers may be lost, again with those who are left, until all have made it.
+
+        Raises:
+            WorkerLostError: a worker has died or did not come in time.
+        """
+        if self.membership is None:
+            return call()
+        while True:
+            result: T
+            try:
+                result = call()
+                succeeded = True
+            except RuntimeError:
+                succeeded = False
+            before = self.membership.members
+            if self.membership.agree(succeeded):
+                return result
+            self.membership.regroup()
+            self._close_ranks(before)
+
+    def _close_ranks(self, before: list[int]) -> None:
+        members = cast("Membership", self.membership).members
+        self.set_world_ranks()
+        self._reshare_validation = True
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.look()
+            lost = "; ".join(self._launcher.lost) or f"worker {sorted(set(before) - set(members))} was lost"
+            rank_zero_info(
+                f"{lost}, in run {self._run()}: training goes on with {len(members)} "
+                f"worker{'s' if len(members) > 1 else ''}."
+            )
+            self._launcher.lost.clear()
+
+    def gather(self, own: Any) -> list[Any]:
+        """What every worker gave, by worker, on every worker."""
+
+        def call() -> list[Any]:
+            everyone: list[Any] = [None] * self.world_size
+            torch.distributed.all_gather_object(everyone, own)
+            return everyone
+
+        return [own] if self.world_size == 1 else self.together(call)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, among those who are left."""
+        self.together(lambda: super(WorkerStrategy, self).barrier(*args, **kwargs))
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Lightning's, among those who are left."""
+        return self.together(lambda: super(WorkerStrategy, self).broadcast(obj, src))
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Lightning's, among those who are left."""
+        own = tensor.clone() if isinstance(tensor, Tensor) else tensor
+
+        def call() -> Any:
+            again = own.clone() if isinstance(own, Tensor) else own
+            return super(WorkerStrategy, self).reduce(again, group, reduce_op)
+
+        return self.together(call)
+
     # -- a run -----------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -161,6 +334,7 @@ class WorkerStrategy(DDPStrategy):
             NonFiniteError: a worker's loss or weights are no longer finite; the same error on every worker.
             WorkerLostError: a worker has died or did not come in time.
         """
+        self._share_validation_anew()
         if self.world_size == 1 and not self._acts_alone():
             return super().training_step(*args, **kwargs)
         state = self._merged_state()
@@ -192,55 +366,124 @@ class WorkerStrategy(DDPStrategy):
         """Called between each meta-gradient and its step; a strategy of runs shares nothing there."""
         return failure
 
-    def _exchange(
-        self, state: FlatState, start: Tensor, report: RunReport, weight: float
-    ) -> tuple[Tensor, Tensor, WorkerTable]:
+    def _exchange(self, offer: Offer) -> Merged:
         """One all-reduce; everything that follows it is the same arithmetic on every worker.
 
-        Returns:
-            The weighted mean of the workers' floating-point state (P,), worker 0's integers, and the table of all
-            workers, which is also worked into the report.
-
         Raises:
-            NonFiniteError: of the first worker that could not finish its run.
+            NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
+            WorkerLostError: a worker has died or did not come in time.
         """
+        if self.membership is not None:
+            return self._accept(*self.together(lambda: self._arrived(self._send(offer))))
+        return self._accept(*self._arrived_safely(self._send(offer)))
+
+    def _send(self, offer: Offer) -> Sent:
+        """Start the all-reduce."""
+        report, values, weight = offer.report, offer.values, offer.weight
         series = torch.stack(list(report["series"].values()))
+        if self.run_seconds is not None:  # workers differ in their number of meta-iterations
+            series = series.nanmean(dim=1, keepdim=True)
         failure = report.get("failure")
-        own = state.pack_floats()
-        integers = state.pack_integers()
+        if failure is not None and failure.worker != self.global_rank:
+            failure = None
+        if failure is not None and self.on_non_finite == "exclude":
+            values, weight = offer.base, 0.0
         row = pack_row(
             worker=self.global_rank,
             workers=self.world_size,
-            figures=(
-                weight,
-                float((own - start).double().square().sum()),
-                float(report["tasks"]),
-                report["seconds"],
+            figures=Figures(
+                weight=weight,
+                squared_way=offer.way if weight else 0.0,
+                tasks=float(report["tasks"]),
+                iterations=float(report["iterations"]),
+                seconds=report["seconds"],
+                cpu_seconds=report["cpu_seconds"],
+                transfer_seconds=self._transfer_seconds,
             ),
-            failure=failure if failure is not None and failure.worker == self.global_rank else None,
+            failure=failure,
             series=series,
-            like=own,
+            like=values,
         )
-        payload = torch.cat([own * weight, integers if self.global_rank == 0 else torch.zeros_like(integers), row])
-        self._all_reduce(payload)
-        floats, integers, rows = payload.split([own.numel(), integers.numel(), row.numel()])
-        table = unpack_table(rows, workers=self.world_size, run=self._run(), shape=(series.shape[0], series.shape[1]))
-        if table.failures:
-            raise table.failures[0]
-        _add_table(report, table)
-        report["merge"] = {"merge/bytes": float(payload.numel() * payload.element_size())}
-        return floats / table.weight.sum(), integers, table
-
-    def _all_reduce(self, payload: Tensor) -> None:
+        integers = offer.integers if self.global_rank == 0 else torch.zeros_like(offer.integers)
+        exact = torch.cat([integers, row])
+        payload = self.transfer.encode(values, offer.base, weight, exact)
+        run = self._run()
         try:
-            torch.distributed.all_reduce(payload)
+            work = torch.distributed.all_reduce(payload, async_op=True)
         except RuntimeError as error:
-            self.await_verdict()
-            raise WorkerLostError(
-                f"worker {self.global_rank} lost contact with another worker in run {self._run()}: it has died, "
-                f"or did not come within trainer.strategy.timeout ({self._timeout_seconds():g} s). Training has "
-                "stopped; the last checkpoint is kept. The lost worker's own message, if any, stands above."
-            ) from error
+            if self.membership is not None:
+                raise
+            self._lost_contact(error, run)
+        return Sent(offer, payload, work, exact.numel(), (series.shape[0], series.shape[1]), run)
+
+    def _arrived(self, sent: Sent) -> tuple[Sent, float]:
+        """Wait for the all-reduce; returns it, and how long the wait was, in seconds."""
+        began = time.perf_counter()
+        work, sent.work = sent.work, None  # which keeps the connections open as long as it lives
+        work.wait()
+        return sent, time.perf_counter() - began
+
+    def _arrived_safely(self, sent: Sent) -> tuple[Sent, float]:
+        try:
+            return self._arrived(sent)
+        except RuntimeError as error:
+            self._lost_contact(error, sent.run)
+
+    def _accept(self, sent: Sent, seconds: float) -> Merged:
+        """Read the sum of the payloads; completes the report.
+
+        Raises:
+            NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
+        """
+        offer, report = sent.offer, sent.offer.report
+        own_tasks, own_iterations = report["tasks"], report["iterations"]
+        values, exact = self.transfer.decode(sent.payload, offer.base, sent.exact)
+        integers, rows = exact.split([offer.integers.numel(), sent.exact - offer.integers.numel()])
+        table = unpack_table(rows, workers=self.world_size, run=sent.run, shape=sent.series)
+        if table.failures and (self.on_non_finite == "stop" or len(table.failures) == self.world_size):
+            raise table.failures[0]
+        self._transfer_seconds = seconds
+        _add_table(report, table)
+        report["merge"] = {"merge/bytes": float(sent.payload.numel() * sent.payload.element_size())}
+        if float(table.transfer_seconds.min()) > 0:
+            report["merge"]["merge/transfer_seconds"] = float(table.transfer_seconds.min())
+        if self.membership is not None:
+            report["merge"]["merge/workers"] = float(self.world_size)
+        if self.on_non_finite == "exclude":
+            report["merge"]["merge/excluded"] = float(len(table.failures))
+            for failure in table.failures:
+                self._tell_of(failure)
+        module = self._module()
+        module.tasks_seen += report["tasks"] - own_tasks
+        if self.run_seconds is not None:
+            self._count_alike(report["iterations"] - own_iterations)
+        return Merged(self.transfer.mean(values / table.weight.sum(), offer.base), integers, table)
+
+    def _tell_of(self, excluded: NonFiniteError) -> None:
+        rank_zero_info(
+            f"{excluded.what} of worker {excluded.worker} is not finite in run {excluded.run}, meta-iteration "
+            f"{excluded.iteration}: it is left out, and the training goes on."
+        )
+
+    def _count_alike(self, more: int) -> None:
+        """Let Lightning count the mean number of meta-iterations, so that all workers end at the same run."""
+        loop = self._module().trainer.fit_loop.epoch_loop.manual_optimization
+        for tracker in (loop.optim_step_progress.total, loop.optim_step_progress.current):
+            tracker.ready += more
+            tracker.completed += more
+
+    def _lost_contact(self, error: RuntimeError, run: int) -> NoReturn:
+        """A collective call has failed.
+
+        Raises:
+            WorkerLostError: always; it says which worker was lost, if that is known.
+        """
+        self.await_verdict()
+        raise WorkerLostError(
+            f"worker {self.global_rank} lost contact with another worker in run {run}: it has died, "
+            f"or did not come within trainer.strategy.timeout ({self._timeout_seconds():g} s). Training has "
+            "stopped; the last checkpoint is kept. The lost worker's own message, if any, stands above."
+        ) from error
 
     def await_verdict(self) -> None:
         """A broken connection is noticed before the launcher has seen who died; it tells more.
@@ -253,6 +496,12 @@ class WorkerStrategy(DDPStrategy):
         while time.monotonic() < deadline:
             self.check_workers()
             time.sleep(POLL_SECONDS / 5)
+
+    def _share_validation_anew(self) -> None:
+        """After a worker was lost, let those who are left share all validation tasks."""
+        if self._reshare_validation:
+            self._reshare_validation = False
+            self._module().trainer.fit_loop.epoch_loop.val_loop._combined_loader = None  # noqa: SLF001 - or it is kept
 
     def _run(self) -> int:
         """Number of the run under way; the module counts it as done when the merge begins."""
@@ -272,9 +521,14 @@ class WorkerStrategy(DDPStrategy):
         kept: dict[str, Any] = {"workers": self.world_size}
         if self.world_size > 1:
             own = _to_cpu(checkpoint.get("optimizer_states", []))
-            everyone: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
-            torch.distributed.gather_object(own, everyone)
-            kept["optimizer_states"] = everyone
+
+            def call() -> list[Any] | None:
+                everyone: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
+                torch.distributed.gather_object(own, everyone)
+                return everyone
+
+            everyone = self.together(call)
+            kept = {"workers": self.world_size, "optimizer_states": everyone}
         checkpoint[CHECKPOINT_KEY] = kept | self._own_state()
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
@@ -299,14 +553,26 @@ class WorkerStrategy(DDPStrategy):
         """Take back what `_own_state` gave."""
 
 
+def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that a setting of the strategy is one of its choices.
+
+    Raises:
+        ConfigError: names the setting and the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"trainer.strategy.{setting} is {value}, but must be {' or '.join(choices)}.")
+
+
 def _add_table(report: RunReport, table: WorkerTable) -> None:
     """Make a worker's report the report of all workers."""
     by_worker = table.series.cpu()
     report["workers"] = {name: by_worker[:, number] for number, name in enumerate(report["series"])}
-    report["series"] = {name: values.mean(dim=0) for name, values in report["workers"].items()}
-    report["loss"] = report["series"]["loss"].mean()
-    report["tasks"] = int(table.tasks.sum())
+    report["series"] = {name: values.nanmean(dim=0) for name, values in report["workers"].items()}
+    report["loss"] = report["series"]["loss"].nanmean()
+    report["tasks"] = round(float(table.tasks.sum()))
+    report["iterations"] = max(round(float(table.iterations.mean())), 1)
     report["seconds"] = float(table.seconds.max())
+    report["cpu_seconds"] = float(table.cpu_seconds.max())
 
 
 def _to_cpu(value: Any) -> Any:
