@@ -7,6 +7,8 @@ therefore names the setting to change and what it may be.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 
 class DmamlError(Exception):
@@ -49,6 +51,10 @@ class NonFiniteError(DmamlError):
             "and the last good checkpoint is kept. Lower the meta-optimizer's lr or model.inner_lr, or set "
             "model.gradient_clip."
         )
+
+    def __reduce__(self) -> Any:
+        """How it goes from process to process."""
+        return partial(NonFiniteError, worker=self.worker, run=self.run, iteration=self.iteration), (self.what,)
 
 
 class WorkerLostError(DmamlError):

@@ -294,6 +294,7 @@ class FewShotModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the run that has just been merged, if one has."""
+        self.log("train/loss", outputs["loss"], logger=False)
         if "series" in outputs:
             log_run(self, outputs)
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def log_run(module: FewShotModule, report: RunReport) -> None:
     """Log a merged run: `train/...` per meta-iteration, each worker's own loss, and the merge."""
     trainer = module.trainer
-    module.log("train/loss", report["loss"], logger=False)
     end = report.get("end", trainer.global_step)
     for name, values in report["series"].items():
         _log_windows(module, f"train/{name}", values, end)

@@ -114,6 +114,11 @@ class WorkerLauncher(_SubprocessScriptLauncher):
                 self.lost.append(f"worker {rank} (process {process.pid}) {_fate(code)}")
 
 
+def started_by_us() -> bool:
+    """Whether a `WorkerLauncher` has started this process."""
+    return READY in os.environ
+
+
 def _fate(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from dmaml_pl.errors import WorkerLostError
 
@@ -121,7 +121,7 @@ class Membership:
             world_size=self.size,
             timeout=timedelta(seconds=min(CONNECT_SECONDS, self._timeout)),
         )
-        _set_pg_timeout(timedelta(seconds=self._timeout))
+        torch.distributed.set_timeout(timedelta(seconds=self._timeout))
 
     def _leave(self) -> None:
         """Close the connections, so that whoever waits for this worker in the same call is told."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_positive
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.flat import FlatState
-from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher
+from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher, started_by_us
 from dmaml_pl.strategies.membership import Membership
 from dmaml_pl.strategies.payload import Figures, WorkerTable, pack_row, unpack_table
 from dmaml_pl.strategies.transfer import FullTransfer, Transfer
@@ -87,6 +87,7 @@ class Sent:
     exact: int
     series: tuple[int, int]
     run: int
+    steps_before: int
 
 
 class WorkerStrategy(DDPStrategy):
@@ -145,6 +146,7 @@ class WorkerStrategy(DDPStrategy):
         self._merging = False
         self._terminated = False
         self._transfer_seconds = 0.0
+        self._steps_before = 0
         self._reshare_validation = False
 
     def configure_ddp(self) -> None:
@@ -166,8 +168,10 @@ class WorkerStrategy(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
-        outside = self.cluster_environment.creates_processes_externally or self._start_method != "popen"
-        if self.on_worker_failure == "continue" and (outside or self.num_nodes > 1):
+        ours = started_by_us() or not self.cluster_environment.creates_processes_externally
+        if self.on_worker_failure == "continue" and not (
+            ours and self._start_method == "popen" and self.num_nodes == 1
+        ):
             raise ConfigError(
                 "trainer.strategy.on_worker_failure is continue, for which dmaml itself must start all workers, on one "
                 "machine (--trainer.devices W): with torchrun, SLURM or several machines set it to stop, and let the "
@@ -339,6 +343,7 @@ class WorkerStrategy(DDPStrategy):
             return super().training_step(*args, **kwargs)
         state = self._merged_state()
         start = state.pack_floats()
+        self._steps_before = self._module().trainer.global_step
         report = cast("RunReport", super().training_step(*args, **kwargs))
         began = time.perf_counter()
         self._merging = True
@@ -414,7 +419,7 @@ class WorkerStrategy(DDPStrategy):
             if self.membership is not None:
                 raise
             self._lost_contact(error, run)
-        return Sent(offer, payload, work, exact.numel(), (series.shape[0], series.shape[1]), run)
+        return Sent(offer, payload, work, exact.numel(), (series.shape[0], series.shape[1]), run, self._steps_before)
 
     def _arrived(self, sent: Sent) -> tuple[Sent, float]:
         """Wait for the all-reduce; returns it, and how long the wait was, in seconds."""
@@ -436,14 +441,15 @@ class WorkerStrategy(DDPStrategy):
             NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
         """
         offer, report = sent.offer, sent.offer.report
-        own_tasks, own_iterations = report["tasks"], report["iterations"]
+        own_tasks = report["tasks"]
         values, exact = self.transfer.decode(sent.payload, offer.base, sent.exact)
         integers, rows = exact.split([offer.integers.numel(), sent.exact - offer.integers.numel()])
         table = unpack_table(rows, workers=self.world_size, run=sent.run, shape=sent.series)
         if table.failures and (self.on_non_finite == "stop" or len(table.failures) == self.world_size):
             raise table.failures[0]
         self._transfer_seconds = seconds
-        _add_table(report, table)
+        report["failure"] = None
+        _add_table(report, table, even=self.run_seconds is None)
         report["merge"] = {"merge/bytes": float(sent.payload.numel() * sent.payload.element_size())}
         if float(table.transfer_seconds.min()) > 0:
             report["merge"]["merge/transfer_seconds"] = float(table.transfer_seconds.min())
@@ -455,8 +461,8 @@ class WorkerStrategy(DDPStrategy):
                 self._tell_of(failure)
         module = self._module()
         module.tasks_seen += report["tasks"] - own_tasks
-        if self.run_seconds is not None:
-            self._count_alike(report["iterations"] - own_iterations)
+        if self.run_seconds is not None or table.failures:
+            self._count_alike(sent.steps_before + report["iterations"])
         return Merged(self.transfer.mean(values / table.weight.sum(), offer.base), integers, table)
 
     def _tell_of(self, excluded: NonFiniteError) -> None:
@@ -465,10 +471,11 @@ class WorkerStrategy(DDPStrategy):
             f"{excluded.iteration}: it is left out, and the training goes on."
         )
 
-    def _count_alike(self, more: int) -> None:
-        """Let Lightning count the mean number of meta-iterations, so that all workers end at the same run."""
-        loop = self._module().trainer.fit_loop.epoch_loop.manual_optimization
-        for tracker in (loop.optim_step_progress.total, loop.optim_step_progress.current):
+    def _count_alike(self, steps: int) -> None:
+        """Let Lightning count the same number of meta-iterations on all workers, so that all end at the same run."""
+        trainer = self._module().trainer
+        more, progress = steps - trainer.global_step, trainer.fit_loop.epoch_loop.manual_optimization
+        for tracker in (progress.optim_step_progress.total, progress.optim_step_progress.current):
             tracker.ready += more
             tracker.completed += more
 
@@ -563,14 +570,15 @@ def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"trainer.strategy.{setting} is {value}, but must be {' or '.join(choices)}.")
 
 
-def _add_table(report: RunReport, table: WorkerTable) -> None:
+def _add_table(report: RunReport, table: WorkerTable, *, even: bool) -> None:
     """Make a worker's report the report of all workers."""
     by_worker = table.series.cpu()
     report["workers"] = {name: by_worker[:, number] for number, name in enumerate(report["series"])}
     report["series"] = {name: values.nanmean(dim=0) for name, values in report["workers"].items()}
     report["loss"] = report["series"]["loss"].nanmean()
     report["tasks"] = round(float(table.tasks.sum()))
-    report["iterations"] = max(round(float(table.iterations.mean())), 1)
+    finished = table.iterations[table.weight > 0]
+    report["iterations"] = round(float(finished.max() if even else finished.mean()))
     report["seconds"] = float(table.seconds.max())
     report["cpu_seconds"] = float(table.cpu_seconds.max())
 

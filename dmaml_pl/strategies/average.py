@@ -1,0 +1,48 @@
+"""Judging an average of the merged weights instead of the last ones.
+
+Legend: P floating-point values of the network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EMAWeightAveraging
+
+from dmaml_pl.errors import ConfigError
+
+
+class MergedAverage(EMAWeightAveraging):
+    """Validates, tests and keeps an exponential moving average of the merged weights; training goes on from the last.
+
+    After each merge a = decay * a + (1 - decay) * w, with w the merged weights, beginning with the first merge's
+    (Polyak and Juditsky 1992, in the form of Tarvainen and Valpola 2017, arXiv:1703.01780). The average is what
+    validation judges and what `best.ckpt` and `last.ckpt` hold as the network; the weights that training goes on from
+    are beside it in the file. A callback of Lightning's does the work; a Lightning batch is a run here.
+
+    Args:
+        decay: how much of the average stays at each merge, from 0 to below 1; it looks back about 1 / (1 - decay) runs.
+
+    Raises:
+        ConfigError: `decay` is out of its range.
+    """
+
+    def __init__(self, decay: float = 0.8) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"MergedAverage's decay is {decay}, but must be at least 0 and below 1.")
+        super().__init__(decay=decay)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take both sets of weights back when training goes on; a test needs the average only, which is the network."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep both sets of weights."""
+        if self._average_model is not None:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
