@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dmaml_pl.strategies import (
         DMAMLStrategy,
         MeanMerge,
+        MergedAverage,
         OuterOptimizerMerge,
         TaskParallelStrategy,
         TaskWeightedMerge,
@@ -32,6 +33,7 @@ _HOMES = {
     "Conv4": "dmaml_pl.networks",
     "DMAMLStrategy": "dmaml_pl.strategies",
     "MeanMerge": "dmaml_pl.strategies",
+    "MergedAverage": "dmaml_pl.strategies",
     "OuterOptimizerMerge": "dmaml_pl.strategies",
     "TaskParallelStrategy": "dmaml_pl.strategies",
     "TaskWeightedMerge": "dmaml_pl.strategies",
@@ -48,6 +50,7 @@ __all__ = [
     "MAMLRule",
     "MLflowTracker",
     "MeanMerge",
+    "MergedAverage",
     "OuterOptimizerMerge",
     "TaskParallelStrategy",
     "TaskWeightedMerge",

@@ -22,13 +22,14 @@ class ByHand:
 
     def __init__(self, workers: int, optimizer: Callable[[Any], Any], data: Any = None, **settings: Any) -> None:
         self.data = small_data() if data is None else data
-        self.modules: list[MAML] = [small_maml(**settings) for _ in range(workers)]
+        self.modules: list[MAML] = [small_maml(**copy.deepcopy(settings)) for _ in range(workers)]
         self.optimizers = [optimizer(module.parameters()) for module in self.modules]
 
-    def run(self, number: int, length: int | Sequence[int]) -> None:
-        """Every worker makes a run alone; `length` may differ from worker to worker."""
+    def run(self, number: int, length: int | Sequence[int], streams: Sequence[int] | None = None) -> None:
+        """Every worker makes a run alone; `length` may differ, and `streams` says whose tasks each draws."""
         lengths = [length] * len(self.modules) if isinstance(length, int) else length
-        for rank, (module, optimizer, own) in enumerate(zip(self.modules, self.optimizers, lengths, strict=True)):
+        ranks = range(len(self.modules)) if streams is None else streams
+        for rank, module, optimizer, own in zip(ranks, self.modules, self.optimizers, lengths, strict=True):
             for iteration in range(own):
                 optimizer.zero_grad()
                 module.engine.meta_gradient(

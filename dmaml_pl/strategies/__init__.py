@@ -2,6 +2,7 @@
 
 from pytorch_lightning.strategies import StrategyRegistry
 
+from dmaml_pl.strategies.average import MergedAverage
 from dmaml_pl.strategies.dmaml import DMAMLStrategy
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule, TaskWeightedMerge, ValidationWeightedMerge
 from dmaml_pl.strategies.outer import OuterOptimizerMerge
@@ -12,6 +13,7 @@ __all__ = [
     "DMAMLStrategy",
     "MeanMerge",
     "MergeRule",
+    "MergedAverage",
     "OuterOptimizerMerge",
     "TaskParallelStrategy",
     "TaskWeightedMerge",

@@ -33,6 +33,13 @@ class MergedAverage(EMAWeightAveraging):
             raise ConfigError(f"MergedAverage's decay is {decay}, but must be at least 0 and below 1.")
         super().__init__(decay=decay)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the last weights where they are until the last checkpoint, which comes after this, has them."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End with the average as the network."""
+        super().on_train_end(trainer, pl_module)
+
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

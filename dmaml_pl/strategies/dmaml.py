@@ -22,21 +22,13 @@ from torch import Tensor
 
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.runs import RunReport
+from dmaml_pl.strategies.exchange import Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
 from dmaml_pl.strategies.moments import FlatMoments, Moments, reset
 from dmaml_pl.strategies.payload import WorkerTable
 from dmaml_pl.strategies.transfer import TransferType, transfer_in
-from dmaml_pl.strategies.workers import (
-    Merged,
-    NonFinite,
-    Offer,
-    Sent,
-    StartMethod,
-    WorkerFailure,
-    WorkerStrategy,
-    require_one_of,
-)
+from dmaml_pl.strategies.workers import NonFinite, StartMethod, WorkerFailure, WorkerStrategy, require_one_of
 
 
 class DMAMLStrategy(WorkerStrategy):
@@ -103,7 +95,7 @@ class DMAMLStrategy(WorkerStrategy):
         self.merge_rule = MeanMerge() if merge is None else merge
         self.validation_tasks = self.merge_rule.validation_tasks
         self.moments = moments
-        self.transfer = transfer_in(transfer_dtype)
+        self.exchange.transfer = transfer_in(transfer_dtype)
         self.overlap = overlap
         self._under_way: Sent | None = None
 
@@ -123,12 +115,12 @@ class DMAMLStrategy(WorkerStrategy):
         extra = moments.pack() if self.moments == "average" else start.new_empty(0)
         merged = self._exchange(self._offer(state, start, report, extra))
         mean, mean_moments = merged.mean.split([start.numel(), extra.numel()])
-        self._adopt(state, start, report, merged._replace(mean=mean))
+        self._adopt(state, start, merged._replace(mean=mean))
         if self.moments == "average":
             moments.unpack(mean_moments)
         elif self.moments == "reset" or self._was_excluded(merged.table):
             reset(self.optimizers)
-        return report
+        return merged.report
 
     def _offer(self, state: FlatState, start: Tensor, report: RunReport, extra: Tensor) -> Offer:
         own = state.pack_floats()
@@ -141,11 +133,11 @@ class DMAMLStrategy(WorkerStrategy):
             weight=1.0 if report.get("failure") else self.merge_rule.weight(report),
         )
 
-    def _adopt(self, state: FlatState, start: Tensor, report: RunReport, merged: Merged) -> None:
+    def _adopt(self, state: FlatState, start: Tensor, merged: Merged) -> None:
         """Make the merged weights this worker's own."""
         state.unpack_floats(self._apply_rule(start, merged.mean, state.parameter_size))
         state.unpack_integers(merged.integers)
-        report["merge"]["merge/drift"] = _drift(merged.table, merged.mean - start)
+        merged.report["merge"]["merge/drift"] = _drift(merged.table, merged.mean - start)
 
     def _apply_rule(self, start: Tensor, mean: Tensor, size: int) -> Tensor:
         """The rule decides about the parameters, the first `size` values; buffers are averaged whatever the rule."""
@@ -163,7 +155,8 @@ class DMAMLStrategy(WorkerStrategy):
         if self._under_way is not None:
             sent = self._under_way
             finished, start = self._take_in(state, sent)
-        self._under_way = self._send(self._offer(state, start, report, start.new_empty(0)))
+        offer = self._offer(state, start, report, start.new_empty(0))
+        self._under_way = self.together(lambda: self.exchange.send(offer, self._place()))
         return finished
 
     def _take_in(self, state: FlatState, sent: Sent) -> tuple[RunReport, Tensor]:
@@ -171,17 +164,16 @@ class DMAMLStrategy(WorkerStrategy):
         self._under_way = None
         began = time.perf_counter()
         progress = state.pack_floats() - sent.offer.values
-        merged = self._accept(*self._arrived_safely(sent))
-        report = sent.offer.report
-        self._adopt(state, sent.offer.base, report, merged)
+        merged = self._accept(self.together(lambda: self.exchange.wait(sent)))
+        self._adopt(state, sent.offer.base, merged)
         together = state.pack_floats()
         if self._was_excluded(merged.table):
             reset(self.optimizers)
         else:
             # Where no step was made since, the sum is exactly what all workers hold.
             state.unpack_floats(together + progress)
-        report["merge"]["merge/seconds"] = time.perf_counter() - began
-        return report, together
+        merged.report["merge"]["merge/seconds"] = time.perf_counter() - began
+        return merged.report, together
 
     def wait_for_merge(self) -> None:
         """Finish the merge under way, if there is one: afterwards all workers hold the same weights.

@@ -158,7 +158,7 @@ class Membership:
                 self._leave()  # some may wait in the call for this worker
             return not any(map(self._is_alive, missing))
 
-        self._wait_for(all_heard, self._timeout + CONNECT_SECONDS)
+        self._wait_for(all_heard, self._timeout)
         if len(said) == self.size and all(said.values()):
             return _Verdict(True, self.members)
         for member in self.members:

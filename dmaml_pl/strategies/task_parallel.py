@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.runs import RunReport
+from dmaml_pl.strategies.exchange import Offer
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.payload import CAUSES
-from dmaml_pl.strategies.workers import NonFinite, Offer, StartMethod, WorkerFailure, WorkerStrategy
+from dmaml_pl.strategies.workers import NonFinite, StartMethod, WorkerFailure, WorkerStrategy
 
 
 class TaskParallelStrategy(WorkerStrategy):
@@ -95,12 +96,7 @@ class TaskParallelStrategy(WorkerStrategy):
             if self.on_non_finite == "exclude":
                 own = [torch.zeros_like(gradient) for gradient in own]
         payload = torch.cat([*own, flags])
-        try:
-            torch.distributed.all_reduce(payload)
-        except RuntimeError as error:
-            if self.membership is not None:
-                raise
-            self._lost_contact(error, self._run())
+        torch.distributed.all_reduce(payload)
         return payload
 
     def _iteration(self) -> int:
@@ -116,4 +112,4 @@ class TaskParallelStrategy(WorkerStrategy):
         merged = self._exchange(Offer(own, start, way, state.pack_integers(), report, weight=1.0))
         state.unpack_floats(merged.mean)
         state.unpack_integers(merged.integers)
-        return report
+        return merged.report

@@ -4,7 +4,7 @@ Workers start from identical weights and buffers. A worker whose loss or weights
 in an all-reduce that they make anyway, and all stop with the same error, or leave it out. A worker that has died, or
 that does not come within `timeout` seconds, ends the training on every other, or is left behind.
 
-Legend: W workers, P floating-point values that are merged, Z optimizer moments, M series, H meta-iterations of a run.
+Legend: W workers, P floating-point values that are merged, H meta-iterations of a run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning_fabric.utilities.types import _PATH
@@ -28,11 +27,10 @@ from torch import Tensor, nn
 
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_positive
 from dmaml_pl.runs import RunReport
+from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Place, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher, started_by_us
 from dmaml_pl.strategies.membership import Membership
-from dmaml_pl.strategies.payload import Figures, WorkerTable, pack_row, unpack_table
-from dmaml_pl.strategies.transfer import FullTransfer, Transfer
 
 CHECKPOINT_KEY = "dmaml"
 
@@ -41,53 +39,6 @@ NonFinite = Literal["stop", "exclude"]
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
 
 T = TypeVar("T")
-
-
-class Offer(NamedTuple):
-    """What a worker brings to the end of a run.
-
-    Attributes:
-        values: its floating-point state, (P + Z,).
-        base: values that all workers know alike, near the state where that is possible, (P + Z,).
-        way: squared distance that its weights and buffers moved in the run.
-        integers: its integer buffers as digits; worker 0's count.
-        report: of its run.
-        weight: of the worker in the mean.
-    """
-
-    values: Tensor
-    base: Tensor
-    way: float
-    integers: Tensor
-    report: RunReport
-    weight: float
-
-
-class Merged(NamedTuple):
-    """What all workers hold alike after the exchange.
-
-    Attributes:
-        mean: the workers' weighted mean state, (P + Z,).
-        integers: worker 0's integer buffers as digits.
-        table: all workers' figures of the run.
-    """
-
-    mean: Tensor
-    integers: Tensor
-    table: WorkerTable
-
-
-@dataclass
-class Sent:
-    """An exchange under way: the payload of `offer`, which `work` turns into the sum of all workers'."""
-
-    offer: Offer
-    payload: Tensor
-    work: Any
-    exact: int
-    series: tuple[int, int]
-    run: int
-    steps_before: int
 
 
 class WorkerStrategy(DDPStrategy):
@@ -141,11 +92,10 @@ class WorkerStrategy(DDPStrategy):
         self.run_seconds = run_seconds
         self.on_worker_failure = on_worker_failure
         self.on_non_finite = on_non_finite
-        self.transfer: Transfer = FullTransfer()
+        self.exchange = Exchange(even=run_seconds is None, exclude=on_non_finite == "exclude")
         self.membership: Membership | None = None
         self._merging = False
         self._terminated = False
-        self._transfer_seconds = 0.0
         self._steps_before = 0
         self._reshare_validation = False
 
@@ -274,7 +224,7 @@ class WorkerStrategy(DDPStrategy):
             WorkerLostError: a worker has died or did not come in time.
         """
         if self.membership is None:
-            return call()
+            return self._call_once(call)
         while True:
             result: T
             try:
@@ -287,6 +237,17 @@ class WorkerStrategy(DDPStrategy):
                 return result
             self.membership.regroup()
             self._close_ranks(before)
+
+    def _call_once(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except RuntimeError as error:
+            self.await_verdict()
+            raise WorkerLostError(
+                f"worker {self.global_rank} lost contact with another worker in run {self._run()}: it has died, "
+                f"or did not come within trainer.strategy.timeout ({self._timeout_seconds():g} s). Training has "
+                "stopped; the last checkpoint is kept. The lost worker's own message, if any, stands above."
+            ) from error
 
     def _close_ranks(self, before: list[int]) -> None:
         members = cast("Membership", self.membership).members
@@ -378,92 +339,26 @@ class WorkerStrategy(DDPStrategy):
             NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
             WorkerLostError: a worker has died or did not come in time.
         """
-        if self.membership is not None:
-            return self._accept(*self.together(lambda: self._arrived(self._send(offer))))
-        return self._accept(*self._arrived_safely(self._send(offer)))
+        return self._accept(self.together(lambda: self.exchange.wait(self.exchange.send(offer, self._place()))))
 
-    def _send(self, offer: Offer) -> Sent:
-        """Start the all-reduce."""
-        report, values, weight = offer.report, offer.values, offer.weight
-        series = torch.stack(list(report["series"].values()))
-        if self.run_seconds is not None:  # workers differ in their number of meta-iterations
-            series = series.nanmean(dim=1, keepdim=True)
-        failure = report.get("failure")
-        if failure is not None and failure.worker != self.global_rank:
-            failure = None
-        if failure is not None and self.on_non_finite == "exclude":
-            values, weight = offer.base, 0.0
-        row = pack_row(
-            worker=self.global_rank,
-            workers=self.world_size,
-            figures=Figures(
-                weight=weight,
-                squared_way=offer.way if weight else 0.0,
-                tasks=float(report["tasks"]),
-                iterations=float(report["iterations"]),
-                seconds=report["seconds"],
-                cpu_seconds=report["cpu_seconds"],
-                transfer_seconds=self._transfer_seconds,
-            ),
-            failure=failure,
-            series=series,
-            like=values,
-        )
-        integers = offer.integers if self.global_rank == 0 else torch.zeros_like(offer.integers)
-        exact = torch.cat([integers, row])
-        payload = self.transfer.encode(values, offer.base, weight, exact)
-        run = self._run()
-        try:
-            work = torch.distributed.all_reduce(payload, async_op=True)
-        except RuntimeError as error:
-            if self.membership is not None:
-                raise
-            self._lost_contact(error, run)
-        return Sent(offer, payload, work, exact.numel(), (series.shape[0], series.shape[1]), run, self._steps_before)
+    def _place(self) -> Place:
+        return Place(self.global_rank, self.world_size, self._run(), self._steps_before)
 
-    def _arrived(self, sent: Sent) -> tuple[Sent, float]:
-        """Wait for the all-reduce; returns it, and how long the wait was, in seconds."""
-        began = time.perf_counter()
-        work, sent.work = sent.work, None  # which keeps the connections open as long as it lives
-        work.wait()
-        return sent, time.perf_counter() - began
-
-    def _arrived_safely(self, sent: Sent) -> tuple[Sent, float]:
-        try:
-            return self._arrived(sent)
-        except RuntimeError as error:
-            self._lost_contact(error, sent.run)
-
-    def _accept(self, sent: Sent, seconds: float) -> Merged:
-        """Read the sum of the payloads; completes the report.
+    def _accept(self, sent: Sent) -> Merged:
+        """Read what came of an exchange, and count what the others did.
 
         Raises:
             NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
         """
-        offer, report = sent.offer, sent.offer.report
-        own_tasks = report["tasks"]
-        values, exact = self.transfer.decode(sent.payload, offer.base, sent.exact)
-        integers, rows = exact.split([offer.integers.numel(), sent.exact - offer.integers.numel()])
-        table = unpack_table(rows, workers=self.world_size, run=sent.run, shape=sent.series)
-        if table.failures and (self.on_non_finite == "stop" or len(table.failures) == self.world_size):
-            raise table.failures[0]
-        self._transfer_seconds = seconds
-        report["failure"] = None
-        _add_table(report, table, even=self.run_seconds is None)
-        report["merge"] = {"merge/bytes": float(sent.payload.numel() * sent.payload.element_size())}
-        if float(table.transfer_seconds.min()) > 0:
-            report["merge"]["merge/transfer_seconds"] = float(table.transfer_seconds.min())
+        merged = self.exchange.read(sent)
+        for failure in merged.failures:
+            self._tell_of(failure)
         if self.membership is not None:
-            report["merge"]["merge/workers"] = float(self.world_size)
-        if self.on_non_finite == "exclude":
-            report["merge"]["merge/excluded"] = float(len(table.failures))
-            for failure in table.failures:
-                self._tell_of(failure)
-        module = self._module()
-        module.tasks_seen += report["tasks"] - own_tasks
-        if self.run_seconds is not None or table.failures:
-            self._count_alike(sent.steps_before + report["iterations"])
-        return Merged(self.transfer.mean(values / table.weight.sum(), offer.base), integers, table)
+            merged.report["merge"]["merge/workers"] = float(self.world_size)
+        self._module().tasks_seen += merged.report["tasks"] - sent.offer.report["tasks"]
+        if self.run_seconds is not None or merged.failures:
+            self._count_alike(sent.place.steps + merged.report["iterations"])
+        return merged
 
     def _tell_of(self, excluded: NonFiniteError) -> None:
         rank_zero_info(
@@ -478,19 +373,6 @@ class WorkerStrategy(DDPStrategy):
         for tracker in (progress.optim_step_progress.total, progress.optim_step_progress.current):
             tracker.ready += more
             tracker.completed += more
-
-    def _lost_contact(self, error: RuntimeError, run: int) -> NoReturn:
-        """A collective call has failed.
-
-        Raises:
-            WorkerLostError: always; it says which worker was lost, if that is known.
-        """
-        self.await_verdict()
-        raise WorkerLostError(
-            f"worker {self.global_rank} lost contact with another worker in run {run}: it has died, "
-            f"or did not come within trainer.strategy.timeout ({self._timeout_seconds():g} s). Training has "
-            "stopped; the last checkpoint is kept. The lost worker's own message, if any, stands above."
-        ) from error
 
     def await_verdict(self) -> None:
         """A broken connection is noticed before the launcher has seen who died; it tells more.
@@ -568,19 +450,6 @@ def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"trainer.strategy.{setting} is {value}, but must be {' or '.join(choices)}.")
-
-
-def _add_table(report: RunReport, table: WorkerTable, *, even: bool) -> None:
-    """Make a worker's report the report of all workers."""
-    by_worker = table.series.cpu()
-    report["workers"] = {name: by_worker[:, number] for number, name in enumerate(report["series"])}
-    report["series"] = {name: values.nanmean(dim=0) for name, values in report["workers"].items()}
-    report["loss"] = report["series"]["loss"].nanmean()
-    report["tasks"] = round(float(table.tasks.sum()))
-    finished = table.iterations[table.weight > 0]
-    report["iterations"] = round(float(finished.max() if even else finished.mean()))
-    report["seconds"] = float(table.seconds.max())
-    report["cpu_seconds"] = float(table.cpu_seconds.max())
 
 
 def _to_cpu(value: Any) -> Any:
