@@ -30,6 +30,7 @@ from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
 
 RUN_ID_KEY = "mlflow_run_id"
+ENGINE_TAG = "dmaml.engine"
 RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
 """Environment variable by which worker 0 tells the workers that it starts which file `last` or `best` was."""
 
@@ -61,6 +62,12 @@ class ConfigRecorder(SaveConfigCallback):
             if isinstance(logger, MLflowTracker):
                 settings = {name: value for name, value in self.config.as_dict().items() if name != "config"}
                 logger.log_config(settings, text)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep what `model.engine: auto` came to."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowTracker) and isinstance(pl_module, FewShotModule):
+                logger.set_tags({ENGINE_TAG: pl_module.engine_in_use})
 
     def on_save_checkpoint(
         self,

@@ -42,11 +42,12 @@ class RunProgress(ProgressBar):
         self._shown = False
         self._close()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Open the bar at the place where a resumed training stands."""
         self._began = self._last_line = time.monotonic()
         self._done_before = trainer.global_step
-        self._open("training", _planned_iterations(trainer, pl_module), completed=trainer.global_step)
+        title = f"training with the {pl_module.engine_in_use} engine"
+        self._open(title, _planned_iterations(trainer, pl_module), completed=trainer.global_step)
 
     def on_meta_iteration_end(self, trainer: pl.Trainer, pl_module: Any, done: int, length: float, loss: float) -> None:
         """One of the run's `length` meta-iterations (infinite: unknown) is over, the `done`-th."""

@@ -1,4 +1,4 @@
-"""What an algorithm is: an inner loop's length, and the learn2learn wrapper that makes its steps."""
+"""What an algorithm is: an inner loop's length, and its step, as a learn2learn wrapper and as a function."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dmaml_pl.errors import require_positive
+
+Weights = dict[str, Tensor]
+"""Tensors by the names that `nn.Module.named_parameters` gives them."""
 
 
 class Learner(Protocol):
@@ -34,9 +37,14 @@ class Algorithm(ABC):
     Args:
         steps: steps of the inner loop in training.
 
+    Attributes:
+        first_order: the meta-gradient takes the gradients of the inner loop for constants.
+
     Raises:
         ConfigError: `steps` is not greater than zero.
     """
+
+    first_order: bool = False
 
     def __init__(self, steps: int) -> None:
         require_positive(**{"model.inner_steps": steps})
@@ -45,3 +53,23 @@ class Algorithm(ABC):
     @abstractmethod
     def wrap(self, network: nn.Module) -> nn.Module:
         """The learn2learn wrapper (a `Learner`) around the network; its parameters are what is meta-learned."""
+
+    def update(self, weights: Weights, gradients: Weights) -> Weights:
+        """One step of the inner loop as a function, the same step that the wrapper makes; the vectorized engine's.
+
+        An algorithm that has none leaves this method as it is, and is executed by learn2learn.
+
+        Args:
+            weights: what adapts, as it is now. Every tensor has a leading axis of tasks, so the step must treat
+                elements alike, or tasks apart.
+            gradients: of the support loss, of the same names and shapes.
+
+        Returns:
+            The weights after the step, differentiable, of the same names and shapes.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_functional(self) -> bool:
+        """Whether the algorithm has an `update`."""
+        return type(self).update is not Algorithm.update

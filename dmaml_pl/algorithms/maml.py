@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from dmaml_pl import _learn2learn
-from dmaml_pl.algorithms.base import Algorithm
+from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.errors import require_positive
 
 
@@ -33,3 +34,7 @@ class MAMLRule(Algorithm):
             network, lr=self.inner_lr, first_order=self.first_order, allow_nograd=True, allow_unused=True
         )
         return learner
+
+    def update(self, weights: Weights, gradients: Weights) -> Weights:
+        """Every weight w becomes w - inner_lr * g."""
+        return {name: torch.sub(w, gradients[name], alpha=self.inner_lr) for name, w in weights.items()}

@@ -1,5 +1,17 @@
 """How a meta-batch is executed."""
 
+from dmaml_pl.engines.auto import AutoEngine, engine_named
+from dmaml_pl.engines.base import AdaptationCurve, Engine, EngineName, MetaOutcome
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
+from dmaml_pl.engines.vectorized import VectorizedEngine
 
-__all__ = ["Learn2LearnEngine"]
+__all__ = [
+    "AdaptationCurve",
+    "AutoEngine",
+    "Engine",
+    "EngineName",
+    "Learn2LearnEngine",
+    "MetaOutcome",
+    "VectorizedEngine",
+    "engine_named",
+]

@@ -6,32 +6,25 @@ Legend: T tasks, Q query samples, I adaptation steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dmaml_pl.algorithms.base import Learner
+from dmaml_pl.engines.base import AdaptationCurve, MetaOutcome
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 
-class MetaOutcome(NamedTuple):
-    """What a meta-iteration saw of its tasks after adaptation: mean query loss and metric over the T tasks, scalars."""
-
-    loss: Tensor
-    metric: Tensor
-
-
-class AdaptationCurve(NamedTuple):
-    """Query loss and metric of each task after 0 .. I adaptation steps, both (T, I + 1)."""
-
-    loss: Tensor
-    metric: Tensor
-
-
 class Learn2LearnEngine:
-    """Adapts the tasks of a meta-batch one by one."""
+    """Adapts the tasks of a meta-batch one by one; see `Engine` for what the methods promise."""
+
+    def name(self, learner: Learner) -> str:
+        """Always itself."""
+        return "learn2learn"
+
+    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+        """Nothing to try: any network will do."""
 
     def meta_gradient(
         self,
@@ -45,13 +38,6 @@ class Learn2LearnEngine:
         """Add the meta-gradient, the gradient of the mean query loss after adaptation, to the parameters' `.grad`.
 
         Each task is differentiated as soon as it is adapted, so that one task's graph is in memory at a time.
-
-        Args:
-            learner: the wrapped network.
-            batch: the meta-batch.
-            steps: steps of the inner loop.
-            objective: the loss and the metric.
-            backward: differentiates a loss, as `LightningModule.manual_backward` does.
         """
         losses, metrics = [], []
         for number in range(batch.tasks):

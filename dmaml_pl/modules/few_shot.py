@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmaml_pl.algorithms.base import Algorithm
-from dmaml_pl.engines.learn2learn import AdaptationCurve, Learn2LearnEngine
+from dmaml_pl.engines import AdaptationCurve, EngineName, engine_named
 from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
 from dmaml_pl.evaluation.curves import MetaTest, TaskScores, in_order
 from dmaml_pl.modules.run_log import log_evaluation, log_run
@@ -44,6 +44,8 @@ class FewShotModule(pl.LightningModule):
         meta_schedule: from the meta-optimizer to a learning-rate schedule, stepped once a meta-iteration.
         gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
         run_length: H, meta-iterations of a run where the strategy does not set it.
+        engine: "learn2learn" adapts to one task after another, "vectorized" to all of a meta-batch at once; "auto"
+            takes the faster one that can run the network where it is.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -59,6 +61,7 @@ class FewShotModule(pl.LightningModule):
         meta_schedule: LRSchedulerCallable | None = None,
         gradient_clip: float | None = None,
         run_length: int = 100,
+        engine: EngineName = "auto",
     ) -> None:
         super().__init__()
         require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
@@ -67,7 +70,7 @@ class FewShotModule(pl.LightningModule):
         self.automatic_optimization = False
         self.algorithm = algorithm
         self.objective = objective_named(objective)
-        self.engine = Learn2LearnEngine()
+        self.engine = engine_named(engine, algorithm)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps)
         self.meta_optimizer = meta_optimizer
         self.meta_schedule = meta_schedule
@@ -89,6 +92,11 @@ class FewShotModule(pl.LightningModule):
         """The network that is meta-learned, with the meta-weights."""
         network: nn.Module = self.learner.module
         return network
+
+    @property
+    def engine_in_use(self) -> str:
+        """Name of the engine that `model.engine` comes to."""
+        return self.engine.name(self.learner)
 
     def configure_optimizers(self) -> Any:
         """The meta-optimizer over all meta-learned parameters, and its schedule.
@@ -158,6 +166,7 @@ class FewShotModule(pl.LightningModule):
                 "input size to that of the data."
             ) from error
         self.objective.check(prediction, task.support_y.to(self.device))
+        self.engine.check(self.learner, batch.to(self.device), self.objective)
 
     # -- a run -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from dmaml_pl.algorithms.maml import MAMLRule
+from dmaml_pl.engines import EngineName
 from dmaml_pl.modules.few_shot import FewShotModule
 from dmaml_pl.objectives import ObjectiveName
 
@@ -26,6 +27,8 @@ class MAML(FewShotModule):
         meta_schedule: from the meta-optimizer to a learning-rate schedule, stepped once a meta-iteration.
         gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
         run_length: H, meta-iterations of a run where the strategy does not set it.
+        engine: "learn2learn" adapts to one task after another, "vectorized" to all of a meta-batch at once; "auto"
+            takes the faster one that can run the network where it is.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class MAML(FewShotModule):
         meta_schedule: LRSchedulerCallable | None = None,
         gradient_clip: float | None = None,
         run_length: int = 100,
+        engine: EngineName = "auto",
     ) -> None:
         super().__init__(
             network=network,
@@ -50,5 +54,6 @@ class MAML(FewShotModule):
             meta_schedule=meta_schedule,
             gradient_clip=gradient_clip,
             run_length=run_length,
+            engine=engine,
         )
         self.save_hyperparameters(ignore=["network", "meta_optimizer", "meta_schedule"])

@@ -1,0 +1,111 @@
+"""Which engine is faster: chosen by the network, and by where its weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from dmaml_pl.algorithms.base import Algorithm, Learner
+from dmaml_pl.engines.base import AdaptationCurve, Engine, EngineName, MetaOutcome
+from dmaml_pl.engines.learn2learn import Learn2LearnEngine
+from dmaml_pl.engines.vectorized import VectorizedEngine
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.objectives import Objective
+from dmaml_pl.tasks import TaskBatch
+
+
+def engine_named(name: EngineName, algorithm: Algorithm) -> Engine:
+    """The engine of that name.
+
+    Args:
+        name: the value of `model.engine`.
+        algorithm: the inner loop.
+
+    Raises:
+        ConfigError: there is no engine of that name, or it cannot execute the algorithm.
+    """
+    if name == "learn2learn":
+        return Learn2LearnEngine()
+    if name == "vectorized":
+        return VectorizedEngine(algorithm)
+    if name == "auto":
+        return AutoEngine(algorithm) if algorithm.is_functional else Learn2LearnEngine()
+    raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, vectorized.")
+
+
+class AutoEngine:
+    """Vectorized where that is faster and can be done, else learn2learn; see `Engine` for what the methods promise.
+
+    On CPUs a convolution with other weights for every task is slower than one task's after another, so networks with
+    convolutions are left to learn2learn there.
+
+    Args:
+        algorithm: the inner loop, which has a functional form.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._reference = Learn2LearnEngine()
+        self._vectorized = VectorizedEngine(algorithm)
+        self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
+        self._said: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, chooses for itself."""
+        return type(self), (self._vectorized.algorithm,)
+
+    def name(self, learner: Learner) -> str:
+        """The present choice."""
+        return self._choice(learner).name(learner)
+
+    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+        """Try the network; one that cannot be run on all tasks at once is left to learn2learn, which is said once."""
+        if self._choice(learner) is self._vectorized:
+            refusal = self._vectorized.refusal(learner, batch, objective)
+            if refusal is not None:
+                self._chosen[learner.module] = dict.fromkeys(self._chosen[learner.module], self._reference)
+                if refusal not in self._said:
+                    rank_zero_info(f"model.engine is learn2learn: {refusal}.")
+                self._said.add(refusal)
+
+    def meta_gradient(
+        self,
+        learner: Learner,
+        batch: TaskBatch,
+        *,
+        steps: int,
+        objective: Objective,
+        backward: Callable[[Tensor], None],
+    ) -> MetaOutcome:
+        """As the engine that is chosen does."""
+        engine = self._checked(learner, batch, objective)
+        return engine.meta_gradient(learner, batch, steps=steps, objective=objective, backward=backward)
+
+    def adaptation_curve(
+        self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
+    ) -> AdaptationCurve:
+        """As the engine that is chosen does."""
+        engine = self._checked(learner, batch, objective)
+        return engine.adaptation_curve(learner, batch, steps=steps, objective=objective)
+
+    def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
+        """As the engine that is chosen does."""
+        engine = self._checked(learner, batch, objective)
+        return engine.predict(learner, batch, steps=steps, objective=objective)
+
+    def _checked(self, learner: Learner, batch: TaskBatch, objective: Objective) -> Engine:
+        self.check(learner, batch, objective)
+        return self._choice(learner)
+
+    def _choice(self, learner: Learner) -> Engine:
+        network = learner.module
+        device = next((p.device.type for p in network.parameters()), "cpu")
+        chosen = self._chosen.setdefault(network, {})
+        if device not in chosen:
+            slow = device == "cpu" and any(isinstance(layer, _ConvNd) for layer in network.modules())
+            chosen[device] = self._reference if slow else self._vectorized
+        return chosen[device]

@@ -1,0 +1,185 @@
+"""The fast engine for small networks: all tasks of a meta-batch at once.
+
+Every task gets its own copy of the weights, stacked along a leading T axis, and `torch.func.vmap` runs the network on
+all of them. As no task's loss depends on another task's weights, the gradient of the summed losses by the stacked
+weights is each task's own gradient. So differentiation is ordinary autograd, outside of vmap: that is faster than
+nesting `torch.func.grad`, and right where `torch.func.grad(vmap(...))` is not. PyTorch 2.15 leaves out a part of batch
+norm's second derivative when its backward runs under vmap.
+
+Legend: T tasks, S support samples, Q query samples, I adaptation steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
+from dmaml_pl.engines.base import AdaptationCurve, MetaOutcome
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.objectives import Objective
+from dmaml_pl.tasks import TaskBatch
+
+
+class VectorizedEngine:
+    """Adapts the tasks of a meta-batch at once; see `Engine` for what the methods promise.
+
+    The graphs of all tasks are in memory at a time. Frozen and unused weights are left as they are, as by learn2learn.
+
+    Args:
+        algorithm: the inner loop.
+
+    Raises:
+        ConfigError: the algorithm has no functional form (`Algorithm.update`).
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        if not algorithm.is_functional:
+            raise ConfigError(
+                f"model.engine is vectorized, but {type(algorithm).__name__} has no functional step (update): set "
+                "model.engine to learn2learn or auto."
+            )
+        self.algorithm = algorithm
+        self._checked: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, also in another process, has tried no network."""
+        return type(self), (self.algorithm,)
+
+    def name(self, learner: Learner) -> str:
+        """Always itself."""
+        return "vectorized"
+
+    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+        """Try the network on one task, once in training and once in evaluation mode.
+
+        Raises:
+            ConfigError: vmap cannot run the network, or it writes its buffers, which no task has of its own.
+        """
+        refusal = self.refusal(learner, batch, objective)
+        if refusal is not None:
+            raise ConfigError(f"model.engine is vectorized, but {refusal}: set model.engine to learn2learn or auto.")
+
+    def refusal(self, learner: Learner, batch: TaskBatch, objective: Objective) -> str | None:
+        """Why the network cannot be run on all tasks at once; None if it can."""
+        network = learner.module
+        modes = self._checked.setdefault(network, set())
+        if network.training not in modes:
+            reason = _trial(network, batch, objective, self._adapt)
+            if reason is not None:
+                return f"{type(network).__name__} cannot be run on all tasks at once ({reason})"
+            modes.add(network.training)
+        return None
+
+    def meta_gradient(
+        self,
+        learner: Learner,
+        batch: TaskBatch,
+        *,
+        steps: int,
+        objective: Objective,
+        backward: Callable[[Tensor], None],
+    ) -> MetaOutcome:
+        """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward."""
+        self.check(learner, batch, objective)
+        judge, weights = _judge(learner.module, objective), _stack(learner.module, batch.tasks)
+        for _ in range(steps):
+            weights = self._adapt(judge, weights, batch, first_order=self.algorithm.first_order)
+        losses, predictions = judge(weights, batch.query_x, batch.query_y)
+        loss = losses.mean()
+        backward(loss)
+        metric = _measure(objective, losses, predictions, batch.query_y).mean()
+        return MetaOutcome(loss.detach(), metric)
+
+    def adaptation_curve(
+        self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
+    ) -> AdaptationCurve:
+        """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
+        judged = self._walk(learner, batch, steps, objective)
+        losses = torch.stack([losses for losses, _ in judged], dim=1)
+        metrics = [_measure(objective, *seen, batch.query_y) for seen in judged]
+        return AdaptationCurve(losses, torch.stack(metrics, dim=1).to(losses.dtype))
+
+    def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
+        """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
+        return torch.stack([predictions for _, predictions in self._walk(learner, batch, steps, objective)], dim=1)
+
+    def _walk(
+        self, learner: Learner, batch: TaskBatch, steps: int, objective: Objective
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Query losses (T,) and predictions (T, Q, ...) after 0 .. `steps` steps; nothing is meta-learned."""
+        self.check(learner, batch, objective)
+        judge, weights = _judge(learner.module, objective), _stack(learner.module, batch.tasks)
+        judged = []
+        for step in range(steps + 1):
+            with torch.no_grad():
+                judged.append(judge(weights, batch.query_x, batch.query_y))
+            if step < steps:
+                weights = _cut(self._adapt(judge, weights, batch, first_order=True))
+        return judged
+
+    def _adapt(self, judge: Judge, weights: Weights, batch: TaskBatch, *, first_order: bool) -> Weights:
+        """One step of the inner loop of every task."""
+        at = _cut(weights) if first_order else weights
+        losses, _ = judge(at, batch.support_x, batch.support_y)
+        names = [name for name, w in at.items() if w.requires_grad]
+        found = torch.autograd.grad(
+            losses.sum(), [at[name] for name in names], create_graph=not first_order, allow_unused=True
+        )
+        gradients = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+        return weights | self.algorithm.update({name: weights[name] for name in gradients}, gradients)
+
+
+Judge = Callable[[Weights, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of stacked weights, samples and targets: losses (T,) and predictions."""
+
+
+def _judge(network: nn.Module, objective: Objective) -> Judge:
+    def of_one_task(weights: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        prediction = functional_call(network, weights, (x,))
+        return objective.loss(prediction, y), prediction
+
+    judge: Judge = vmap(of_one_task, randomness="different")
+    return judge
+
+
+def _stack(network: nn.Module, tasks: int) -> Weights:
+    """Every task's own weights, which are still equal, so that no memory is taken yet."""
+    return {name: p.expand(tasks, *p.shape) for name, p in network.named_parameters()}
+
+
+def _cut(weights: Weights) -> Weights:
+    """The same values without their history."""
+    return {name: w.detach().requires_grad_(w.requires_grad) for name, w in weights.items()}
+
+
+def _measure(objective: Objective, losses: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
+    """The metric of each task, (T,)."""
+    if objective.measure is objective.loss:
+        return losses.detach()
+    metrics: Tensor = vmap(objective.measure)(predictions.detach(), targets)
+    return metrics
+
+
+def _trial(network: nn.Module, batch: TaskBatch, objective: Objective, adapt: Callable[..., Weights]) -> str | None:
+    """Why a network cannot be run on all tasks at once; None if it can. Leaves random generators as they were."""
+    devices = {p.device for p in network.parameters() if p.device.type != "cpu"}
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(list(devices)):
+        batch = batch.map(lambda tensor: tensor[:1].clone())
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        after = {name: buffer.clone() for name, buffer in before.items()}
+        functional_call(network, after, (batch.support_x[0],))
+        for name, buffer in before.items():
+            if not torch.equal(after[name], buffer):
+                return f"it writes its buffer {name}"
+        try:
+            judge = _judge(network, objective)
+            judge(adapt(judge, _stack(network, 1), batch, first_order=False), batch.query_x, batch.query_y)
+        except (RuntimeError, ValueError, TypeError) as error:
+            return str(error).splitlines()[0].split(". ")[0].rstrip(".")
+    return None

@@ -1,0 +1,309 @@
+"""The vectorized engine, and the choice of an engine: the reference's meta-gradients, or one clear message."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_modules import Sinusoid
+from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
+from dmaml_pl.algorithms import Algorithm
+from dmaml_pl.engines import AutoEngine, Engine, EngineName, Learn2LearnEngine, VectorizedEngine, engine_named
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.networks import MLP
+from dmaml_pl.objectives import objective_named
+from dmaml_pl.tasks import TaskBatch
+from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
+
+Weights = dict[str, Tensor]
+TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 0}
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: MLP(hidden=[8, 8]),
+    "batch": lambda: Conv4(ways=3, image_size=16, filters=4, normalization="batch"),
+    "group": lambda: Conv4(ways=3, image_size=16, filters=4, normalization="group"),
+    "none": lambda: Conv4(ways=3, image_size=16, filters=4, normalization="none"),
+}
+
+
+def made(network: Callable[[], Any]) -> Any:
+    """A network whose weights are the same at every call."""
+    torch.manual_seed(0)
+    return network()
+
+
+def network_of(kind: str) -> nn.Module:
+    network: nn.Module = made(NETWORKS[kind]).double()
+    return network
+
+
+def batch_for(network: nn.Module, tasks: int = 3) -> tuple[TaskBatch, Any]:
+    if not isinstance(network, Conv4):
+        batch = Sinusoid(meta_batch=tasks, seed=0, queries=7).draw(worker=0, run=0, iteration=0)
+        return batch.map(Tensor.double), objective_named("regression")
+    generator = torch.Generator().manual_seed(1)
+
+    def images(samples: int) -> Tensor:
+        return torch.rand(tasks, samples, 1, 16, 16, generator=generator, dtype=torch.float64)
+
+    labels = torch.arange(3).repeat(tasks, 1)
+    return TaskBatch(images(3), labels, images(6), labels.repeat(1, 2)), objective_named("classification")
+
+
+def gradients_by(engine: Engine, network: nn.Module, rule: Algorithm) -> tuple[Weights, Tensor, Tensor]:
+    network.zero_grad()
+    learner: Any = rule.wrap(network)
+    batch, objective = batch_for(network)
+    outcome = engine.meta_gradient(
+        learner, batch, steps=rule.steps, objective=objective, backward=lambda loss: loss.backward()
+    )
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    return gradients, outcome.loss, outcome.metric
+
+
+def assert_equals_the_reference(network: nn.Module, rule: Algorithm) -> None:
+    expected, loss, metric = gradients_by(Learn2LearnEngine(), network, rule)
+    found, found_loss, found_metric = gradients_by(VectorizedEngine(rule), network, rule)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close((found_loss, found_metric), (loss, metric), **TIGHT)
+    # Relative to each tensor's norm: where batch norm follows, a bias has no gradient but rounding errors.
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        error = float((found[name] - gradient).norm())
+        assert error <= 1e-9 * max(float(gradient.norm()), 1e-3 * largest), name
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_meta_gradient_equals_the_references(kind: str, steps: int, first_order: bool) -> None:
+    assert_equals_the_reference(network_of(kind), MAMLRule(inner_lr=0.1, inner_steps=steps, first_order=first_order))
+
+
+def test_second_order_differs_from_first_order() -> None:
+    second, first = (MAMLRule(inner_lr=0.1, first_order=first_order) for first_order in (False, True))
+    network = network_of("batch")
+    assert not same(
+        gradients_by(VectorizedEngine(second), network, second)[0],
+        gradients_by(VectorizedEngine(first), network, first)[0],
+    )
+
+
+class WithSpare(nn.Module):
+    """A network one of whose layers is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = MLP(hidden=[8])
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.used(x)
+        return out
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_frozen_and_unused_weights_are_left_alone_as_by_the_reference(first_order: bool) -> None:
+    network = made(WithSpare).double()
+    network.used.layers[0].weight.requires_grad_(False)
+    rule = MAMLRule(inner_lr=0.1, inner_steps=2, first_order=first_order)
+    assert_equals_the_reference(network, rule)
+    assert set(gradients_by(VectorizedEngine(rule), network, rule)[0]) == {
+        "used.layers.0.bias",
+        "used.layers.2.weight",
+        "used.layers.2.bias",
+    }
+
+
+def test_tied_weights_and_constant_buffers_are_as_by_the_reference() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(1, 4), nn.Linear(4, 4)
+            self.third = nn.Linear(4, 4)
+            self.third.weight = self.second.weight
+            self.last = nn.Linear(4, 1)
+            self.register_buffer("scale", torch.tensor(0.7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.third(torch.tanh(self.second(self.first(x) * self.scale))))
+            out: Tensor = self.last(hidden)
+            return out
+
+    assert_equals_the_reference(made(Tied).double(), MAMLRule(inner_lr=0.1, inner_steps=2))
+
+
+def test_gradients_are_added_to_those_that_are_there_and_scaled_by_the_callers_backward() -> None:
+    network, rule = network_of("mlp"), MAMLRule(inner_lr=0.1)
+    once = gradients_by(VectorizedEngine(rule), network, rule)[0]
+    batch, objective = batch_for(network)
+    learner: Any = rule.wrap(network)
+    VectorizedEngine(rule).meta_gradient(
+        learner, batch, steps=1, objective=objective, backward=lambda loss: (2 * loss).backward()
+    )
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.grad, 3 * once[name], **TIGHT)
+
+
+def test_the_same_input_gives_the_same_meta_gradient() -> None:
+    network, rule = network_of("batch"), MAMLRule(inner_lr=0.1, inner_steps=2)
+    first, second = (gradients_by(VectorizedEngine(rule), network, rule)[0] for _ in range(2))
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "batch"])
+def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str) -> None:
+    network, rule = network_of(kind), MAMLRule(inner_lr=0.1)
+    batch, objective = batch_for(network)
+    learner: Any = rule.wrap(network)
+    before = state_of(network)
+    reference, vectorized = Learn2LearnEngine(), VectorizedEngine(rule)
+    torch.testing.assert_close(
+        vectorized.adaptation_curve(learner, batch, steps=3, objective=objective),
+        reference.adaptation_curve(learner, batch, steps=3, objective=objective),
+        **TIGHT,
+    )
+    torch.testing.assert_close(
+        vectorized.predict(learner, batch, steps=3, objective=objective),
+        reference.predict(learner, batch, steps=3, objective=objective),
+        **TIGHT,
+    )
+    assert same(before, state_of(network))
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_training_goes_the_same_way_with_either_engine() -> None:
+    losses = []
+    engines: list[EngineName] = ["learn2learn", "vectorized"]
+    for engine in engines:
+        recorder = Recorder()
+        module = small_maml(
+            made(MLP), engine=engine, run_length=50, meta_optimizer=lambda params: torch.optim.Adam(params, lr=0.005)
+        )
+        small_trainer(max_steps=100, callbacks=[recorder]).fit(module, small_data(meta_batch=10))
+        losses.append(torch.cat([report["series"]["loss"] for report in recorder.reports]))
+    assert len(losses[0]) == 100
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=0)
+
+
+def test_dropout_differs_between_tasks_and_follows_from_the_seed() -> None:
+    rule = MAMLRule(inner_lr=0.1)
+    network = made(lambda: nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.5), nn.Linear(16, 1)))
+    learner: Any = rule.wrap(network)
+    batch, objective = batch_for(network)
+    twice = batch.map(lambda tensor: tensor[:1].float().repeat(2, *[1] * (tensor.ndim - 1)))
+    engine = VectorizedEngine(rule)
+    predictions = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        predictions.append(engine.predict(learner, twice, steps=1, objective=objective))
+    assert torch.equal(predictions[0], predictions[1])
+    assert not torch.equal(predictions[0][0], predictions[0][1])
+
+
+class DataDependent(nn.Module):
+    """A network whose course depends on a value of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MLP(hidden=[8])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(-x if x.sum().item() > 0 else x)
+        return out
+
+
+class Counting(DataDependent):
+    """A network that writes a buffer as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+        self.calls: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        out: Tensor = self.inner(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [(DataDependent, r"vmap: It looks like you're calling \.item\(\)"), (Counting, "it writes its buffer calls")],
+)
+def test_a_network_that_cannot_be_vectorized_is_refused_in_one_line(network: Any, reason: str) -> None:
+    module = small_maml(made(network), engine="vectorized")
+    before = state_of(module)
+    message = rf"model\.engine is vectorized, but \w+ cannot be run .*\({reason}.*\): set model\.engine to learn2learn"
+    with pytest.raises(ConfigError, match=message) as refused:
+        module.engine.check(module.learner, next(iter(small_data().val_dataloader())), module.objective)
+    assert "\n" not in str(refused.value)
+    assert same(before, state_of(module))
+
+
+@pytest.mark.parametrize("network", [DataDependent, Counting])
+def test_auto_leaves_such_a_network_to_learn2learn_and_says_so_once(
+    network: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = []
+    engines: list[EngineName] = ["auto", "learn2learn"]
+    with caplog.at_level(logging.INFO):
+        for engine in engines:
+            module = small_maml(made(network), engine=engine)
+            small_trainer(limit_val_batches=1.0, val_check_interval=1).fit(module, small_data())
+            states.append(state_of(module))
+            assert module.engine_in_use == "learn2learn"
+    assert [record.message.split(":")[0] for record in caplog.records if "engine" in record.message] == [
+        "model.engine is learn2learn"
+    ]
+    assert same(states[0], states[1])
+
+
+def test_a_mistake_of_the_network_itself_is_not_mistaken_for_one_of_the_engine() -> None:
+    module = small_maml(MLP(inputs=3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        module.engine.check(module.learner, next(iter(small_data().val_dataloader())), module.objective)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("mlp", "vectorized"), ("none", "learn2learn")])
+def test_auto_takes_the_engine_that_is_faster_on_a_cpu(kind: str, expected: str) -> None:
+    assert MAML(network_of(kind)).engine_in_use == expected
+
+
+def test_auto_takes_the_vectorized_engine_for_convolutions_elsewhere() -> None:
+    assert MAML(network_of("none").to("meta")).engine_in_use == "vectorized"
+
+
+class Wrapped(Algorithm):
+    """An algorithm without a functional form."""
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        return MAMLRule().wrap(network)
+
+
+def test_an_algorithm_without_a_functional_form_is_executed_by_learn2learn_alone() -> None:
+    assert FewShotModule(MLP(), Wrapped(1)).engine_in_use == "learn2learn"
+    with pytest.raises(ConfigError, match=r"model\.engine is vectorized, but Wrapped has no functional step"):
+        FewShotModule(MLP(), Wrapped(1), engine="vectorized")
+
+
+def test_an_engine_that_does_not_exist_is_refused() -> None:
+    name: Any = "fast"
+    with pytest.raises(ConfigError, match=r"model\.engine is 'fast', but must be one of auto, learn2learn, vectorized"):
+        engine_named(name, MAMLRule())
+
+
+@pytest.mark.parametrize("kind", [VectorizedEngine, AutoEngine])
+def test_an_engine_can_be_copied_to_another_process(kind: Any) -> None:
+    network, rule = network_of("mlp"), MAMLRule()
+    engine = kind(rule)
+    expected = gradients_by(engine, network, rule)[0]
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):  # noqa: S301 - our own bytes
+        assert same(gradients_by(other, network, rule)[0], expected)
