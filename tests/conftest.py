@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,3 +37,20 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def sinusoid(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The config of the sinusoid, away from the repository."""
+    return str(shutil.copy(repository / "configs" / "sinusoid.yaml", tmp_path_factory.mktemp("configs")))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, sinusoid: str) -> Any:
+    """A training of two workers that nothing happened to."""
+    from tests.trainings import fit, of
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = fit(folder, sinusoid)
+    assert result.returncode == 0, result.stderr
+    return of(folder)

@@ -302,10 +302,16 @@ class FewShotModule(pl.LightningModule):
                 hook(self.trainer, self, done, length, loss)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the run that has just been merged, if one has."""
+        """Log the run that has just been merged, if one has, then tell callbacks with an `on_run_end`."""
         self.log("train/loss", outputs["loss"], logger=False)
         if "series" in outputs:
             log_run(self, outputs)
+        if "end" in outputs:  # another run is under way, of which nothing may be kept
+            return
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            hook = getattr(callback, "on_run_end", None)
+            if hook is not None:
+                hook(self.trainer, self, outputs)
 
     def log_merged_run(self, report: RunReport) -> None:
         """Log a run whose merge the strategy has finished after the run's own end."""
@@ -315,6 +321,7 @@ class FewShotModule(pl.LightningModule):
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Adapt to a share of the validation tasks."""
+        self._answer_the_outside()
         self._scores.append(self._score(self.learner, batch))
 
     def on_validation_epoch_end(self) -> None:

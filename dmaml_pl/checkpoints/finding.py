@@ -1,85 +1,16 @@
-"""Checkpoints at the ends of runs, how to find them again, and the checks before one is used."""
+"""Finding a checkpoint again, and the checks before it is used."""
 
 from __future__ import annotations
 
 import pickle
-import tempfile
-import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from dmaml_pl.errors import CheckpointError, ConfigError
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """Keeps the best and the last merged weights: `best.ckpt` and `last.ckpt` of each training.
-
-    Lightning renews its last checkpoint only when it saves a best one, and not at the end of a training; here the last
-    one is renewed at every validation and at the end.
-
-    Args:
-        monitor: metric by which the best is chosen, such as "val/loss" or "val/accuracy".
-        mode: whether the best is the smallest ("min") or the largest ("max").
-        dirpath: folder of the checkpoints; by default one of its own for every training, below the logger's folder.
-    """
-
-    def __init__(
-        self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", dirpath: str | None = None
-    ) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            save_last=True,
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-
-    def check_writable(self) -> None:
-        """Check that a folder that the user has chosen can be written, before there is anything to lose.
-
-        Raises:
-            ConfigError: it cannot.
-        """
-        if self.dirpath is None:
-            return
-        try:
-            Path(self.dirpath).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.dirpath):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"checkpoint.dirpath is {self.dirpath}, which cannot be written ({error.strerror}): set it to a folder "
-                "that can."
-            ) from error
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """As Lightning's; a resumed training's folder is meant not to be empty."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the resumed training's own files
-            super().setup(trainer, pl_module, stage)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Renew the best if it was beaten, and the last always."""
-        if self._should_skip_saving_checkpoint(trainer):
-            return
-        candidates = self._monitor_candidates(trainer)
-        self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep runs that were merged after the last validation."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+from dmaml_pl.errors import CheckpointError
 
 
 def find_checkpoint(wanted: str, folder: Path) -> Path:

@@ -1,0 +1,109 @@
+"""Files that are there whole or not at all, whenever the process that writes them is killed.
+
+Lightning writes to a file in the system's folder for temporary files and moves it, which is a copy where that folder
+lies on another disk; a process that is killed in the middle of the copy leaves half a checkpoint, and no whole one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from lightning_fabric.utilities.types import _PATH
+
+from dmaml_pl.errors import CheckpointError
+
+PARTIAL = ".partial"
+"""Ending of a file that is being written, which no search for checkpoints takes for one."""
+
+
+def write_whole(content: Any, path: Path) -> None:
+    """Save `content` with `torch.save`; what stood at `path` before stays until the new file is safe on the disk.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written; what stood there before is intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"The checkpoint {path} could not be written ({error.strerror}). The one before is kept. Make room, or set "
+            "checkpoint.dirpath to a folder that can be written, and go on with --ckpt_path last."
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine have left half-written in a folder."""
+    for partial in folder.glob(f".*{PARTIAL}"):
+        host, _, process = partial.name.removesuffix(PARTIAL).rpartition(".")
+        if host.endswith(socket.gethostname()) and process.isdigit() and not psutil.pid_exists(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Lightning's way to write checkpoints, but whole or not at all, and one thread after the other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._written: dict[str, int] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: it could not be written; the one before is intact.
+        """
+        if storage_options is not None or "://" in str(path):  # not a disk
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with self._lock:
+            self._write(checkpoint, path)
+
+    def save_newer(self, checkpoint: dict[str, Any], path: _PATH) -> None:
+        """Write a checkpoint unless this process has written a later one there.
+
+        Raises:
+            CheckpointError: it could not be written; the one before is intact.
+        """
+        with self._lock:
+            if checkpoint["global_step"] > self.written(path):
+                self._write(checkpoint, path)
+
+    def written(self, path: _PATH) -> int:
+        """Meta-iterations behind the checkpoint that this process wrote there last; -1 if it has not."""
+        return self._written.get(str(path), -1)
+
+    def _write(self, checkpoint: dict[str, Any], path: _PATH) -> None:
+        write_whole(checkpoint, Path(path))
+        self._written[str(path)] = int(checkpoint["global_step"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a loss of power, where the system knows how."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

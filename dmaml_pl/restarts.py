@@ -1,0 +1,140 @@
+"""Restarts by torchrun: what this attempt must know of the attempts before it.
+
+`torchrun --max-restarts N` starts every worker again when one has died. The key-value store of its agent outlives the
+workers, so there a training leaves which MLflow run it belongs to and where its last checkpoint is: a restart goes on
+with this very training, whatever other trainings of the experiment there are, and needs no file that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from dmaml_pl.errors import CheckpointError, WorkerLostError
+
+POLL_SECONDS = 0.02
+CONNECT = timedelta(seconds=60)
+BEGUN, LAST, REFUSED = "begun", "last", "refused"
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A training that an attempt before this one has begun.
+
+    Attributes:
+        mlflow_run_id: its MLflow run; None if it is not tracked.
+        checkpoint: its last checkpoint; None if it had kept none yet.
+    """
+
+    mlflow_run_id: str | None
+    checkpoint: Path | None
+
+
+def agent_store() -> Any:
+    """The store of torchrun's agent; None where there is no agent that outlives this process."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not torch.distributed.is_available():
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return PrefixStore("dmaml", TCPStore(address, port, is_master=False, timeout=CONNECT, wait_for_workers=False))
+
+
+def current() -> Restart | None:
+    """The training that torchrun is restarting; None at its first start, or without torchrun.
+
+    Raises:
+        CheckpointError: its checkpoint cannot be seen from this machine.
+    """
+    store = agent_store()
+    if store is None or not store.check([BEGUN]):
+        return None
+    run_id = json.loads(store.get(BEGUN))
+    if not store.check([LAST]):
+        return Restart(run_id, None)
+    path = Path(store.get(LAST).decode())
+    if not path.is_file():
+        raise CheckpointError(
+            f"torchrun has restarted this training, but its last checkpoint {path} is not on this machine: set "
+            "checkpoint.dirpath (or trainer.logger.init_args.save_dir) to a folder on a disk that all machines share."
+        )
+    return Restart(run_id, path)
+
+
+def remember_begun(mlflow_run_id: str | None) -> None:
+    """Tell later attempts that the training has begun."""
+    _tell(BEGUN, json.dumps(mlflow_run_id))
+
+
+def remember_last(path: Path) -> None:
+    """Tell later attempts where the last checkpoint is."""
+    _tell(LAST, str(path.absolute()))
+
+
+def remember_refused() -> None:
+    """Tell later attempts that the user has been told of a mistake, which a restart does not mend."""
+    _tell(REFUSED, "")
+
+
+def was_refused() -> bool:
+    """Whether an attempt before this one has found a mistake of the user."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    store = agent_store()
+    return store is not None and bool(store.check([REFUSED]))
+
+
+def _tell(name: str, value: str) -> None:
+    store = agent_store()
+    if store is not None:
+        store.set(name, value)
+
+
+def fresh_store(store: Any, *, rank: int, workers: int, timeout: float, check: Callable[[], None]) -> Any:
+    """A corner of the agent's store for the workers of this attempt, apart from what attempts before have left there.
+
+    PyTorch's process group finds the addresses of workers that are dead where an earlier attempt used the same store.
+    torchrun's count of restarts cannot tell attempts apart, as the agents of several machines count differently, and
+    machines that join do not count. So each worker asks worker 0 under a name that was never used before.
+
+    Args:
+        store: the agent's.
+        rank: of this worker.
+        workers: how many there are.
+        timeout: seconds to wait for the others.
+        check: raises an error if this process is to stop.
+
+    Raises:
+        WorkerLostError: another worker did not come.
+    """
+    me = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout
+    if rank:
+        store.set(f"hello/{rank}", me)
+    while True:
+        if rank == 0:
+            others = range(1, workers)
+            for hello in (f"hello/{other}" for other in others):
+                if store.check([hello]):
+                    store.set(f"answer/{store.get(hello).decode()}", me)
+            if all(store.check([f"{me}/{other}"]) for other in others):
+                return PrefixStore(me, store)
+        elif store.check([f"answer/{me}"]):
+            attempt = store.get(f"answer/{me}").decode()
+            store.set(f"{attempt}/{rank}", "")
+            return PrefixStore(attempt, store)
+        check()
+        if time.monotonic() > deadline:
+            raise WorkerLostError(
+                f"worker {rank} has waited for the other {workers - 1} worker(s) for trainer.strategy.timeout "
+                f"({timeout:g} s): not all of them have come."
+            )
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,325 @@
+"""Checkpoints that survive whatever ends a training, and from which it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from dmaml_pl import DMAMLStrategy
+from dmaml_pl.checkpoints import RunCheckpoint, find_checkpoint
+from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers, write_whole
+from dmaml_pl.checkpoints.last_merge import Held, LastMerge
+from dmaml_pl.errors import CheckpointError, ConfigError
+from tests.recipes import same, small_data, small_maml, small_trainer, state_of
+from tests.test_end_to_end import Training, same_weights
+from tests.trainings import fit, of
+from tests.workers import in_workers
+
+OLD: dict[str, Any] = {"global_step": 1, "weight": torch.zeros(1000)}
+NEW: dict[str, Any] = {"global_step": 2, "weight": torch.ones(1000)}
+
+
+# -- a file is whole or not there ----------------------------------------------------------------------------------
+
+
+def _write_and_be_killed(path: Path) -> None:
+    os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    write_whole(NEW, path)
+
+
+def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before_and_nothing_that_looks_like_one() -> None:
+    folder = Path("checkpoints")
+    path = folder / "last.ckpt"
+    write_whole(OLD, path)
+    writer = multiprocessing.get_context("fork").Process(target=_write_and_be_killed, args=(path,))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
+    assert torch.equal(torch.load(path)["weight"], OLD["weight"])
+    assert find_checkpoint("last", folder) == path
+    assert [file.suffix for file in folder.iterdir() if file != path] == [".partial"]
+    remove_leftovers(folder)
+    assert list(folder.iterdir()) == [path]
+
+
+def test_a_file_that_a_living_process_is_writing_is_no_leftover() -> None:
+    mine = Path(f".last.ckpt.{os.uname().nodename}.{os.getpid()}.partial")
+    another = Path(".last.ckpt.another-machine.1.partial")
+    for file in (mine, another):
+        file.touch()
+    remove_leftovers(Path())
+    assert mine.exists()
+    assert another.exists()
+
+
+def _write_to_a_full_disk(path: Path) -> str:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    with pytest.raises(CheckpointError) as caught:
+        write_whole(NEW, path)
+    return str(caught.value)
+
+
+def test_a_full_disk_is_one_clear_line_and_the_checkpoint_before_stays() -> None:
+    path = Path("last.ckpt").absolute()
+    write_whole(OLD, path)
+    (message,) = in_workers(_write_to_a_full_disk, 1, path)
+    assert f"{path} could not be written (File too large). The one before is kept." in message
+    assert "\n" not in message
+    assert torch.equal(torch.load(path)["weight"], OLD["weight"])
+    assert list(Path().iterdir()) == [Path("last.ckpt")]
+
+
+def test_an_older_merge_never_replaces_a_newer_one() -> None:
+    files = WholeFileIO()
+    files.save_checkpoint(NEW, "last.ckpt")
+    files.save_newer(OLD, "last.ckpt")
+    assert torch.load("last.ckpt")["global_step"] == 2
+
+
+# -- the last merge in memory --------------------------------------------------------------------------------------
+
+
+def _held(step: int, worker: int, workers: int = 2) -> Held:
+    first = worker == 0
+    return Held(
+        step=step,
+        worker=worker,
+        workers=workers,
+        moments=[torch.full((2,), 10.0 * worker + step)],
+        checkpoint={"global_step": step, "state_dict": {"w": torch.full((2,), float(step))}} if first else None,
+        strategy_state={"merge": {}} if first else {},
+    )
+
+
+def _last_merges(workers: int = 2) -> list[LastMerge]:
+    return [LastMerge(Path("last.ckpt"), WholeFileIO(), lambda: None) for _ in range(workers)]
+
+
+def test_the_checkpoint_of_a_stopped_training_holds_the_moments_of_every_worker() -> None:
+    first, second = _last_merges()
+    first.hold(_held(10, 0))
+    second.hold(_held(10, 1))
+    second.bring_to_disk()
+    first.bring_to_disk()
+    kept = torch.load("last.ckpt")
+    assert kept["global_step"] == 10
+    assert kept["dmaml"]["workers"] == 2
+    assert [float(moments[0][0]) for moments in kept["dmaml"]["optimizer_states"]] == [10, 20]
+    assert list(Path().iterdir()) == [Path("last.ckpt")]
+
+
+def test_a_merge_that_a_worker_was_stopped_before_seeing_gives_way_to_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dmaml_pl.checkpoints.last_merge.WAIT_SECONDS", 0.1)
+    first, second = _last_merges()
+    for merge in (first, second):
+        merge.hold(_held(10, 0 if merge is first else 1))
+    first.hold(_held(20, 0))
+    second.bring_to_disk()
+    first.bring_to_disk()
+    assert torch.load("last.ckpt")["global_step"] == 10
+
+
+def test_a_worker_that_hands_nothing_over_leaves_the_checkpoint_as_it_was_and_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dmaml_pl.checkpoints.last_merge.WAIT_SECONDS", 0.1)
+    write_whole(OLD, Path("last.ckpt"))
+    first, _ = _last_merges()
+    first.hold(_held(10, 0))
+    first.bring_to_disk()
+    assert torch.load("last.ckpt")["global_step"] == 1
+    assert "checkpoint.dirpath (or mlruns) on a disk that all of them share" in capsys.readouterr().err
+
+
+def test_what_is_held_does_not_change_with_the_training() -> None:
+    (merge,) = _last_merges(1)
+    weight = torch.zeros(2)
+    merge.hold(Held(10, 0, 1, [{"state": {0: weight}}], {"global_step": 10, "state_dict": {"w": weight}}, {}))
+    weight += 1
+    merge.bring_to_disk()
+    kept = torch.load("last.ckpt")
+    assert kept["state_dict"]["w"].tolist() == [0, 0]
+    assert kept["dmaml"] == {"workers": 1}
+
+
+# -- when a training keeps them ------------------------------------------------------------------------------------
+
+
+class _Kept(pl.Callback):
+    """After each run, the meta-iterations behind `last.ckpt`."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        file = Path("kept/last.ckpt")
+        self.steps.append(torch.load(file, weights_only=True)["global_step"] if file.exists() else 0)
+
+
+def _train(callback: RunCheckpoint, **settings: Any) -> list[int]:
+    kept = _Kept()
+    trainer = small_trainer(
+        **(
+            {"max_steps": 12, "strategy": DMAMLStrategy(run_length=2), "enable_checkpointing": True}
+            | settings
+            | {"callbacks": [callback, kept]}
+        )
+    )
+    trainer.fit(small_maml(), small_data())
+    return kept.steps
+
+
+def test_last_is_renewed_after_every_so_many_merges() -> None:
+    assert _train(RunCheckpoint(dirpath="kept", every_n_runs=2)) == [0, 0, 4, 4, 8, 8]
+    assert torch.load("kept/last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_by_default_last_is_renewed_as_often_as_it_costs_two_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = RunCheckpoint(dirpath="kept")
+    expected = []
+    for cost, seconds, due in [(0.0, 0.0, True), (0.02, 0.99, False), (0.02, 1.01, True), (2.0, 60.0, False)]:
+        callback._cost, callback._seconds_since = cost, seconds
+        expected.append(callback._due() is due)
+    assert expected == [True] * 4
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_every_n_runs_must_be_positive(value: int) -> None:
+    with pytest.raises(ConfigError, match=f"checkpoint.every_n_runs is {value}, but must be greater than 0"):
+        RunCheckpoint(every_n_runs=value)
+
+
+class _Validations(pl.Callback):
+    def __init__(self, stop_at: int | None) -> None:
+        self.losses: dict[int, float] = {}
+        self.stop_at = stop_at
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == self.stop_at:
+            raise KeyError("killed in a validation")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.losses[trainer.global_step] = float(trainer.callback_metrics["val/loss"])
+
+
+def _train_with_validations(folder: str, stop_at: int | None, resume: bool = False) -> Any:
+    validations = _Validations(stop_at)
+    module = small_maml()
+    trainer = small_trainer(
+        max_steps=12,
+        strategy=DMAMLStrategy(run_length=1),
+        enable_checkpointing=True,
+        limit_val_batches=1,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        callbacks=[RunCheckpoint(dirpath=folder, every_n_runs=1), validations],
+    )
+    data = small_data(runs_per_epoch=4)
+    if stop_at is None:
+        trainer.fit(module, data, ckpt_path=f"{folder}/last.ckpt" if resume else None)
+    else:
+        with pytest.raises(KeyError):
+            trainer.fit(module, data)
+    return validations.losses, state_of(module)
+
+
+@pytest.mark.parametrize("stop_at", [6, 8])  # in the middle of an epoch of four runs, and at its end
+def test_a_training_killed_in_a_validation_makes_it_when_it_goes_on(stop_at: int) -> None:
+    losses, weights = _train_with_validations("straight", None)
+    assert list(losses) == [2, 4, 6, 8, 10, 12]
+    before, _ = _train_with_validations("killed", stop_at)
+    assert torch.load("killed/last.ckpt", weights_only=True)["global_step"] == stop_at
+    after, resumed = _train_with_validations("killed", None, resume=True)
+    assert before | after == losses
+    assert next(iter(after)) == stop_at
+    assert same(resumed, weights)
+    best, expected = (torch.load(f"{folder}/best.ckpt", weights_only=True) for folder in ("killed", "straight"))
+    assert best["global_step"] == expected["global_step"]
+
+
+# -- real trainings, ended at any moment ---------------------------------------------------------------------------
+
+
+def goes_on_to_the_bit(folder: Path, sinusoid: str, undisturbed: Training) -> None:
+    result = fit(folder, sinusoid, "--ckpt_path=last")
+    assert result.returncode == 0, result.stderr
+    training = of(folder)
+    for name in ("last", "best"):
+        assert same_weights(training.checkpoint(name), undisturbed.checkpoint(name))
+    assert training.run.info.status == "FINISHED"
+    for name in ("train/loss", "train/tasks_seen", "val/mse_step_1"):
+        assert training.history(name) == undisturbed.history(name)
+
+
+@pytest.mark.parametrize("when_others_wait", [False, True])
+def test_sigterm_in_the_middle_of_a_run_leaves_the_last_merge_and_resumes_to_the_bit(
+    undisturbed: Training, tmp_path: Path, sinusoid: str, when_others_wait: bool
+) -> None:
+    disturb = {"at": [1, 6, 4], "send": "SIGTERM", "to": "main", "when_others_wait": when_others_wait}
+    # Without signals, the merge after the validation would be the last one kept.
+    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1000", disturb=disturb)
+    assert result.returncode == 143, result.stderr
+    assert "Traceback" not in result.stderr
+    training = of(tmp_path)
+    assert training.run.info.status == "KILLED"
+    assert training.checkpoint("last")["global_step"] == 50
+    (folder,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/checkpoints")
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    if not when_others_wait:
+        goes_on_to_the_bit(tmp_path, sinusoid, undisturbed)
+
+
+def test_a_training_killed_outright_in_the_middle_of_a_run_resumes_to_the_bit(
+    undisturbed: Training, tmp_path: Path, sinusoid: str
+) -> None:
+    disturb = {"at": [1, 6, 4], "send": "SIGKILL", "to": "all"}
+    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1", disturb=disturb)
+    assert result.returncode == -signal.SIGKILL
+    assert of(tmp_path).checkpoint("last")["global_step"] == 50
+    goes_on_to_the_bit(tmp_path, sinusoid, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], check=False)  # noqa: S607
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)  # noqa: S607
+
+
+def test_a_disk_that_fills_up_ends_the_training_in_one_line_and_keeps_the_last_good_checkpoint(
+    small_disk: Path, tmp_path: Path, sinusoid: str
+) -> None:
+    filler = (
+        "import pathlib,pytorch_lightning as pl\nclass Filler(pl.Callback):\n"
+        "    def on_run_end(self, trainer, module, report):\n"
+        "        if module.runs_done == 3 and trainer.is_global_zero:\n"
+        "            try:\n"
+        f"                pathlib.Path({str(small_disk / 'full')!r}).write_bytes(bytes(400_000))\n"
+        "            except OSError:\n"
+        "                pass\n"
+    )
+    (tmp_path / "filler.py").write_text(filler)
+    words = ["--checkpoint.every_n_runs=1", f"--checkpoint.dirpath={small_disk}", "--trainer.callbacks=filler.Filler"]
+    result = fit(tmp_path, sinusoid, *words)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert "No space left on device" in line
+    assert "checkpoint.dirpath" in line
+    assert "Traceback" not in result.stderr
+    assert torch.load(small_disk / "last.ckpt", weights_only=True)["global_step"] in (20, 30)
+    assert of(tmp_path).run.info.status == "FAILED"
