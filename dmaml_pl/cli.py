@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
-from dmaml_pl import noise, preflight, spares
+from dmaml_pl import noise, preflight, restarts, spares
 from dmaml_pl.checkpoints import RunCheckpoint, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
@@ -229,6 +229,8 @@ class DmamlCLI(LightningCLI):
                 if run_id is not None:
                     tracker.attach(run_id)
                 tracker.open()
+            if stage == "fit":
+                restarts.remember_begun(trackers[0].version if trackers else None)
         self._prepared.set()
 
     def _checkpoint_folder(self, trackers: list[MLflowTracker]) -> Path:
@@ -245,6 +247,11 @@ class DmamlCLI(LightningCLI):
     ) -> str | None:
         """Find and check the checkpoint, if one is asked for; returns the MLflow run that it belongs to."""
         wanted = self._get(self.config_init, "ckpt_path")
+        restart = restarts.current() if stage == "fit" else None
+        if restart is not None and restart.checkpoint is None:
+            return restart.mlflow_run_id
+        if restart is not None:
+            wanted = restart.checkpoint
         if wanted is None:
             if stage in ("test", "predict"):
                 raise CheckpointError(f"dmaml {stage} needs --ckpt_path: give best, last or a file.")
@@ -257,7 +264,8 @@ class DmamlCLI(LightningCLI):
         check_fits(checkpoint, self.model, path)
         self.config_init[self.subcommand]["ckpt_path"] = str(path)
         if stage == "fit":
-            preflight.check_not_done(self.trainer, checkpoint, path)
+            if restart is None:
+                preflight.check_not_done(self.trainer, checkpoint, path)
             check_resumable(checkpoint, optimizer, path)
         if _is_worker_zero():
             print(f"Using checkpoint {path}", file=sys.stderr)
@@ -268,6 +276,8 @@ class DmamlCLI(LightningCLI):
 def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code. A user's mistake is one message on standard error, without a traceback."""
     noise.quieten()
+    if restarts.was_refused():
+        return 1
     prepared = threading.Event()
     words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
     try:
@@ -284,6 +294,8 @@ def run(arguments: list[str]) -> int:
     except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
         if _speaks(error, prepared=prepared.is_set()):
             print(f"dmaml: error: {_one_line(error)}", file=sys.stderr, flush=True)
+            if not prepared.is_set():
+                restarts.remember_refused()
         return 1
     finally:
         sys.argv = words

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 import torch
+from lightning_fabric.utilities.distributed import _init_dist_connection
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
@@ -25,6 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
+from dmaml_pl import restarts
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_positive
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Place, Sent
@@ -161,6 +163,29 @@ class WorkerStrategy(DDPStrategy):
             self.cluster_environment.set_global_rank(self.membership.rank)
             self.cluster_environment.set_world_size(self.membership.size)
             rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]
+
+    def setup_distributed(self) -> None:
+        """Lightning's; where torchrun may have made an attempt before, apart from what that has left behind."""
+        store = restarts.agent_store()
+        if store is not None and not torch.distributed.is_initialized():
+            self.set_world_ranks()
+            fresh = restarts.fresh_store(
+                store,
+                rank=self.global_rank,
+                workers=self.world_size,
+                timeout=self._timeout_seconds(),
+                check=self.check_workers,
+            )
+            device = None if self.root_device.type == "cpu" else self.root_device
+            assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
+            _init_dist_connection(
+                self.cluster_environment,
+                self._get_process_group_backend(),
+                store=fresh,
+                timeout=self._timeout,
+                device_id=device,
+            )
+        super().setup_distributed()
 
     def check_workers(self) -> None:
         """Cheap enough for every meta-iteration: no communication, only what the launcher has noticed.

@@ -1,0 +1,116 @@
+"""A training that torchrun restarts goes on by itself, where it was, as what it was."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from dmaml_pl import restarts
+from dmaml_pl.errors import CheckpointError, WorkerLostError
+from tests.test_end_to_end import Training, same_weights
+from tests.trainings import fit, of
+from tests.workers import free_port
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The store that torchrun's agent keeps, and the environment that it gives a worker."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    return store
+
+
+def test_without_torchrun_there_is_nothing_to_go_on_with() -> None:
+    restarts.remember_begun("an-id")
+    assert restarts.current() is None
+    assert not restarts.was_refused()
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_first_start_is_no_restart() -> None:
+    assert restarts.current() is None
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("run_id", ["an-id", None])
+def test_a_restart_knows_the_mlflow_run_and_the_last_checkpoint(run_id: str | None) -> None:
+    restarts.remember_begun(run_id)
+    assert restarts.current() == restarts.Restart(run_id, None)
+    Path("last.ckpt").touch()
+    restarts.remember_last(Path("last.ckpt"))
+    assert restarts.current() == restarts.Restart(run_id, Path("last.ckpt").absolute())
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_machine_that_does_not_share_the_disk_is_told_what_to_set() -> None:
+    restarts.remember_begun(None)
+    restarts.remember_last(Path("elsewhere/last.ckpt"))
+    with pytest.raises(
+        CheckpointError, match=r"set checkpoint\.dirpath .* to a folder on a disk that all machines share"
+    ):
+        restarts.current()
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_mistake_of_the_user_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not restarts.was_refused()
+    restarts.remember_refused()
+    assert not restarts.was_refused()  # another worker of the same attempt, which is silent for its own reason
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert restarts.was_refused()
+
+
+def _meet(agent: Any, workers: int) -> list[Any]:
+    """What every worker of an attempt finds under a name in the fresh store, after worker 0 has written there."""
+    found: list[Any] = [None] * workers
+
+    def worker(rank: int) -> None:
+        own = TCPStore("127.0.0.1", agent.port, is_master=False, wait_for_workers=False)
+        store = restarts.fresh_store(own, rank=rank, workers=workers, timeout=30, check=lambda: None)
+        before = store.check(["address"])
+        if rank == 0:
+            store.set("address", "new")
+        found[rank] = (rank != 0 or not before, store.get("address"))
+
+    threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_an_attempt_sees_nothing_that_attempts_before_have_left(agent: Any) -> None:
+    for workers in (3, 3, 2):
+        assert _meet(agent, workers) == [(True, b"new")] * workers
+
+
+def test_a_worker_that_does_not_come_is_an_error_in_time(agent: Any) -> None:
+    for rank in (0, 1):
+        with pytest.raises(WorkerLostError, match=r"trainer.strategy.timeout \(0.1 s\)"):
+            restarts.fresh_store(agent, rank=rank, workers=2, timeout=0.1, check=lambda: None)
+
+
+def test_torchrun_restarts_a_training_whose_worker_was_killed_and_it_ends_bit_identical_in_the_same_mlflow_run(
+    undisturbed: Training, tmp_path: Path, sinusoid: str
+) -> None:
+    launcher = ("-m", "torch.distributed.run", "--max-restarts=1", "--nproc-per-node=2", f"--master-port={free_port()}")
+    disturb = {"at": [1, 6, 4], "send": "SIGKILL"}
+    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1", disturb=disturb, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "disturbed").exists()
+    training = of(tmp_path)
+    assert training.run.info.status == "FINISHED"
+    assert training.run.data.tags["dmaml.resumed"] == "1"
+    assert "dmaml.error" not in training.run.data.tags
+    for name in ("last", "best"):
+        assert same_weights(training.checkpoint(name), undisturbed.checkpoint(name))
+    assert training.history("train/loss") == undisturbed.history("train/loss")
+    (line,) = [line for line in result.stderr.splitlines() if "Using checkpoint" in line]
+    assert line.endswith("last.ckpt")
