@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loops.evaluation_loop import RestartStage
@@ -23,7 +22,7 @@ from dmaml_pl import restarts
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
 from dmaml_pl.checkpoints.last_merge import Held, LastMerge
 from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
-from dmaml_pl.runs import RunReport
+from dmaml_pl.runs import RunReport, RunStrategy
 
 PATIENCE = 50.0
 """A checkpoint that took a second is not renewed before the runs after it have taken so many: 2 % of their time."""
@@ -121,16 +120,15 @@ class RunCheckpoint(ModelCheckpoint):
             loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
             loop.val_loop.restarting = False
         if self._last_merge is not None:
-            if trainer.world_size > 1:
-                processes: list[Any] = [None] * trainer.world_size
-                torch.distributed.all_gather_object(processes, (socket.gethostname(), os.getpid()))
-                self._last_merge.processes = processes
+            self._last_merge.processes = _processes(trainer)
             self._last_merge.watch()
 
     def on_run_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: RunReport) -> None:
         """A run has been merged and logged: keep it on the disk if that is due, and in memory if not."""
         if self._idle(trainer) or _is_max_limit_reached(trainer.global_step, trainer.max_steps):
             return  # the last run is kept after its validation, so that a resumed training makes that, too
+        if self._last_merge is not None and len(self._last_merge.processes) != trainer.world_size:
+            self._last_merge.processes = _processes(trainer)  # a worker was lost, and the others go on
         self._runs_since += 1
         self._seconds_since += report["seconds"]  # the same on every worker, who must all write together
         if self._due():
@@ -207,6 +205,12 @@ def _at_hand(trainer: pl.Trainer) -> Held:
         checkpoint=checkpoint,
         strategy_state=getattr(strategy, "_own_state", dict)() if first else {},
     )
+
+
+def _processes(trainer: pl.Trainer) -> list[Any]:
+    """Machine and process of every worker."""
+    own = (socket.gethostname(), os.getpid())
+    return trainer.strategy.gather(own) if isinstance(trainer.strategy, RunStrategy) else [own]
 
 
 def _stop_others(trainer: pl.Trainer) -> None:

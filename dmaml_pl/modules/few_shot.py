@@ -306,7 +306,7 @@ class FewShotModule(pl.LightningModule):
         self.log("train/loss", outputs["loss"], logger=False)
         if "series" in outputs:
             log_run(self, outputs)
-        if "end" in outputs:  # another run is under way, of which nothing may be kept
+        if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet
             return
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             hook = getattr(callback, "on_run_end", None)
