@@ -19,6 +19,7 @@ commands:
   validate   judge a network on the validation tasks
   test       meta-test a checkpoint: a table, figures, MLflow
   predict    write the predictions for the test tasks after adaptation
+  study      compare trainings: numbers of workers, ways to see more tasks, best settings
   ui         open the MLflow UI on the local store
 
   dmaml fit --config configs/sinusoid.yaml             train
@@ -48,6 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if words[0] == "ui":
         return _ui(words[1:])
+    if words[0] == "study":
+        from dmaml_pl.studies.command import main as study  # noqa: PLC0415 - only when it is asked for
+
+        return study(words[1:])
     try:
         return _train_or_test(words)
     except KeyboardInterrupt:  # before there is anything to save

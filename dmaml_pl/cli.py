@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +274,13 @@ class DmamlCLI(LightningCLI):
         return run_id if isinstance(run_id, str) else None
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command; returns the exit code. A user's mistake is one message on standard error, without a traceback."""
+def run(arguments: list[str], front: Callable[[threading.Event], object] = DmamlCLI) -> int:
+    """Run a command; returns the exit code. A user's mistake is one message on standard error, without a traceback.
+
+    Args:
+        arguments: the words after `dmaml`.
+        front: what parses and runs them; it is told when all is checked by the event that it gets.
+    """
     noise.quieten()
     if restarts.was_refused():
         return 1
@@ -282,7 +288,7 @@ def run(arguments: list[str]) -> int:
     words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
     try:
         check_config_files(arguments)
-        DmamlCLI(prepared)
+        front(prepared)
     except KeyboardInterrupt:
         return INTERRUPTED
     except SIGTERMException:

@@ -1,0 +1,36 @@
+"""What is wrong with a training, found out without making it. Needs PyTorch, so it is done in a process of its own."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+
+from dmaml_pl import cli
+from dmaml_pl.tracking import MLflowTracker
+
+
+class _Check(cli.DmamlCLI):
+    """The command line up to the point where the training would begin; nothing is tracked."""
+
+    def __init__(self, prepared: threading.Event, path: Path) -> None:
+        self._path = path
+        super().__init__(prepared)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self._prepare(subcommand)
+        config = self.config[subcommand]
+        self._path.write_text(self._parser(subcommand).dump(config, skip_unset=False), encoding="utf-8")
+
+    def _trackers(self) -> list[MLflowTracker]:
+        return []
+
+
+def check(words: list[str], path: Path) -> int:
+    """Make every check that `dmaml fit` makes before a training; returns the exit code, and tells as it does.
+
+    Args:
+        words: the command line, from `fit` on.
+        path: where the resolved configuration is written, as YAML.
+    """
+    return cli.run(words, partial(_Check, path=path))

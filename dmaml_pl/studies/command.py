@@ -1,0 +1,162 @@
+"""`dmaml study ...`: the command line of the studies. Light: its help needs no PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from dmaml_pl.errors import ConfigError, DmamlError
+
+INTERRUPTED = 130
+
+_OWN = {
+    "--trainer.devices": "--workers says how many workers there are",
+    "--trainer.num_nodes": "a study's trainings run on one machine",
+    "--ckpt_path": "a study's trainings begin at the beginning, and the same command goes on with a study",
+    "--print_config": "dmaml fit prints it",
+}
+"""Settings of `dmaml fit` that a study sets itself, and what to do instead."""
+
+_FURTHER = """\
+All other settings, as --trainer.max_steps 2000, are passed on to `dmaml fit` for every training. Trainings are judged
+by the metric of checkpoint.monitor after every run (trainer.val_check_interval), without a meta-test or checkpoints.
+The same command again goes on: trainings that have finished are not made again.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(_sentence(message))
+
+
+def _sentence(message: str) -> str:
+    message = re.sub(r"^argument (?:-\w/)?(\S+): ", r"\1 ", message)
+    message = re.sub(r"^the following arguments are required: (.*)$", r"Not set: \1", message)
+    return f"{message.rstrip('.')}. dmaml study --help lists all."
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"is {text}, but must be a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"is {text}, but must be a number")
+    return value
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\w][\w.+-]*", text):
+        raise argparse.ArgumentTypeError(f"is {text!r}, but must be made of letters, digits, and . _ + -")
+    return text
+
+
+def _parser() -> _Parser:
+    parser = _Parser("dmaml study", description="Experiments made of many trainings.", allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=_Parser)
+    workers = _add(kinds, "workers", "the validation metric over runs, for several numbers of workers")
+    workers.add_argument(
+        "--workers",
+        type=_whole(1),
+        nargs="+",
+        default=[1, 2, 4, 8],
+        metavar="W",
+        help="numbers of workers; the others are compared with the first (default: 1 2 4 8)",
+    )
+    return parser
+
+
+def _add(kinds: argparse._SubParsersAction[_Parser], kind: str, summary: str) -> _Parser:
+    parser = kinds.add_parser(kind, help=summary, description=summary, epilog=_FURTHER, allow_abbrev=False)
+    add = parser.add_argument
+    add("-c", "--config", action="append", required=True, metavar="FILE", help="as of `dmaml fit`; may be repeated")
+    add("--seeds", type=_whole(1), default=3, metavar="N", help="trainings that differ in the seed only (default: 3)")
+    add("--name", type=_name, help=f"of the study (default: {kind}-CONFIG); the same name goes on with it")
+    add("--output", metavar="DIR", help="folder for the results (default: mlruns/studies/NAME)")
+    add("--jobs", type=_whole(1), default=1, metavar="J", help="trainings at the same time (default: 1)")
+    return parser
+
+
+def main(words: list[str]) -> int:
+    """Run a study; returns the exit code, which is 1 if one of its trainings failed.
+
+    Args:
+        words: the command line after `dmaml study`.
+    """
+    try:
+        given, rest = _parser().parse_known_args(words)
+        _check(given, rest)
+        with _stop_signals_interrupt():
+            return _conduct(given, rest)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on: trainings that have finished are not made again.", file=sys.stderr)
+        return INTERRUPTED
+    except DmamlError as error:
+        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _check(given: argparse.Namespace, rest: list[str]) -> None:
+    for word in rest:
+        name = word.partition("=")[0]
+        if name in _OWN:
+            raise ConfigError(f"{name} cannot be set in a study: {_OWN[name]}.")
+    if not all(word.startswith("--") for word in rest[:1]):
+        raise ConfigError(f"{rest[0]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.")
+    numbers = getattr(given, "workers", [])
+    if isinstance(numbers, list) and len(set(numbers)) < len(numbers):
+        raise ConfigError(f"--workers is {' '.join(map(str, numbers))}, but each number may be given once.")
+
+
+def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
+    from dmaml_pl.studies import workers  # noqa: PLC0415 - loaded after the help was asked for
+    from dmaml_pl.studies.plan import Request  # noqa: PLC0415 - the same
+    from dmaml_pl.studies.study import Study  # noqa: PLC0415 - the same
+
+    stem = re.sub(r"[^\w.+-]", "-", Path(given.config[0]).stem)
+    name = given.name or f"{given.kind}-{stem}"
+    request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs, given.output)
+    study = Study.prepare(request)
+    workers.conduct(study, given.workers)
+    if study.failed:
+        labels = "; ".join(child.training.label for child in study.failed)
+        print(
+            f"dmaml: error: {len(study.failed)} trainings failed: {labels}. The same command tries them again.",
+            file=sys.stderr,
+        )
+    return 1 if study.failed else 0
+
+
+@contextmanager
+def _stop_signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does, and a second one not break off its end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+"""What a study trains: points, each of them with some seeds; and the command line of each training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEFAULTS = {
+    "meta_test": "false",
+    "trainer.enable_checkpointing": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.val_check_interval": "1",
+    "trainer.logger.system_metrics": "false",
+}
+"""Settings of all trainings of a study, which the user's own on the command line overrule: only the validation metric
+after each run counts, and what is not needed for it would take time from it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of every training of a study.
+
+    Attributes:
+        kind: which study, such as "workers".
+        name: of the study; the same name goes on with it.
+        configs: the configuration files.
+        words: further words of the command line, passed on to `dmaml fit`.
+        seeds: number of trainings that differ in the seed only.
+        jobs: trainings at the same time.
+        output: folder for the results; None is `studies/NAME` below the store's folder.
+    """
+
+    kind: str
+    name: str
+    configs: tuple[str, ...]
+    words: tuple[str, ...]
+    seeds: int
+    jobs: int
+    output: str | None = None
+
+    def command(self, *own: tuple[str, str], last: tuple[tuple[str, str], ...] = ()) -> tuple[str, ...]:
+        """The words after `dmaml`: configurations, our defaults, the user's words, and what may not be overruled."""
+        files = [word for config in self.configs for word in ("--config", config)]
+        defaults = [f"--{name}={value}" for name, value in (*DEFAULTS.items(), *own)]
+        return ("fit", *files, *defaults, *self.words, *(f"--{name}={value}" for name, value in last))
+
+
+@dataclass(frozen=True)
+class Point:
+    """What distinguishes some trainings from the others of the study, seeds apart.
+
+    Attributes:
+        label: for people; no two points of a study share one.
+        workers: W.
+        settings: names and values as on the command line.
+    """
+
+    label: str
+    workers: int
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def overrides(self) -> tuple[tuple[str, str], ...]:
+        """All settings of the point, the number of workers among them."""
+        return (("trainer.devices", str(self.workers)), ("trainer.num_nodes", "1"), *self.settings)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study."""
+
+    point: Point
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """For people, and for the names of files."""
+        return f"{self.point.label}, seed {self.seed}"
+
+    @property
+    def file_name(self) -> str:
+        """The label as the stem of a file name."""
+        return re.sub(r"[^\w.+-]+", "-", self.label)
+
+    @property
+    def overrides(self) -> tuple[tuple[str, str], ...]:
+        """All settings that make it this training."""
+        return (*self.point.overrides, ("seed_everything", str(self.seed)))
+
+    def digest(self, request: Request, own: tuple[tuple[str, str], ...]) -> str:
+        """A short text that is another one for every other training: made of files, words and settings.
+
+        What the files say counts, not how: their comments may change.
+        """
+        files = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in request.configs]
+        made_of = [files, [*DEFAULTS.items(), *own], request.words, self.overrides]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def text_of(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)

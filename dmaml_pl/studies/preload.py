@@ -1,0 +1,14 @@
+"""Imported once by the process from which a study forks its workers, so that no worker waits for the imports.
+
+Only imports: nothing here may start a thread or touch a device, as neither survives a fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from dmaml_pl import _learn2learn
+
+for _name in ("dmaml_pl.cli", "dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store"):
+    importlib.import_module(_name)
+_learn2learn.load()

@@ -1,0 +1,111 @@
+"""The configuration that a study varies, as the command line resolves it: with every default, read from its check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.tracking.store import Store
+
+TRACKER = "dmaml_pl.MLflowTracker"
+
+
+class Resolved:
+    """What a study asks of its configuration.
+
+    Args:
+        settings: nested, as in YAML.
+
+    Raises:
+        ConfigError: a study cannot be made of it.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        logger = self.find("trainer.logger")
+        if not isinstance(logger, Mapping) or not str(logger.get("class_path", "")).endswith("MLflowTracker"):
+            raise ConfigError(f"trainer.logger must be {TRACKER} for a study, which reads its results from MLflow.")
+        if not self.metric.startswith("val/"):
+            raise ConfigError(
+                f"checkpoint.monitor is {self.metric}, but a study compares by it, and so it must be a metric of the "
+                "validation, such as val/loss."
+            )
+        if self.find("data.seed") is not None:
+            raise ConfigError(
+                f"data.seed is {self.find('data.seed')}, but must be null for a study: its trainings differ in "
+                "seed_everything, from which the tasks then follow."
+            )
+
+    def find(self, name: str) -> Any:
+        """The value of a setting, written as on the command line without `init_args`; None if there is none."""
+        node: Any = self._settings
+        for part in name.split("."):
+            if isinstance(node, Mapping) and part not in node and "init_args" in node:
+                node = node["init_args"]
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a setting, whatever its value."""
+        above, _, last = name.rpartition(".")
+        node = self.find(above)
+        return isinstance(node, Mapping) and (last in node or last in (node.get("init_args") or {}))
+
+    def whole(self, name: str) -> int:
+        """A setting that is a whole number greater than zero.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = self.find(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} is {value}, but must be a whole number of at least 1 for this study.")
+        return value
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that is compared: the one by which the configuration chooses its best checkpoint."""
+        return str(self.find("checkpoint.monitor"))
+
+    @property
+    def better(self) -> Literal["min", "max"]:
+        """Which values of the metric are better."""
+        return "max" if self.find("checkpoint.mode") == "max" else "min"
+
+    @property
+    def seed(self) -> int:
+        """The first seed; the others follow it."""
+        value = self.find("seed_everything")
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+    @property
+    def run_length(self) -> int:
+        """H: the strategy's, where it sets one, else the model's."""
+        return self.whole(self.run_length_setting)
+
+    @property
+    def run_length_setting(self) -> str:
+        """The name of the setting that decides about H."""
+        of_strategy = self.find("trainer.strategy.run_length")
+        return "model.run_length" if of_strategy is None else "trainer.strategy.run_length"
+
+    @property
+    def experiment_name(self) -> str:
+        """The MLflow experiment of the trainings, and of the study."""
+        return str(self.find("trainer.logger.experiment_name"))
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the store, `mlruns` by default."""
+        return str(self.find("trainer.logger.save_dir"))
+
+    @property
+    def store(self) -> Store:
+        """Where MLflow runs are kept."""
+        return Store.find(self.find("trainer.logger.tracking_uri"), self.save_dir)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags that the configuration gives its MLflow runs."""
+        return dict(self.find("trainer.logger.tags") or {})
