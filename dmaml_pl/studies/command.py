@@ -17,6 +17,8 @@ from dmaml_pl.errors import ConfigError, DmamlError
 
 INTERRUPTED = 130
 
+_COUNTS = ("runs", "meta_iterations", "tasks")
+
 _OWN = {
     "--trainer.devices": "--workers says how many workers there are",
     "--trainer.num_nodes": "a study's trainings run on one machine",
@@ -80,6 +82,20 @@ def _parser() -> _Parser:
         metavar="W",
         help="numbers of workers; the others are compared with the first (default: 1 2 4 8)",
     )
+    scaling = _add(kinds, "scaling", "a factor of tasks more, through each knob in turn: what it costs and gains")
+    scaling.add_argument("--factor", type=_whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
+    scaling.add_argument(
+        "--workers", type=_whole(1), default=1, metavar="W", help="of the training to compare with (default: 1)"
+    )
+    sweep = _add(kinds, "sweep", "the best setting of each number of workers, found by Optuna")
+    add = sweep.add_argument
+    add("--space", required=True, metavar="FILE", help="YAML: NAME: {int: [5, 200], log: true}, or float, or choice")
+    add("--workers", type=_whole(1), nargs="+", default=[1, 4], metavar="W", help="each searched alone (default: 1 4)")
+    add("--trials", type=_whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")
+    add("--startup", type=_whole(1), default=8, metavar="N", help="of these, drawn at random first (default: 8)")
+    add("--sampler_seed", type=_whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
+    add("--target", type=_finite, metavar="X", help="search for the fewest runs to this metric, not the best final one")
+    add("--count", choices=list(_COUNTS), default="runs", help="what --target counts (default: runs)")
     return parser
 
 
@@ -126,15 +142,27 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
-    from dmaml_pl.studies import workers  # noqa: PLC0415 - loaded after the help was asked for
-    from dmaml_pl.studies.plan import Request  # noqa: PLC0415 - the same
-    from dmaml_pl.studies.study import Study  # noqa: PLC0415 - the same
+    # Loaded after the help was asked for, and after the command line was read.
+    from dmaml_pl.studies import scaling, sweep, workers  # noqa: PLC0415
+    from dmaml_pl.studies.plan import Request  # noqa: PLC0415
+    from dmaml_pl.studies.space import Space  # noqa: PLC0415
+    from dmaml_pl.studies.study import Study  # noqa: PLC0415
 
     stem = re.sub(r"[^\w.+-]", "-", Path(given.config[0]).stem)
     name = given.name or f"{given.kind}-{stem}"
     request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs, given.output)
+    space = Space.read(Path(given.space)) if given.kind == "sweep" else None
     study = Study.prepare(request)
-    workers.conduct(study, given.workers)
+    if given.kind == "workers":
+        workers.conduct(study, given.workers)
+    elif given.kind == "scaling":
+        scaling.conduct(study, given.factor, given.workers)
+    elif space is not None:
+        count = sweep.COUNTS[given.count]
+        options = sweep.Options(
+            space, tuple(given.workers), given.trials, given.startup, given.sampler_seed, given.target, count
+        )
+        sweep.conduct(study, options)
     if study.failed:
         labels = "; ".join(child.training.label for child in study.failed)
         print(

@@ -37,8 +37,10 @@ def draw_curves(groups: Sequence[Group], axes: Sequence[tuple[str, str]], metric
         title: of the whole.
         path: the PNG file.
     """
-    figure = new_figure(4.6 * len(axes), 4.2)
-    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    rows, columns = (2, 2) if len(axes) == 4 else (1, len(axes))
+    figure = new_figure(4.6 * columns, 3.6 * rows + 0.6)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = [panel for row in grid for panel in row]
     for (axis, name), panel in zip(axes, panels, strict=True):
         for number, group in enumerate(groups):
             colour = COLOURS[number % len(COLOURS)]
@@ -47,8 +49,9 @@ def draw_curves(groups: Sequence[Group], axes: Sequence[tuple[str, str]], metric
             if len(group.curves) > 1:
                 panel.fill_between(group.at(axis), low, high, color=colour, alpha=0.18, linewidth=0)
         panel.set_xlabel(name)
-        _plain(panel)
-    panels[0].set_ylabel(metric)
+        plain(panel)
+    for row in grid:
+        row[0].set_ylabel(metric)
     seeds = min(len(group.curves) for group in groups)
     band = {1: "one seed", 2: "mean and range of 2 seeds"}.get(seeds, f"mean ± standard deviation of {seeds} seeds")
     figure.suptitle(f"{title} ({band})", fontsize=10)
@@ -91,11 +94,12 @@ def draw_bars(
         panel.set_yticks(places, labels)
         if len(kinds) > 1:
             panel.legend(frameon=False, fontsize=8)
-        _plain(panel)
+        plain(panel)
     drawn[0].invert_yaxis()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Leave out the lines that say nothing."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -195,9 +195,10 @@ class Group:
         """The best single validation of any seed."""
         return float(self.metric.max() if self.better == "max" else self.metric.min())
 
-    def reached(self, target: float) -> int | None:
-        """The first validation at which the smoothed mean over the seeds is at least as good as `target`."""
-        return first_reached(smooth(self.mean), target, self.better)
+    def cost(self, target: float) -> dict[str, float]:
+        """Where, on each axis, the smoothed mean over the seeds is first as good as `target`; empty if nowhere."""
+        index = first_reached(smooth(self.mean), target, self.better)
+        return {} if index is None else {axis: float(self.at(axis)[index]) for axis in AXES}
 
 
 def smooth(values: Floats) -> Floats:

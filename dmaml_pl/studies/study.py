@@ -84,7 +84,8 @@ class Study:
         _check_files(request.configs)
         Runner().warm_up()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
-        (settings,) = _resolve(request, (), [Training(Point("the configuration", 1), 0)])
+        alone = Point("the configuration", 1)
+        (settings,) = _resolve([Planned(alone.label, 1, request.command(last=alone.overrides))])
         return cls(request, Resolved(settings))
 
     def check(self, points: Sequence[Point]) -> None:
@@ -93,7 +94,8 @@ class Study:
         Raises:
             ConfigError: names the setting, and the point where that is not the number of workers alone.
         """
-        _resolve(self.request, self._own, [Training(point, self.base.seed) for point in points])
+        trainings = [Training(point, self.base.seed) for point in points]
+        _resolve([Planned(one.point.label, one.point.workers, self._command(one, "", "")) for one in trainings])
 
     # -- its MLflow run --------------------------------------------------------------------------------------------
 
@@ -196,12 +198,13 @@ class Study:
         """The trainings of a point."""
         return [Training(point, self.base.seed + number) for number in range(self.request.seeds)]
 
-    def train(self, trainings: Sequence[Training], *, divergence_counts: bool = False) -> list[Child]:
+    def train(self, trainings: Sequence[Training], *, divergence_counts: bool = False, what: str = "") -> list[Child]:
         """Make the trainings that have not been made yet, and tell of each.
 
         Args:
             trainings: in the order in which they are to be made.
             divergence_counts: whether a training that diverged is a result, and no failure.
+            what: said before each line of progress.
 
         Returns:
             What became of each, in the same order.
@@ -211,19 +214,16 @@ class Study:
         done = {training: child for training, child in known.items() if child is not None}
         todo = [training for training in trainings if training not in done]
         if done:
-            _say(f"{len(done)} of {len(trainings)} trainings are known already.")
-        jobs = [
-            Job(training, self._command(training, digests[training]), training.point.workers, self._log(training))
-            for training in todo
-        ]
+            _say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
+        jobs = [self._job(training, digests[training]) for training in todo]
         for number, ended in enumerate(self._runner.run(jobs), start=1):
             child = self._outcome(ended, digests[ended.job.key])
             done[child.training] = child
             failed = child.error and not (divergence_counts and child.diverged)
             if failed:
                 self.failed.append(child)
-            what = "failed" if failed else "diverged" if child.error else self._result(child)
-            _say(f"[{number}/{len(todo)}] {child.training.label}: {what} ({ended.seconds:.1f} s)")
+            result = "failed" if failed else "diverged" if child.error else self._result(child)
+            _say(f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)")
             if failed:
                 _say(f"{ended.last_words()}\n(all of it: {ended.job.log})")
         return [done[training] for training in trainings]
@@ -235,13 +235,14 @@ class Study:
             return Child(training, *self._diverged[digest])
         return None
 
-    def _log(self, training: Training) -> Path:
-        return self.output / "logs" / f"{training.file_name}.log"
+    def _job(self, training: Training, digest: str) -> Job:
+        log = self.output / "logs" / f"{training.file_name}.log"
+        return Job(training, self._command(training, digest, self.parent.run_id), training.point.workers, log)
 
-    def _command(self, training: Training, digest: str) -> tuple[str, ...]:
+    def _command(self, training: Training, digest: str, parent: str) -> tuple[str, ...]:
         tags = {
             **self.base.tags,
-            PARENT: self.parent.run_id,
+            PARENT: parent,
             STUDY: self.request.name,
             KIND: self.request.kind,
             POINT: training.point.label,
@@ -269,7 +270,10 @@ class Study:
             with brief_requests():
                 self.parent.client.set_tag(run_id, ERROR, error)
                 self.parent.client.set_terminated(run_id, "FAILED")
-        return Child(training, run_id, error)
+        child = Child(training, run_id, error)
+        if child.diverged:
+            self._diverged[digest] = (run_id, error)
+        return child
 
     def _result(self, child: Child) -> str:
         with brief_requests():
@@ -291,23 +295,26 @@ class Study:
         return self.base.store.ui_command(self.base.save_dir, page)
 
 
-def _resolve(request: Request, own: tuple[tuple[str, str], ...], trainings: Sequence[Training]) -> list[Any]:
+@dataclass(frozen=True)
+class Planned:
+    """A training to be checked: for whom it stands, its workers and its command line."""
+
+    label: str
+    workers: int
+    words: tuple[str, ...]
+
+
+def _resolve(planned: Sequence[Planned]) -> list[Any]:
     """Check trainings in processes of their own, and return their resolved configurations, nested."""
     folder = Path(tempfile.mkdtemp(prefix="dmaml-study-"))
     try:
         jobs = [
-            Job(
-                number,
-                request.command(*own, last=training.overrides),
-                training.point.workers,
-                folder / f"{number}.log",
-                folder / f"{number}.yaml",
-            )
-            for number, training in enumerate(trainings)
+            Job(number, one.words, one.workers, folder / f"{number}.log", folder / f"{number}.yaml")
+            for number, one in enumerate(planned)
         ]
         for ended in Runner(os.cpu_count() or 1).run(jobs):
             if ended.code:
-                where = f" (for {trainings[ended.job.key].point.label})" if len(trainings) > 1 else ""
+                where = f" (for {planned[ended.job.key].label})" if len(planned) > 1 else ""
                 raise ConfigError(f"{ended.error()}{where}")
         return [yaml.safe_load((folder / f"{job.key}.yaml").read_text(encoding="utf-8")) for job in jobs]
     finally:

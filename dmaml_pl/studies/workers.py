@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from dmaml_pl.studies.figures import draw_curves
 from dmaml_pl.studies.plan import Point
@@ -55,7 +54,7 @@ def report(study: Study, found: Sequence[Group], workers: dict[str, int]) -> Rep
     """
     metric, reference = study.base.metric, found[0]
     target = final(reference.mean)
-    reached = [_cost(group, target) for group in found]
+    reached = [group.cost(target) for group in found]
     rows, shown = [], []
     for group, cost in zip(found, reached, strict=True):
         times = reached[0]["run"] / cost["run"] if cost and reached[0] else None
@@ -104,9 +103,3 @@ def report(study: Study, found: Sequence[Group], workers: dict[str, int]) -> Rep
     title = f"{metric} by number of workers"
     draw = partial(draw_curves, found, PANELS, metric, f"{study.base.experiment_name}: {title}")
     return Report(title, rows, shown, notes, {"workers.png": lambda path: draw(path=path)})
-
-
-def _cost(group: Group, target: float) -> dict[str, Any]:
-    """What it takes to reach a value, on each axis; empty if it is not reached."""
-    index = group.reached(target)
-    return {} if index is None else {axis: float(group.at(axis)[index]) for axis, _ in PANELS}
