@@ -143,7 +143,7 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
 
 def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     # Loaded after the help was asked for, and after the command line was read.
-    from dmaml_pl.studies import scaling, sweep, workers  # noqa: PLC0415
+    from dmaml_pl.studies import scaling, search, sweep, workers  # noqa: PLC0415
     from dmaml_pl.studies.plan import Request  # noqa: PLC0415
     from dmaml_pl.studies.space import Space  # noqa: PLC0415
     from dmaml_pl.studies.study import Study  # noqa: PLC0415
@@ -158,8 +158,8 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     elif given.kind == "scaling":
         scaling.conduct(study, given.factor, given.workers)
     elif space is not None:
-        count = sweep.COUNTS[given.count]
-        options = sweep.Options(
+        count = search.COUNTS[given.count]
+        options = search.Options(
             space, tuple(given.workers), given.trials, given.startup, given.sampler_seed, given.target, count
         )
         sweep.conduct(study, options)

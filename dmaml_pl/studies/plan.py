@@ -16,7 +16,6 @@ DEFAULTS = {
     "trainer.enable_checkpointing": "false",
     "trainer.enable_progress_bar": "false",
     "trainer.val_check_interval": "1",
-    "trainer.logger.system_metrics": "false",
 }
 """Settings of all trainings of a study, which the user's own on the command line overrule: only the validation metric
 after each run counts, and what is not needed for it would take time from it."""

@@ -9,6 +9,7 @@ Legend: V validations of a training, R its runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.studies.study import Child, Study
-from dmaml_pl.tracking.patience import brief_requests
+from dmaml_pl.studies.ledger import Child
+from dmaml_pl.studies.study import Study
 
 Floats = NDArray[np.float64]
 Better = Literal["min", "max"]
@@ -74,14 +75,8 @@ def read_curve(study: Study, child: Child) -> Curve:
     Raises:
         TrackingError: it has no validation.
     """
-    client, run_id = study.parent.client, child.run_id or ""
-
-    def history(name: str) -> dict[int, float]:
-        with brief_requests():
-            return {entry.step: entry.value for entry in client.get_metric_history(run_id, name)}
-
-    values = history(study.base.metric)
-    runs = {name: history(name) for name in (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER)}
+    values = study.ledger.history(child, study.base.metric)
+    runs = {name: study.ledger.history(child, name) for name in (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER)}
     if not values:
         raise TrackingError(
             f"{child.training.label} has no {study.base.metric} in MLflow: set checkpoint.monitor to a metric of the "
@@ -219,8 +214,8 @@ def first_reached(values: Floats, target: float, better: Better) -> int | None:
 
 
 def spread(values: Floats) -> float:
-    """Standard deviation over seeds; nan for a single one."""
-    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    """Standard deviation over seeds; nan for a single one, and where one is infinite."""
+    return float(values.std(ddof=1)) if len(values) > 1 and np.isfinite(values).all() else math.nan
 
 
 def groups(study: Study, children: Sequence[Child]) -> list[Group]:

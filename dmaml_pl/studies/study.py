@@ -11,46 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
 from dmaml_pl.studies.plan import Point, Request, Training
 from dmaml_pl.studies.resolved import Resolved
-from dmaml_pl.studies.runner import Ended, Job, Runner
-from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
-from dmaml_pl.tracking.patience import brief_requests
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-PARENT = "mlflow.parentRunId"
-"""The tag by which MLflow nests one MLflow run in another."""
-
-STUDY, KIND, POINT, SEED, DIGEST = (f"dmaml.study{part}" for part in ("", ".kind", ".point", ".seed", ".digest"))
-_PAGE = 200
-
-
-@dataclass(frozen=True)
-class Child:
-    """A training that is over, and the MLflow run that tells of it.
-
-    Attributes:
-        training: what was trained.
-        run_id: of its MLflow run; None if it never had one.
-        error: why it failed; empty if it finished.
-    """
-
-    training: Training
-    run_id: str | None
-    error: str = ""
-
-    @property
-    def diverged(self) -> bool:
-        """Whether it failed because its loss or weights were no longer finite."""
-        return self.error.startswith("NonFiniteError")
+from dmaml_pl.studies.runner import Job, Runner
 
 
 class Study:
@@ -67,11 +37,9 @@ class Study:
         self.output = Path(request.output or Path(base.save_dir) / "studies" / request.name)
         # Judging more adaptation steps than those of training costs time, and no study looks at it.
         few = (("model.evaluation_steps", "1"),) if base.has("model.evaluation_steps") else ()
-        self._own: tuple[tuple[str, str], ...] = few
+        self._own: tuple[tuple[str, str], ...] = (("trainer.logger.system_metrics", "false"), *few)
         self._runner = Runner(request.jobs)
-        self._finished: dict[str, str] = {}
-        self._diverged: dict[str, tuple[str, str]] = {}
-        self._parent: MLflowRun | None = None
+        self._ledger: Ledger | None = None
         self.failed: list[Child] = []
 
     @classmethod
@@ -100,10 +68,10 @@ class Study:
     # -- its MLflow run --------------------------------------------------------------------------------------------
 
     @property
-    def parent(self) -> MLflowRun:
-        """The MLflow run of the study; only while it is open."""
-        assert self._parent is not None, "the study is not open"  # noqa: S101
-        return self._parent
+    def ledger(self) -> Ledger:
+        """What MLflow knows of the study; only while it is open."""
+        assert self._ledger is not None, "the study is not open"  # noqa: S101
+        return self._ledger
 
     @contextmanager
     def open(self, options: dict[str, Any]) -> Iterator[None]:
@@ -117,11 +85,10 @@ class Study:
             TrackingError: the store cannot be used.
         """
         with self._alone():
-            self._parent = self._find_parent()
-            self._parent.set_tags({STUDY: self.request.name, KIND: self.request.kind})
-            self._parent.log_environment()
-            self._parent.log_params({f"study.{name}": str(value) for name, value in options.items()})
-            self._look_at_children()
+            self._ledger = Ledger.open(self.request, self.base)
+            parent = self._ledger.parent
+            parent.log_environment()
+            parent.log_params({f"study.{name}": str(value) for name, value in options.items()})
             status = "FAILED"
             try:
                 yield
@@ -130,67 +97,20 @@ class Study:
                 status = "KILLED"
                 raise
             finally:
-                self._parent.end(status)
+                parent.end(status)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        self.output.mkdir(parents=True, exist_ok=True)
         try:
+            self.output.mkdir(parents=True, exist_ok=True)
             with FileLock(self.output / ".lock", timeout=0):
                 yield
         except Timeout as error:
             raise ConfigError(
                 f"Another process is at the study in {self.output}: wait for it, or give another --name."
             ) from error
-
-    def _find_parent(self) -> MLflowRun:
-        store = self.base.store
-        with brief_requests():
-            client = store.connect()
-            experiment = client.get_experiment_by_name(self.base.experiment_name)
-            known = []
-            if experiment is not None and experiment.lifecycle_stage != "deleted":
-                wanted = f"tags.`{STUDY}` = '{self.request.name}' and tags.`{KIND}` = '{self.request.kind}'"
-                known = [
-                    run
-                    for run in client.search_runs([experiment.experiment_id], wanted, max_results=_PAGE)
-                    if PARENT not in run.data.tags
-                ]
-        if known:
-            return MLflowRun.resume(store, known[0].info.run_id, again=True)
-        return MLflowRun.create(store, self.base.experiment_name, self.request.name)
-
-    def _search(self, condition: str = "") -> Iterator[Run]:
-        """The study's trainings, the newest first."""
-        wanted, token = f"tags.`{PARENT}` = '{self.parent.run_id}'{condition}", None
-        with brief_requests():
-            while True:
-                page = self.parent.client.search_runs(
-                    [self.parent.experiment_id],
-                    wanted,
-                    max_results=_PAGE,
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                )
-                yield from page
-                token = page.token
-                if not token:
-                    return
-
-    def _look_at_children(self) -> None:
-        """Learn what is done; what was killed without a word is not under way any more, as this process is alone."""
-        for run in list(self._search()):
-            if run.info.status == "RUNNING":
-                with brief_requests():
-                    self.parent.client.set_terminated(run.info.run_id, "KILLED")
-            self._note(run)
-
-    def _note(self, run: Run) -> None:
-        digest, error = run.data.tags.get(DIGEST, ""), run.data.tags.get(ERROR, "")
-        if run.info.status == "FINISHED":
-            self._finished.setdefault(digest, run.info.run_id)
-        elif error.startswith("NonFiniteError"):
-            self._diverged.setdefault(digest, (run.info.run_id, error))
+        except OSError as error:
+            raise ConfigError(f"--output is {self.output}, which cannot be written: {error.strerror}.") from error
 
     # -- its trainings ---------------------------------------------------------------------------------------------
 
@@ -210,34 +130,29 @@ class Study:
             What became of each, in the same order.
         """
         digests = {training: training.digest(self.request, self._own) for training in trainings}
-        known = {training: self._known(training, digests[training], divergence_counts) for training in trainings}
-        done = {training: child for training, child in known.items() if child is not None}
+        done: dict[Training, Child] = {}
+        for training, digest in digests.items():
+            child = self.ledger.known(training, digest, divergence_counts=divergence_counts)
+            if child is not None:
+                done[training] = child
         todo = [training for training in trainings if training not in done]
         if done:
             _say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
         jobs = [self._job(training, digests[training]) for training in todo]
         for number, ended in enumerate(self._runner.run(jobs), start=1):
-            child = self._outcome(ended, digests[ended.job.key])
+            child = self.ledger.outcome(ended, digests[ended.job.key])
             done[child.training] = child
-            failed = child.error and not (divergence_counts and child.diverged)
-            if failed:
-                self.failed.append(child)
+            failed = bool(child.error) and not (divergence_counts and child.diverged)
             result = "failed" if failed else "diverged" if child.error else self._result(child)
             _say(f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)")
             if failed:
+                self.failed.append(child)
                 _say(f"{ended.last_words()}\n(all of it: {ended.job.log})")
         return [done[training] for training in trainings]
 
-    def _known(self, training: Training, digest: str, divergence_counts: bool) -> Child | None:
-        if digest in self._finished:
-            return Child(training, self._finished[digest])
-        if divergence_counts and digest in self._diverged:
-            return Child(training, *self._diverged[digest])
-        return None
-
     def _job(self, training: Training, digest: str) -> Job:
         log = self.output / "logs" / f"{training.file_name}.log"
-        return Job(training, self._command(training, digest, self.parent.run_id), training.point.workers, log)
+        return Job(training, self._command(training, digest, self.ledger.parent.run_id), training.point.workers, log)
 
     def _command(self, training: Training, digest: str, parent: str) -> tuple[str, ...]:
         tags = {
@@ -245,40 +160,19 @@ class Study:
             PARENT: parent,
             STUDY: self.request.name,
             KIND: self.request.kind,
+            ROLE: "training",
             POINT: training.point.label,
             SEED: str(training.seed),
             DIGEST: digest,
         }
         tracked = (
-            ("trainer.logger.run_name", json.dumps(f"{self.request.name}: {training.label}")),
+            ("trainer.logger.run_name", f"{self.request.name}, {training.label}"),
             ("trainer.logger.tags", json.dumps(tags)),
         )
         return self.request.command(*self._own, last=(*training.overrides, *tracked))
 
-    def _outcome(self, ended: Ended, digest: str) -> Child:
-        """What the store says of a training that has ended; one that was killed could not write it itself."""
-        training: Training = ended.job.key
-        run = next(self._search(f" and tags.`{DIGEST}` = '{digest}'"), None)
-        if run is None:
-            return Child(training, None, ended.error())
-        run_id = run.info.run_id
-        if ended.code == 0 and run.info.status == "FINISHED":
-            self._finished[digest] = run_id
-            return Child(training, run_id)
-        error = run.data.tags.get(ERROR) or f"a worker ended with exit code {ended.code}"
-        if run.info.status == "RUNNING":
-            with brief_requests():
-                self.parent.client.set_tag(run_id, ERROR, error)
-                self.parent.client.set_terminated(run_id, "FAILED")
-        child = Child(training, run_id, error)
-        if child.diverged:
-            self._diverged[digest] = (run_id, error)
-        return child
-
     def _result(self, child: Child) -> str:
-        with brief_requests():
-            metrics = self.parent.client.get_run(child.run_id or "").data.metrics
-        value = metrics.get(self.base.metric)
+        value = self.ledger.latest(child, self.base.metric)
         return "finished" if value is None else f"{self.base.metric} {value:.4g}"
 
     # -- its results -----------------------------------------------------------------------------------------------
@@ -287,11 +181,11 @@ class Study:
         """Keep the files in the output folder, logs apart, with the parent MLflow run."""
         for path in sorted(self.output.iterdir()):
             if path.is_file() and not path.name.startswith("."):
-                self.parent.log_file(path)
+                self.ledger.parent.log_file(path)
 
     def ui_command(self) -> str:
         """The command that shows the study in MLflow's UI, or where a server does."""
-        page = f"#/experiments/{self.parent.experiment_id}/runs/{self.parent.run_id}"
+        page = f"#/experiments/{self.ledger.parent.experiment_id}/runs/{self.ledger.parent.run_id}"
         return self.base.store.ui_command(self.base.save_dir, page)
 
 

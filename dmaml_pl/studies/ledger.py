@@ -1,0 +1,172 @@
+"""What MLflow knows of a study: its parent MLflow run, and which of its trainings are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dmaml_pl.errors import TrackingError
+from dmaml_pl.studies.plan import Request, Training
+from dmaml_pl.studies.resolved import Resolved
+from dmaml_pl.studies.runner import Ended
+from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
+from dmaml_pl.tracking.patience import brief_requests
+from dmaml_pl.tracking.store import reason
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+PARENT = "mlflow.parentRunId"
+"""The tag by which MLflow nests one MLflow run in another."""
+
+STUDY, KIND, ROLE = "dmaml.study", "dmaml.study.kind", "dmaml.study.role"
+POINT, SEED, DIGEST = "dmaml.study.point", "dmaml.study.seed", "dmaml.study.digest"
+_DIVERGED = "NonFiniteError"
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Child:
+    """A training that is over, and the MLflow run that tells of it.
+
+    Attributes:
+        training: what was trained.
+        run_id: of its MLflow run; None if it never had one.
+        error: why it failed; empty if it finished.
+    """
+
+    training: Training
+    run_id: str | None
+    error: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed because its loss or weights were no longer finite."""
+        return self.error.startswith(_DIVERGED)
+
+
+@contextmanager
+def _requests() -> Iterator[None]:
+    """Turn what goes wrong with the store into one line."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - seconds, and not for the study's help
+
+    try:
+        with brief_requests():
+            yield
+    except MlflowException as error:
+        raise TrackingError(f"The tracking store does not answer: {reason(error)} The same command goes on.") from error
+
+
+class Ledger:
+    """The trainings of a study as their MLflow runs tell of them.
+
+    Args:
+        parent: the MLflow run of the study.
+    """
+
+    def __init__(self, parent: MLflowRun) -> None:
+        self.parent = parent
+        self._finished: dict[str, str] = {}
+        self._diverged: dict[str, tuple[str, str]] = {}
+
+    @classmethod
+    def open(cls, request: Request, base: Resolved) -> Ledger:
+        """Make the parent MLflow run, or go on with the one of the same study, and look at its trainings.
+
+        Whoever calls it must be alone at this study: what seems to be under way is taken for killed.
+
+        Raises:
+            TrackingError: the store cannot be used.
+        """
+        store = base.store
+        with _requests():
+            client = store.connect()
+            experiment = client.get_experiment_by_name(base.experiment_name)
+            known: list[Run] = []
+            if experiment is not None and experiment.lifecycle_stage != "deleted":
+                tags = {STUDY: request.name, KIND: request.kind, ROLE: "parent"}
+                wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+                known = client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        if known:
+            ledger = cls(MLflowRun.resume(store, known[0].info.run_id, again=True))
+            ledger._look()
+        else:
+            ledger = cls(MLflowRun.create(store, base.experiment_name, request.name))
+            ledger.parent.set_tags({STUDY: request.name, KIND: request.kind, ROLE: "parent"})
+        return ledger
+
+    def _look(self) -> None:
+        for run in list(self._search()):
+            if run.info.status == "RUNNING":
+                with _requests():
+                    self.parent.client.set_terminated(run.info.run_id, "KILLED")
+            digest, error = run.data.tags.get(DIGEST, ""), run.data.tags.get(ERROR, "")
+            if run.info.status == "FINISHED":
+                self._finished.setdefault(digest, run.info.run_id)
+            elif error.startswith(_DIVERGED):
+                self._diverged.setdefault(digest, (run.info.run_id, error))
+
+    def _search(self, condition: str = "") -> Iterator[Run]:
+        """The study's trainings, the newest first."""
+        wanted, token = f"tags.`{PARENT}` = '{self.parent.run_id}'{condition}", None
+        with _requests():
+            while True:
+                page = self.parent.client.search_runs(
+                    [self.parent.experiment_id],
+                    wanted,
+                    max_results=_PAGE,
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
+                )
+                yield from page
+                token = page.token
+                if not token:
+                    return
+
+    def known(self, training: Training, digest: str, *, divergence_counts: bool) -> Child | None:
+        """The training, if it was made before.
+
+        Args:
+            training: the training.
+            digest: of it.
+            divergence_counts: whether one that diverged was made; it would diverge again.
+        """
+        if digest in self._finished:
+            return Child(training, self._finished[digest])
+        if divergence_counts and digest in self._diverged:
+            return Child(training, *self._diverged[digest])
+        return None
+
+    def outcome(self, ended: Ended, digest: str) -> Child:
+        """What became of a training that has just ended; one that was killed could not write it itself."""
+        training: Training = ended.job.key
+        run = next(self._search(f" and tags.`{DIGEST}` = '{digest}'"), None)
+        if run is None:
+            return Child(training, None, ended.error())
+        run_id = run.info.run_id
+        if ended.code == 0 and run.info.status == "FINISHED":
+            self._finished[digest] = run_id
+            return Child(training, run_id)
+        error = run.data.tags.get(ERROR) or f"a worker ended with exit code {ended.code}"
+        if run.info.status == "RUNNING":
+            with _requests():
+                self.parent.client.set_tag(run_id, ERROR, error)
+                self.parent.client.set_terminated(run_id, "FAILED")
+        child = Child(training, run_id, error)
+        if child.diverged:
+            self._diverged[digest] = (run_id, error)
+        return child
+
+    def latest(self, child: Child, metric: str) -> float | None:
+        """The last value of a metric of a training."""
+        with _requests():
+            value: float | None = self.parent.client.get_run(child.run_id or "").data.metrics.get(metric)
+        return value
+
+    def history(self, child: Child, metric: str) -> dict[int, float]:
+        """All values of a metric of a training, by step."""
+        with _requests():
+            history = self.parent.client.get_metric_history(child.run_id or "", metric)
+        return {entry.step: entry.value for entry in history}

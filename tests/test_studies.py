@@ -1,0 +1,439 @@
+"""What `dmaml study` promises, with real trainings and a real MLflow store."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from dmaml_pl.studies.command import main
+from tests.test_end_to_end import environment
+
+TINY = """\
+data: {init_args: {meta_batch: 2, val_tasks: 4}}
+model: {init_args: {network: {init_args: {hidden: [4]}}}}
+trainer: {max_steps: 8, strategy: {init_args: {run_length: 2}}}
+"""
+
+FRAGILE = '''\
+"""A network that misbehaves in the training (not in the checks before it) as the environment says."""
+import os, signal, torch
+from pathlib import Path
+from dmaml_pl import MLP
+
+class Fragile(MLP):
+    def forward(self, x):
+        if torch.is_grad_enabled() and not Path("mended").exists():
+            Path(f"worker-{os.getpid()}").touch()
+            exec(os.environ.get("DO", ""))
+        return super().forward(x)
+'''
+
+
+@dataclass
+class Studied:
+    """A study that was made, and its store."""
+
+    folder: Path
+    kind: str
+    words: list[str]
+    code: int
+    printed: str
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "mlruns" / "studies" / f"{self.kind}-sinusoid"
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder}/mlruns/mlflow.db")
+
+    @property
+    def runs(self) -> list[Run]:
+        (experiment,) = [e for e in self.client.search_experiments() if e.name == "sinusoid"]
+        return list(self.client.search_runs([experiment.experiment_id]))
+
+    @property
+    def parent(self) -> Run:
+        (run,) = [run for run in self.runs if "mlflow.parentRunId" not in run.data.tags]
+        return run
+
+    @property
+    def children(self) -> list[Run]:
+        return [run for run in self.runs if run.data.tags.get("mlflow.parentRunId") == self.parent.info.run_id]
+
+    def table(self, name: str = "table.csv") -> list[dict[str, str]]:
+        with (self.output / name).open() as file:
+            return list(csv.DictReader(file))
+
+    def history(self, run: Run, metric: str) -> list[float]:
+        entries = self.client.get_metric_history(run.info.run_id, metric)
+        return [entry.value for entry in sorted(entries, key=lambda entry: entry.step)]
+
+    def artifacts(self) -> set[str]:
+        return {file.path for file in self.client.list_artifacts(self.parent.info.run_id)}
+
+
+def words_of(repository: Path, folder: Path, kind: str, *words: str) -> list[str]:
+    tiny = folder / "tiny.yaml"
+    tiny.write_text(TINY)
+    store = f"--trainer.logger.save_dir={folder / 'mlruns'}"
+    configs = ["--config", str(repository / "configs/sinusoid.yaml"), "--config", str(tiny)]
+    return [kind, *configs, "--output", str(folder / "mlruns" / "studies" / f"{kind}-sinusoid"), store, *words]
+
+
+def study(repository: Path, folder: Path, capsys: Any, kind: str, *words: str) -> Studied:
+    given = words_of(repository, folder, kind, *words)
+    code = main(given)
+    return Studied(folder, kind, given, code, "".join(capsys.readouterr()))
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Path:
+    """The current folder, where a network may misbehave."""
+    (tmp_path / "fragile_network.py").write_text(FRAGILE)
+    return tmp_path
+
+
+NETWORK = "--model.network=fragile_network.Fragile"
+
+
+# -- workers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Studied:
+    folder = tmp_path_factory.mktemp("workers")
+    given = words_of(repository, folder, "workers", "--workers", "1", "2", "--seeds", "2")
+    return Studied(folder, "workers", given, main(given), "")
+
+
+def test_a_study_of_workers_nests_its_trainings_in_one_mlflow_run(workers: Studied) -> None:
+    assert workers.code == 0
+    assert workers.parent.info.status == "FINISHED"
+    assert workers.parent.data.params["study.workers"] == "1 2"
+    made = sorted((run.data.params["trainer.devices"], run.data.params["seed_everything"]) for run in workers.children)
+    assert made == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
+    for run in workers.children:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dmaml.study.seed"] == run.data.params["seed_everything"]
+        assert run.data.tags["dmaml.study.point"].startswith(run.data.params["trainer.devices"])
+        assert len(workers.history(run, "val/loss")) == 4  # a validation after every run
+        assert "test/loss" not in run.data.metrics
+
+
+def test_the_table_of_workers_says_what_the_store_says(workers: Studied) -> None:
+    assert [row["workers"] for row in workers.table()] == ["1", "2"]
+    for row in workers.table():
+        runs = [run for run in workers.children if run.data.params["trainer.devices"] == row["workers"]]
+        finals = np.array([workers.history(run, "val/loss")[-1] for run in runs])
+        assert float(row["final val/loss"]) == pytest.approx(finals.mean())
+        assert float(row["sd"]) == pytest.approx(finals.std(ddof=1))
+        assert float(row["best val/loss"]) == min(min(workers.history(run, "val/loss")) for run in runs)
+        assert float(row["tasks_seen"]) == 8 * 2 * int(row["workers"])
+        assert float(row["runs"]) == 4
+        walls = [sum(workers.history(run, "train/run_seconds")) + merges(workers, run) for run in runs]
+        assert float(row["wall_seconds"]) == pytest.approx(np.mean(walls))
+
+
+def merges(workers: Studied, run: Run) -> float:
+    return sum(workers.history(run, "merge/transfer_seconds") or workers.history(run, "merge/seconds"))
+
+
+def test_the_runs_to_the_metric_of_one_worker_are_those_of_the_mean_curve(workers: Studied) -> None:
+    curves = {
+        count: np.mean(
+            [workers.history(r, "val/loss") for r in workers.children if r.data.params["trainer.devices"] == count],
+            axis=0,
+        )
+        for count in ("1", "2")
+    }
+    target = curves["1"][-1]
+    for row in workers.table():
+        assert float(row["target"]) == pytest.approx(target)
+        below = [run for run, value in enumerate(curves[row["workers"]], start=1) if value <= target]
+        assert row["run_to_target"] == (str(float(below[0])) if below else "")
+
+
+def test_results_are_kept_with_the_parent_and_in_the_folder(workers: Studied) -> None:
+    assert {"table.csv", "table.md", "curves.csv", "workers.png"} <= workers.artifacts()
+    assert (workers.output / "workers.png").read_bytes().startswith(b"\x89PNG")
+    lines = (workers.output / "table.md").read_text().splitlines()
+    assert any(line.startswith("| 2 ") for line in lines)
+    curves = workers.table("curves.csv")
+    assert len(curves) == 4 * 4
+    one = next(run for run in workers.children if run.data.tags["mlflow.runName"].endswith("2 workers, seed 1"))
+    drawn = [float(row["metric"]) for row in curves if (row["point"], row["seed"]) == ("2 workers", "1")]
+    assert drawn == workers.history(one, "val/loss")
+
+
+def test_the_same_command_again_trains_nothing_again(workers: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {run.info.run_id for run in workers.runs}
+    assert main(workers.words) == 0
+    assert {run.info.run_id for run in workers.runs} == before
+    assert "4 of 4 trainings are known already" in capsys.readouterr().out
+
+
+def test_a_further_seed_is_all_that_is_trained(workers: Studied) -> None:
+    before = {run.info.run_id for run in workers.children}
+    more = [*workers.words]
+    more[more.index("--seeds") + 1] = "3"
+    more[more.index("--workers") + 1 : more.index("--workers") + 3] = ["1"]
+    assert main(more) == 0
+    (new,) = [run for run in workers.children if run.info.run_id not in before]
+    assert (new.data.params["trainer.devices"], new.data.params["seed_everything"]) == ("1", "2")
+
+
+# -- failures ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_training_is_told_and_made_again_by_the_same_command(
+    repository: Path, fragile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill = "if os.environ['RANK'] + os.environ['PL_GLOBAL_SEED'] == '11': os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setenv("DO", kill)
+    first = study(repository, fragile, capsys, "workers", "--workers", "2", "--seeds", "2", NETWORK)
+    assert first.code == 1
+    assert re.search(r"2 workers, seed 1: failed", first.printed)
+    assert "dmaml: error: 1 trainings failed: 2 workers, seed 1" in first.printed
+    assert first.parent.info.status == "FAILED"
+    assert sorted(run.info.status for run in first.children) == ["FAILED", "FINISHED"]
+    assert [row["seeds"] for row in first.table()] == ["1"]
+
+    (fragile / "mended").touch()
+    assert main(first.words) == 0
+    assert sorted(run.info.status for run in first.children) == ["FAILED", "FINISHED", "FINISHED"]
+    assert first.parent.info.status == "FINISHED"
+    assert [row["seeds"] for row in first.table()] == ["2"]
+
+
+def alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def workers_of(folder: Path) -> list[int]:
+    return [int(path.name.partition("-")[2]) for path in folder.glob("worker-*")]
+
+
+def test_ctrl_c_ends_the_trainings_and_says_that_the_same_command_goes_on(
+    repository: Path, fragile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDY", str(os.getpid()))
+    again = "Path('told').exists() or (Path('told').touch(), os.kill(int(os.environ['STUDY']), signal.SIGINT))"
+    monkeypatch.setenv("DO", again)
+    endless = ("--trainer.max_steps", "1000000")
+    done = study(repository, fragile, capsys, "workers", "--workers", "2", "--seeds", "1", NETWORK, *endless)
+    assert done.code == 130
+    assert "The same command goes on" in done.printed
+    assert [run.info.status for run in done.children] == ["KILLED"]
+    assert done.parent.info.status == "KILLED"
+    assert len(workers_of(fragile)) in (1, 2)
+    assert not any(map(alive, workers_of(fragile)))
+
+
+def test_trainings_do_not_outlive_a_study_that_is_killed(
+    repository: Path, fragile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = words_of(repository, fragile, "workers", "--workers", "1", "--seeds", "1", NETWORK)
+    doing = "Path('told').exists() or (Path('told').touch(), os.kill(int(Path('study').read_text()), signal.SIGKILL))"
+    start = (
+        "import os, sys; open('study', 'w').write(str(os.getpid()));"
+        "from dmaml_pl.studies.command import main; sys.exit(main(sys.argv[1:]))"
+    )
+    read, write = os.pipe()  # whoever holds the writing end is a process of the study
+    with subprocess.Popen(
+        [sys.executable, "-c", start, *words, "--trainer.max_steps", "1000000"],
+        env=environment() | {"DO": doing, "OMP_NUM_THREADS": "1"},
+        pass_fds=[write],
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        os.close(write)
+        assert process.wait(200) == -signal.SIGKILL
+    os.close(read)
+    (worker,) = workers_of(fragile)
+    for _ in range(2000):
+        if not alive(worker):
+            break
+        os.sched_yield()
+        signal.sigtimedwait([], 0.02)
+    assert not alive(worker)
+
+
+# -- scaling -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_of_scaling_sees_as_many_tasks_through_each_knob(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = study(repository, tmp_path, capsys, "scaling", "--factor", "2", "--seeds", "1", "--jobs", "2")
+    assert done.code == 0, done.printed
+    table = {row["knob"]: row for row in done.table()}
+    assert list(table)[:6] == [
+        "base",
+        "2 x workers",
+        "2 x meta-batch",
+        "2 x run length",
+        "2 x runs",
+        "2 x workers, task_parallel",
+    ]
+    for name, row in table.items():
+        assert float(row["times_tasks"]) == (1 if name == "base" else 2), name
+        (run,) = [run for run in done.children if run.data.tags["dmaml.study.point"] == name]
+        assert float(row["final val/loss"]) == done.history(run, "val/loss")[-1]
+        assert float(row["times_wall"]) == pytest.approx(
+            float(row["wall_seconds"]) / float(table["base"]["wall_seconds"])
+        )
+    assert {name: row["runs"] for name, row in table.items() if row["runs"] != "4.0"} == {"2 x runs": "8.0"}
+    (parallel,) = [run for run in done.children if run.data.tags["dmaml.study.point"].endswith("task_parallel")]
+    assert parallel.data.params["trainer.strategy.class_path"] == "dmaml_pl.TaskParallelStrategy"
+    assert parallel.data.params["trainer.strategy.run_length"] == "2"
+    assert {"table.csv", "scaling.png"} <= done.artifacts()
+    assert "trainings ran at the same time" in done.printed
+
+
+# -- sweep ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_finds_the_better_of_two_settings_and_makes_each_once(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("model.meta_optimizer.init_args.lr: {choice: [1e-9, 0.03]}\n")
+    words = ("--space", str(space), "--workers", "1", "--trials", "4", "--startup", "4", "--seeds", "1")
+    done = study(repository, tmp_path, capsys, "sweep", *words)
+    assert done.code == 0, done.printed
+    finals = {run.data.params["model.meta_optimizer.lr"]: run.data.metrics["val/loss"] for run in done.children}
+    assert len(done.children) == 2  # the same setting is not trained twice
+    assert finals["0.03"] < finals["1e-09"]
+    (best,) = done.table()
+    assert best["model.meta_optimizer.init_args.lr"] == "0.03"
+    assert float(best["score"]) == pytest.approx(finals["0.03"])
+    tried = [float(row["score"]) for row in done.table("trials.csv")]
+    assert len(tried) == 4
+    assert set(tried) == set(finals.values())
+    assert "--model.meta_optimizer.init_args.lr=0.03" in done.printed
+    assert {"best.png", "search.png", "trials.csv"} <= done.artifacts()
+
+    assert main(done.words) == 0
+    assert len(done.children) == 2
+
+
+def test_a_diverging_setting_is_a_result_of_a_sweep_and_no_failure(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("model.inner_lr: {choice: [1e30, 0.01]}\n")
+    words = ("--space", str(space), "--workers", "1", "--trials", "4", "--startup", "4", "--seeds", "1")
+    done = study(repository, tmp_path, capsys, "sweep", *words, "--target", "-1")
+    assert done.code == 0, done.printed
+    assert sorted(run.info.status for run in done.children) == ["FAILED", "FINISHED"]
+    scores = {row["model.inner_lr"]: float(row["score"]) for row in done.table("trials.csv")}
+    assert scores["1e30"] == float("inf")
+    assert 4 < scores["0.01"] <= 8  # never below -1: more than the 4 runs of the training, by the distance
+    (best,) = done.table()
+    assert (best["model.inner_lr"], best["run_to_target"]) == ("0.01", "")
+    before = len(done.runs)
+    assert main(done.words) == 0
+    assert len(done.runs) == before
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["workers", "--workers", "0"], "--workers is 0, but must be a whole number of at least 1"),
+        (["workers", "--workers", "2", "2"], "each number may be given once"),
+        (["workers", "--seeds", "none"], "--seeds is none, but must be a whole number"),
+        (["workers", "--trainer.devices", "2"], "--trainer.devices cannot be set in a study: --workers"),
+        (["workers", "again"], "again is not a setting"),
+        (["scaling", "--factor", "1"], "--factor is 1, but must be a whole number of at least 2"),
+        (["sweep"], "Not set: --space"),
+        (["sweep", "--space", "none.yaml"], "--space is none.yaml, which cannot be read"),
+        (["sweep", "--space", "SPACE", "--target", "low"], "--target is low, but must be a number"),
+        (["weather"], "invalid choice: 'weather'"),
+    ],
+)
+def test_bad_words_are_told_in_one_line_at_once(
+    words: list[str], told: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", str(repository / "configs/sinusoid.yaml")] if words[0] != "weather" else []
+    assert main([words[0], *config, *words[1:]]) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.startswith("dmaml: error: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("a: 3", "a is 3, but must be {int: [LOW, HIGH]}"),
+        ("a: {int: [5]}", "must be [LOW, HIGH] with LOW below HIGH"),
+        ("a: {int: [1, 2.5]}", "must be two whole numbers"),
+        ("a: {float: [0, 1], log: true}", "LOW must be greater than 0"),
+        ("a: {float: [0, 1], lgo: true}", "a has lgo"),
+        ("a: {choice: []}", "a has no choices"),
+        ("a: {choice: [1, 1]}", "names a choice twice"),
+        ("trainer.devices: {int: [1, 2]}", "which a sweep sets itself"),
+        ("- a", "holds no settings"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_told_in_one_line(
+    entry: str, told: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "space.yaml").write_text(entry)
+    config = ["--config", str(repository / "configs/sinusoid.yaml")]
+    assert main(["sweep", *config, "--space", "space.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "told"),
+    [
+        ("workers", ["--config", "none.yaml"], "--config is none.yaml, but there is no such file"),
+        ("workers", ["--trainer.max_step=3"], "trainer.max_step is not a setting. Did you mean"),
+        ("workers", ["--data.seed=1"], "data.seed is 1, but must be null for a study"),
+        ("workers", ["--trainer.logger=false"], "trainer.logger must be dmaml_pl.MLflowTracker"),
+        ("workers", ["--checkpoint.monitor=train/loss"], "checkpoint.monitor is train/loss"),
+        ("workers", ["--workers", "9", "--data.val_tasks=8"], "data.val_tasks is 8"),
+        ("scaling", ["--trainer.max_steps=-1"], "trainer.max_steps is -1, but must be a whole number"),
+        ("sweep", ["--space", "space.yaml"], "model.inner_rl"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_is_tracked(
+    kind: str, words: list[str], told: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "space.yaml").write_text("model.inner_rl: {float: [0.1, 1]}")
+    done = study(repository, tmp_path, capsys, kind, *words)
+    assert done.code == 1
+    assert told in done.printed
+    assert done.printed.count("\n") == 1
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_the_help_loads_neither_pytorch_nor_mlflow() -> None:
+    script = (
+        "import sys; from dmaml_pl.__main__ import main\n"
+        "try: main(['study', 'workers', '--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'mlflow', 'optuna', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "--seeds" in done.stdout
+    assert done.stdout.endswith("[]\n")
