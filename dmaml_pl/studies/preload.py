@@ -1,6 +1,6 @@
 """Imported once by the process from which a study forks its workers, so that no worker waits for the imports.
 
-Only imports: nothing here may start a thread or touch a device, as neither survives a fork.
+Imports, and what is the same for all: nothing here may start a thread or touch a device, as neither survives a fork.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 
 from dmaml_pl import _learn2learn
+from dmaml_pl.tracking.environment import packages
 
 for _name in ("dmaml_pl.cli", "dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store"):
     importlib.import_module(_name)
 _learn2learn.load()
+packages()  # which each training logs

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -53,9 +54,9 @@ class Environment:
     @classmethod
     def current(cls) -> Environment:
         """Describe this process."""
-        names = ((dist.metadata["Name"], dist.version) for dist in metadata.distributions())
-        packages = dict(sorted((name.lower(), version) for name, version in names if name))
-        return cls(packages, GitState.of_current_directory(), redact(shlex.join([*_program(), *sys.argv[1:]])), _user())
+        return cls(
+            packages(), GitState.of_current_directory(), redact(shlex.join([*_program(), *sys.argv[1:]])), _user()
+        )
 
     def to_json(self) -> str:
         """Everything, as the text of `environment.json`."""
@@ -85,6 +86,13 @@ class Environment:
         if self.git.commit != "unknown":
             tags["mlflow.source.git.commit"] = self.git.commit
         return tags
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of all installed packages; they are read once, as it takes a while."""
+    names = ((dist.metadata["Name"], dist.version) for dist in metadata.distributions())
+    return dict(sorted((name.lower(), version) for name, version in names if name))
 
 
 def _git(*arguments: str) -> str | None:
