@@ -115,7 +115,7 @@ def test_frozen_workers_and_those_that_die_in_a_validation_are_left_behind_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     perils = '[["SIGSTOP", 2, 1, 0], ["validation", 4]]'
-    training = train(tmp_path, perils, monkeypatch, config, **{"trainer.strategy.timeout": 8})
+    training = train(tmp_path, perils, monkeypatch, config, **{"trainer.strategy.timeout": 15})
     assert training.result.returncode == 0, training.result.stderr
     assert training.run.info.status == "FINISHED"
     assert list(training.history("merge/workers").values()) == [3, 2, 2, 2]
@@ -126,7 +126,7 @@ def test_frozen_workers_and_those_that_die_in_a_validation_are_left_behind_too(
 def test_without_worker_0_the_training_ends_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
-    training = train(tmp_path, '[["SIGKILL", 0, 2, 1]]', monkeypatch, config, **{"trainer.strategy.timeout": 8})
+    training = train(tmp_path, '[["SIGKILL", 0, 2, 1]]', monkeypatch, config)
     assert training.result.returncode == -signal.SIGKILL
 
 
