@@ -19,6 +19,7 @@ _LINES = {
     "Loaded model weights": "the same",
     "`Trainer(": "announces a limit that the user has just set",
     "Detected KeyboardInterrupt": "the command line says so in our words",
+    "No CUDA runtime is found": "says what trainer.accelerator already decided, too",
     "[rank: ": "signals and child processes, told by the command line",
 }
 
@@ -28,6 +29,7 @@ _LOGGERS = (
     "lightning_fabric.utilities.seed",
     "lightning_fabric.utilities.distributed",
     "pytorch_lightning.trainer.connectors.signal_connector",
+    "torch.utils.cpp_extension",
 )
 
 

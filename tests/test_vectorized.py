@@ -68,9 +68,10 @@ def gradients_by(engine: Engine, network: nn.Module, rule: Algorithm) -> tuple[W
     return gradients, outcome.loss, outcome.metric
 
 
-def assert_equals_the_reference(network: nn.Module, rule: Algorithm) -> None:
+def assert_equals_the_reference(network: nn.Module, rule: Algorithm, engine: Engine | None = None) -> None:
+    engine = VectorizedEngine(rule) if engine is None else engine
     expected, loss, metric = gradients_by(Learn2LearnEngine(), network, rule)
-    found, found_loss, found_metric = gradients_by(VectorizedEngine(rule), network, rule)
+    found, found_loss, found_metric = gradients_by(engine, network, rule)
     assert found.keys() == expected.keys()
     torch.testing.assert_close((found_loss, found_metric), (loss, metric), **TIGHT)
     # Relative to each tensor's norm: where batch norm follows, a bias has no gradient but rounding errors.

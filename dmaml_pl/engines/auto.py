@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,22 +20,25 @@ from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 
-def engine_named(name: EngineName, algorithm: Algorithm) -> Engine:
+def engine_named(name: EngineName, algorithm: Algorithm, *, compiled: bool = False) -> Engine:
     """The engine of that name.
 
     Args:
         name: the value of `model.engine`.
         algorithm: the inner loop.
+        compiled: compile the meta-gradient where the engine is the vectorized one.
 
     Raises:
-        ConfigError: there is no engine of that name, or it cannot execute the algorithm.
+        ConfigError: there is no engine of that name, or it cannot execute the algorithm, or cannot be compiled.
     """
     if name == "learn2learn":
+        if compiled:
+            raise ConfigError("model.compile is true, but model.engine is learn2learn: set it to vectorized or auto.")
         return Learn2LearnEngine()
     if name == "vectorized":
-        return VectorizedEngine(algorithm)
+        return VectorizedEngine(algorithm, compiled=compiled)
     if name == "auto":
-        return AutoEngine(algorithm) if algorithm.is_functional else Learn2LearnEngine()
+        return AutoEngine(algorithm, compiled=compiled) if algorithm.is_functional else Learn2LearnEngine()
     raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, vectorized.")
 
 
@@ -46,17 +50,19 @@ class AutoEngine:
 
     Args:
         algorithm: the inner loop, which has a functional form.
+        compiled: compile the meta-gradient where the vectorized engine is chosen.
     """
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Algorithm, *, compiled: bool = False) -> None:
         self._reference = Learn2LearnEngine()
-        self._vectorized = VectorizedEngine(algorithm)
+        self._vectorized = VectorizedEngine(algorithm, compiled=compiled)
+        self._compiled = compiled
         self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
         self._said: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, chooses for itself."""
-        return type(self), (self._vectorized.algorithm,)
+        return partial(type(self), compiled=self._compiled), (self._vectorized.algorithm,)
 
     def name(self, learner: Learner) -> str:
         """The present choice."""

@@ -12,6 +12,7 @@ Legend: T tasks, S support samples, Q query samples, I adaptation steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from torch.func import functional_call, vmap
 
 from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
 from dmaml_pl.engines.base import AdaptationCurve, MetaOutcome
+from dmaml_pl.engines.compiled import Compiler, GivenGradient
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
@@ -33,27 +35,29 @@ class VectorizedEngine:
 
     Args:
         algorithm: the inner loop.
+        compiled: compile the meta-gradient (`Compiler`); what cannot be compiled is executed without.
 
     Raises:
         ConfigError: the algorithm has no functional form (`Algorithm.update`).
     """
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Algorithm, *, compiled: bool = False) -> None:
         if not algorithm.is_functional:
             raise ConfigError(
                 f"model.engine is vectorized, but {type(algorithm).__name__} has no functional step (update): set "
                 "model.engine to learn2learn or auto."
             )
         self.algorithm = algorithm
+        self._compiler = Compiler() if compiled else None
         self._checked: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, has tried no network."""
-        return type(self), (self.algorithm,)
+        return partial(type(self), compiled=self._compiler is not None), (self.algorithm,)
 
     def name(self, learner: Learner) -> str:
-        """Always itself."""
-        return "vectorized"
+        """Itself, and whether it compiles."""
+        return "vectorized" if self._compiler is None else "compiled vectorized"
 
     def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
         """Try the network on one task, once in training and once in evaluation mode.
@@ -87,14 +91,38 @@ class VectorizedEngine:
     ) -> MetaOutcome:
         """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward."""
         self.check(learner, batch, objective)
-        judge, weights = _judge(learner.module, objective), _stack(learner.module, batch.tasks)
+        network = learner.module
+
+        def outcome(parameters: Weights, buffers: Weights, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+            return self._outcome(network, parameters, buffers, tasks, steps=steps, objective=objective)
+
+        if self._compiler is not None:
+            found = self._compiler.meta_gradient(network, batch, steps, outcome)
+            if found is not None:
+                parameters = dict(network.named_parameters())
+                learned = [parameters[name] for name in found.gradients]
+                backward(GivenGradient.apply(found.loss, list(found.gradients.values()), *learned))
+                return MetaOutcome(found.loss, found.metric)
+        loss, metric = outcome(dict(network.named_parameters()), dict(network.named_buffers()), batch)
+        backward(loss)
+        return MetaOutcome(loss.detach(), metric)
+
+    def _outcome(
+        self,
+        network: nn.Module,
+        parameters: Weights,
+        buffers: Weights,
+        batch: TaskBatch,
+        *,
+        steps: int,
+        objective: Objective,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean query loss after adaptation, differentiable, and mean metric."""
+        judge, weights = _judge(network, objective, buffers), _stack(parameters, batch.tasks)
         for _ in range(steps):
             weights = self._adapt(judge, weights, batch, first_order=self.algorithm.first_order)
         losses, predictions = judge(weights, batch.query_x, batch.query_y)
-        loss = losses.mean()
-        backward(loss)
-        metric = _measure(objective, losses, predictions, batch.query_y).mean()
-        return MetaOutcome(loss.detach(), metric)
+        return losses.mean(), _measure(objective, losses, predictions, batch.query_y).mean()
 
     def adaptation_curve(
         self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
@@ -114,7 +142,9 @@ class VectorizedEngine:
     ) -> list[tuple[Tensor, Tensor]]:
         """Query losses (T,) and predictions (T, Q, ...) after 0 .. `steps` steps; nothing is meta-learned."""
         self.check(learner, batch, objective)
-        judge, weights = _judge(learner.module, objective), _stack(learner.module, batch.tasks)
+        network = learner.module
+        judge = _judge(network, objective, dict(network.named_buffers()))
+        weights = _stack(dict(network.named_parameters()), batch.tasks)
         judged = []
         for step in range(steps + 1):
             with torch.no_grad():
@@ -139,18 +169,18 @@ Judge = Callable[[Weights, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Of stacked weights, samples and targets: losses (T,) and predictions."""
 
 
-def _judge(network: nn.Module, objective: Objective) -> Judge:
+def _judge(network: nn.Module, objective: Objective, buffers: Weights) -> Judge:
     def of_one_task(weights: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        prediction = functional_call(network, weights, (x,))
+        prediction = functional_call(network, weights | buffers, (x,))
         return objective.loss(prediction, y), prediction
 
     judge: Judge = vmap(of_one_task, randomness="different")
     return judge
 
 
-def _stack(network: nn.Module, tasks: int) -> Weights:
+def _stack(parameters: Weights, tasks: int) -> Weights:
     """Every task's own weights, which are still equal, so that no memory is taken yet."""
-    return {name: p.expand(tasks, *p.shape) for name, p in network.named_parameters()}
+    return {name: p.expand(tasks, *p.shape) for name, p in parameters.items()}
 
 
 def _cut(weights: Weights) -> Weights:
@@ -178,8 +208,8 @@ def _trial(network: nn.Module, batch: TaskBatch, objective: Objective, adapt: Ca
             if not torch.equal(after[name], buffer):
                 return f"it writes its buffer {name}"
         try:
-            judge = _judge(network, objective)
-            judge(adapt(judge, _stack(network, 1), batch, first_order=False), batch.query_x, batch.query_y)
+            judge, weights = _judge(network, objective, before), _stack(dict(network.named_parameters()), 1)
+            judge(adapt(judge, weights, batch, first_order=False), batch.query_x, batch.query_y)
         except (RuntimeError, ValueError, TypeError) as error:
             return str(error).splitlines()[0].split(". ")[0].rstrip(".")
     return None

@@ -46,6 +46,8 @@ class FewShotModule(pl.LightningModule):
         run_length: H, meta-iterations of a run where the strategy does not set it.
         engine: "learn2learn" adapts to one task after another, "vectorized" to all of a meta-batch at once; "auto"
             takes the faster one that can run the network where it is.
+        compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
+            small networks. What the network decides in Python is decided at the first meta-iteration.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -62,6 +64,7 @@ class FewShotModule(pl.LightningModule):
         gradient_clip: float | None = None,
         run_length: int = 100,
         engine: EngineName = "auto",
+        compile: bool = False,  # noqa: A002 - the name of the setting
     ) -> None:
         super().__init__()
         require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
@@ -70,7 +73,7 @@ class FewShotModule(pl.LightningModule):
         self.automatic_optimization = False
         self.algorithm = algorithm
         self.objective = objective_named(objective)
-        self.engine = engine_named(engine, algorithm)
+        self.engine = engine_named(engine, algorithm, compiled=compile)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps)
         self.meta_optimizer = meta_optimizer
         self.meta_schedule = meta_schedule

@@ -29,6 +29,8 @@ class MAML(FewShotModule):
         run_length: H, meta-iterations of a run where the strategy does not set it.
         engine: "learn2learn" adapts to one task after another, "vectorized" to all of a meta-batch at once; "auto"
             takes the faster one that can run the network where it is.
+        compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
+            small networks. What the network decides in Python is decided at the first meta-iteration.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class MAML(FewShotModule):
         gradient_clip: float | None = None,
         run_length: int = 100,
         engine: EngineName = "auto",
+        compile: bool = False,  # noqa: A002 - the name of the setting
     ) -> None:
         super().__init__(
             network=network,
@@ -55,5 +58,6 @@ class MAML(FewShotModule):
             gradient_clip=gradient_clip,
             run_length=run_length,
             engine=engine,
+            compile=compile,
         )
         self.save_hyperparameters(ignore=["network", "meta_optimizer", "meta_schedule"])

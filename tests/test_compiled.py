@@ -1,0 +1,157 @@
+"""The compiled meta-gradient: the reference's, or none at all and one line that says why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmaml_pl import MAML, MAMLRule
+from dmaml_pl.engines import AutoEngine, VectorizedEngine
+from dmaml_pl.engines.compiled import CACHE_VARIABLE, Compiler
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.networks import MLP
+from tests.recipes import same, small_data, small_maml, small_trainer, state_of
+from tests.test_vectorized import WithSpare, assert_equals_the_reference, made, network_of
+
+
+class Scaled(nn.Module):
+    """A network with a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MLP(hidden=[8])
+        self.register_buffer("scale", torch.tensor(0.7))
+        self.scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x * self.scale)
+        return out
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Everything but the making of machine code, which takes long; returns what was compiled."""
+    compiled: list[Any] = []
+
+    def compile_quickly(graph: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        assert settings == {"backend": "inductor", "fullgraph": True, "dynamic": False}
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    return compiled
+
+
+def test_the_compiled_meta_gradient_equals_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("torch.utils.cpp_extension"), "disabled", True)
+    rule = MAMLRule(inner_lr=0.1)
+    assert_equals_the_reference(made(lambda: MLP(hidden=[4])).double(), rule, VectorizedEngine(rule, compiled=True))
+    assert any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("kind", ["mlp", "batch", "group"])
+@pytest.mark.usefixtures("graphs")
+def test_the_traced_meta_gradient_equals_the_references(kind: str, first_order: bool) -> None:
+    rule = MAMLRule(inner_lr=0.1, inner_steps=2, first_order=first_order)
+    assert_equals_the_reference(network_of(kind), rule, VectorizedEngine(rule, compiled=True))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_frozen_and_unused_weights_are_left_alone() -> None:
+    network = made(WithSpare).double()
+    network.used.layers[0].weight.requires_grad_(False)
+    rule = MAMLRule(inner_lr=0.1, inner_steps=2)
+    assert_equals_the_reference(network, rule, VectorizedEngine(rule, compiled=True))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_weights_and_buffers_are_read_anew_at_every_meta_iteration() -> None:
+    rule, network = MAMLRule(inner_lr=0.1), made(Scaled).double()
+    engine = VectorizedEngine(rule, compiled=True)
+    assert_equals_the_reference(network, rule, engine)
+    with torch.no_grad():
+        network.inner.layers[0].weight.mul_(2)
+    network.scale = torch.tensor(0.3, dtype=torch.float64)
+    assert_equals_the_reference(network, rule, engine)
+
+
+def test_a_training_compiles_once(graphs: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    states = []
+    for compiled in (True, False):
+        module = small_maml(made(MLP), engine="vectorized", compile=compiled)
+        with caplog.at_level(logging.INFO):
+            small_trainer().fit(module, small_data())
+        states.append(state_of(module))
+    assert len(graphs) == 1
+    assert [record.message for record in caplog.records if "ompil" in record.message] == [
+        "Compiling the meta-gradient ..."
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-6)
+
+
+def test_another_shape_of_tasks_compiles_once_more_and_no_further(graphs: list[Any]) -> None:
+    module = small_maml(engine="vectorized", compile=True)
+    for meta_batch in (2, 3, 2, 4, 5, 3):
+        batch = small_data(meta_batch=meta_batch).draw(worker=0, run=0, iteration=0)
+        outcome = module.engine.meta_gradient(
+            module.learner, batch, steps=1, objective=module.objective, backward=lambda loss: loss.backward()
+        )
+        assert torch.isfinite(outcome.loss)
+    assert len(graphs) == 2
+
+
+def test_where_compiling_fails_the_training_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    states = []
+    for compiled in (True, False):
+        module = small_maml(engine="vectorized", compile=compiled)
+        with caplog.at_level(logging.INFO):
+            small_trainer().fit(module, small_data())
+        states.append(state_of(module))
+    assert same(states[0], states[1])
+    said = [record.message for record in caplog.records if "model.compile" in record.message]
+    assert said == ["model.compile has no effect: compiling failed (no C++ compiler)."]
+
+
+def test_the_reference_cannot_be_compiled() -> None:
+    with pytest.raises(ConfigError, match=r"model\.compile is true, but model\.engine is learn2learn: set it to"):
+        MAML(MLP(), engine="learn2learn", compile=True)
+
+
+def test_auto_compiles_what_it_vectorizes() -> None:
+    assert MAML(MLP(), compile=True).engine_in_use == "compiled vectorized"
+    assert MAML(network_of("none"), compile=True).engine_in_use == "learn2learn"
+
+
+@pytest.mark.parametrize("kind", [VectorizedEngine, AutoEngine])
+def test_a_copy_of_an_engine_compiles_too(kind: Any) -> None:
+    make, arguments = kind(MAMLRule(), compiled=True).__reduce__()
+    learner: Any = MAMLRule().wrap(MLP())
+    assert make(*arguments).name(learner) == "compiled vectorized"
+
+
+def test_a_compiler_keeps_nothing_of_a_network_that_is_gone(graphs: list[Any]) -> None:
+    compiler, network = Compiler(), MLP()
+    batch = small_data().draw(worker=0, run=0, iteration=0)
+
+    def outcome(parameters: dict[str, Tensor], buffers: Any, tasks: Any) -> tuple[Tensor, Tensor]:
+        loss = torch.stack([p.square().sum() for p in parameters.values()]).sum()
+        return loss, loss.detach()
+
+    assert compiler.meta_gradient(network, batch, 1, outcome) is not None
+    del network, outcome
+    graphs.clear()
+    assert len(compiler._graphs) == 0
