@@ -20,6 +20,9 @@ from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
 
 Split = Literal["train", "val", "test"]
 
+EVALUATION_CHUNK = 25
+"""So many tasks are judged at once, or a meta-batch where that is larger: small meta-batches are for training."""
+
 
 class TrainingRuns:
     """The training dataloader: hands out the task source once a run, `runs` times an epoch.
@@ -163,4 +166,5 @@ class TaskDataModule(pl.LightningDataModule, ABC):
                 f"data.{split}_tasks is {tasks}, but there are {workers} workers to share the tasks: set it to "
                 f"{workers} or more."
             )
-        return EvaluationTasks(self, split, tasks, min(self.meta_batch, tasks // workers), worker, workers)
+        chunk = min(max(self.meta_batch, EVALUATION_CHUNK), tasks // workers)
+        return EvaluationTasks(self, split, tasks, chunk, worker, workers)

@@ -54,9 +54,8 @@ class Environment:
     @classmethod
     def current(cls) -> Environment:
         """Describe this process."""
-        return cls(
-            packages(), GitState.of_current_directory(), redact(shlex.join([*_program(), *sys.argv[1:]])), _user()
-        )
+        command = redact(shlex.join([*_program(), *sys.argv[1:]]))
+        return cls(packages(), GitState.of_current_directory(), command, _user())
 
     def to_json(self) -> str:
         """Everything, as the text of `environment.json`."""
