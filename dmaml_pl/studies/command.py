@@ -29,8 +29,9 @@ _OWN = {
 
 _FURTHER = """\
 All other settings, as --trainer.max_steps 2000, are passed on to `dmaml fit` for every training. Trainings are judged
-by the metric of checkpoint.monitor after every run (trainer.val_check_interval), without a meta-test or checkpoints.
-The same command again goes on: trainings that have finished are not made again.
+by the metric of checkpoint.monitor after every run (trainer.val_check_interval), without a meta-test or checkpoints;
+every worker has one thread, unless OMP_NUM_THREADS is set. The same command again goes on: trainings that have finished
+are not made again.
 """
 
 

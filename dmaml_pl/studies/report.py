@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Report:
         shown: the same for people, by heading.
         notes: what a reader of the numbers must know.
         draw: draws a figure into a file, by the file's name.
+        further: rows of other tables, by the file's name.
     """
 
     title: str
@@ -41,12 +42,15 @@ class Report:
     shown: Sequence[Mapping[str, str]]
     notes: Sequence[str]
     draw: Mapping[str, Callable[[Path], None]]
+    further: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
     """Write everything, keep it in MLflow, and print the table."""
-    write_csv(study.output / "table.csv", report.rows)
-    write_csv(study.output / "curves.csv", [row for group in groups for curve in group.curves for row in curve.rows()])
+    raw = [row for group in groups for curve in group.curves for row in curve.rows()]
+    tables = {"table.csv": report.rows, "curves.csv": raw, **report.further}
+    for name, rows in tables.items():
+        write_csv(study.output / name, rows)
     notes = list(dict.fromkeys([*report.notes, *_notes(study, groups)]))
     text = "\n".join(
         [
@@ -65,7 +69,8 @@ def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
     (study.output / "table.md").write_text(text, encoding="utf-8")
     for name, draw in report.draw.items():
         draw(study.output / name)
-    study.keep()
+    for name in (*tables, "table.md", *report.draw):
+        study.ledger.parent.log_file(study.output / name)
     print(f"\n{report.title}\n\n{markdown(report.shown)}\n", *(f"- {note}" for note in notes), sep="\n")
     print(f"\nResults: {study.output}\nMLflow:  {study.ui_command()}", flush=True)
 

@@ -119,7 +119,8 @@ class Runner:
                     self._start(waiting.popleft(), running)
                 alive = [p.sentinel for one in running for p in one.processes if p.exitcode is None]
                 patience = min(one.deadline for one in running) - time.monotonic()
-                connection.wait(alive, None if patience == math.inf else max(patience, 0.0))
+                if alive:  # else it would wait for ever
+                    connection.wait(alive, None if patience == math.inf else max(patience, 0.0))
                 for one in [one for one in running if one.ended()]:
                     running.remove(one)
                     yield Ended(one.job, one.code, time.monotonic() - one.began)

@@ -34,7 +34,8 @@ class Study:
     def __init__(self, request: Request, base: Resolved) -> None:
         self.request = request
         self.base = base
-        self.output = Path(request.output or Path(base.save_dir) / "studies" / request.name)
+        self.folder = Path(base.save_dir) / "studies" / request.name
+        self.output = Path(request.output or self.folder)
         # Judging more adaptation steps than those of training costs time, and no study looks at it.
         few = (("model.evaluation_steps", "1"),) if base.has("model.evaluation_steps") else ()
         self._own: tuple[tuple[str, str], ...] = (("trainer.logger.system_metrics", "false"), *few)
@@ -102,15 +103,17 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.output / ".lock", timeout=0):
+            for folder in (self.folder, self.output):
+                folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock", timeout=0):
                 yield
         except Timeout as error:
             raise ConfigError(
-                f"Another process is at the study in {self.output}: wait for it, or give another --name."
+                f"Another process is at the study {self.request.name}: wait for it, or give another --name."
             ) from error
         except OSError as error:
-            raise ConfigError(f"--output is {self.output}, which cannot be written: {error.strerror}.") from error
+            what = f"{error.filename} cannot be written ({error.strerror})"
+            raise ConfigError(f"{what}: give another --output, or another trainer.logger.save_dir.") from error
 
     # -- its trainings ---------------------------------------------------------------------------------------------
 
@@ -151,7 +154,7 @@ class Study:
         return [done[training] for training in trainings]
 
     def _job(self, training: Training, digest: str) -> Job:
-        log = self.output / "logs" / f"{training.file_name}.log"
+        log = self.folder / "logs" / f"{training.file_name}.log"
         return Job(training, self._command(training, digest, self.ledger.parent.run_id), training.point.workers, log)
 
     def _command(self, training: Training, digest: str, parent: str) -> tuple[str, ...]:
@@ -176,12 +179,6 @@ class Study:
         return "finished" if value is None else f"{self.base.metric} {value:.4g}"
 
     # -- its results -----------------------------------------------------------------------------------------------
-
-    def keep(self) -> None:
-        """Keep the files in the output folder, logs apart, with the parent MLflow run."""
-        for path in sorted(self.output.iterdir()):
-            if path.is_file() and not path.name.startswith("."):
-                self.ledger.parent.log_file(path)
 
     def ui_command(self) -> str:
         """The command that shows the study in MLflow's UI, or where a server does."""

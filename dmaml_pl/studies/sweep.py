@@ -18,7 +18,7 @@ from dmaml_pl.studies.results import Group, final, spread
 from dmaml_pl.studies.search import Options, Search
 from dmaml_pl.studies.space import Space
 from dmaml_pl.studies.study import Study
-from dmaml_pl.studies.tables import number, with_spread, write_csv
+from dmaml_pl.studies.tables import number, with_spread
 
 PANELS = (
     ("run", "runs"),
@@ -59,7 +59,6 @@ def conduct(study: Study, options: Options) -> None:
                 search.tell(trial, [next(children) for _ in range(study.request.seeds)])
         found = [search for search in searches if search.best is not None]
         if found:
-            _write_trials(study.output / "trials.csv", found)
             publish(study, report(study, found), [t.group for s in found for t in s.trials if t.group is not None])
 
 
@@ -67,8 +66,8 @@ def _shown(settings: Sequence[tuple[str, str]]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings)
 
 
-def _write_trials(path: Path, searches: Sequence[Search]) -> None:
-    rows = [
+def _trials(searches: Sequence[Search]) -> list[dict[str, Any]]:
+    return [
         {
             "workers": search.workers,
             "trial": trial.number,
@@ -80,7 +79,6 @@ def _write_trials(path: Path, searches: Sequence[Search]) -> None:
         for search in searches
         for trial in search.trials
     ]
-    write_csv(path, rows)
 
 
 def report(study: Study, searches: Sequence[Search]) -> Report:
@@ -144,6 +142,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
         shown,
         notes,
         {"best.png": lambda path: curves(path=path), "search.png": lambda path: search_figure(path=path)},
+        {"trials.csv": _trials(searches)},
     )
 
 
