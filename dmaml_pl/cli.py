@@ -20,18 +20,23 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from data_modules import TaskDataModule
 from dmaml_pl import noise, preflight, restarts, spares
 from dmaml_pl.checkpoints import RunCheckpoint, check_fits, check_resumable, find_checkpoint, read_checkpoint
+from dmaml_pl.clusters import Launch
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
 from dmaml_pl.messages import ConfigParser, check_config_files, explain, explain_interpolation, explain_trainer
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.progress import RunProgress
+from dmaml_pl.restarts import Restart
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
 
 RUN_ID_KEY = "mlflow_run_id"
 ENGINE_TAG = "dmaml.engine"
+AUTO = "auto"
+"""The `--ckpt_path` of a job that may be started again: `last` in `checkpoint.dirpath`, if there is one."""
+
 RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
 """Environment variable by which worker 0 tells the workers that it starts which file `last` or `best` was."""
 
@@ -113,6 +118,12 @@ class DmamlCLI(LightningCLI):
         parser.add_lightning_class_args(MetaTestReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def before_instantiate_classes(self) -> None:
+        """A launcher that has started this process knows how many workers there are."""
+        self._launch = Launch.detect()
+        if self._launch is not None:
+            self._launch.apply(self.config[self.subcommand]["trainer"])
+
     def instantiate_classes(self) -> None:
         """Lightning's; a setting that a class refuses is one line.
 
@@ -132,6 +143,9 @@ class DmamlCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
         if config.get("enable_progress_bar") is not False and not config.get("barebones"):
             callbacks.append(RunProgress())
+        if self._launch is not None and self._launch.environment is not None:
+            given = config.get("plugins") or []
+            config["plugins"] = [*(given if isinstance(given, list) else [given]), self._launch.environment]
         try:
             return self._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -243,29 +257,41 @@ class DmamlCLI(LightningCLI):
             return Path(trackers[0].save_dir or ".") / str(trackers[0].name)
         return Path(self.trainer.default_root_dir) / "checkpoints"
 
-    def _use_checkpoint(
-        self, stage: str, trackers: list[MLflowTracker], optimizer: torch.optim.Optimizer
-    ) -> str | None:
-        """Find and check the checkpoint, if one is asked for; returns the MLflow run that it belongs to."""
-        wanted = self._get(self.config_init, "ckpt_path")
-        restart = restarts.current() if stage == "fit" else None
-        if restart is not None and restart.checkpoint is None:
-            return restart.mlflow_run_id
+    def _wanted_checkpoint(self, stage: str, trackers: list[MLflowTracker], restart: Restart | None) -> Path | None:
+        """The file to go on with, or to judge; None to start anew."""
         if restart is not None:
-            wanted = restart.checkpoint
+            return restart.checkpoint
+        wanted = self._get(self.config_init, "ckpt_path")
+        folder = self._checkpoint_folder(trackers)
+        if wanted == AUTO:
+            if stage != "fit" or getattr(self.trainer.checkpoint_callback, "dirpath", None) is None:
+                raise CheckpointError(
+                    "--ckpt_path auto goes on with a training that was stopped, if there is one: it is for dmaml fit, "
+                    "and needs checkpoint.dirpath, a folder for this training alone."
+                )
+            return folder / "last.ckpt" if (folder / "last.ckpt").is_file() else None
         if wanted is None:
             if stage in ("test", "predict"):
                 raise CheckpointError(f"dmaml {stage} needs --ckpt_path: give best, last or a file.")
             return None
-        folder = self._checkpoint_folder(trackers)
         found = None if _is_worker_zero() else os.environ.get(RESOLVED_CHECKPOINT)
-        path = Path(found or find_checkpoint(str(wanted), folder))
+        return Path(found or find_checkpoint(str(wanted), folder))
+
+    def _use_checkpoint(
+        self, stage: str, trackers: list[MLflowTracker], optimizer: torch.optim.Optimizer
+    ) -> str | None:
+        """Find and check the checkpoint, if one is asked for; returns the MLflow run that it belongs to."""
+        restart = restarts.current() if stage == "fit" else None
+        path = self._wanted_checkpoint(stage, trackers, restart)
+        asked_for = restart is None and self._get(self.config_init, "ckpt_path") != AUTO
+        self.config_init[self.subcommand]["ckpt_path"] = None if path is None else str(path)
+        if path is None:
+            return None if restart is None else restart.mlflow_run_id
         os.environ[RESOLVED_CHECKPOINT] = str(path)
         checkpoint = read_checkpoint(path)
         check_fits(checkpoint, self.model, path)
-        self.config_init[self.subcommand]["ckpt_path"] = str(path)
         if stage == "fit":
-            if restart is None:
+            if asked_for:  # a job that is started again may only have its meta-test left to make
                 preflight.check_not_done(self.trainer, checkpoint, path)
             check_resumable(checkpoint, optimizer, path)
         if _is_worker_zero():
@@ -324,7 +350,7 @@ def _one_line(error: Exception) -> str:
 
 def _speaks(error: Exception, *, prepared: bool) -> bool:
     """Whether this process tells the user; what every worker knows alike is told once."""
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
     if isinstance(error, NonFiniteError) or not prepared:
         return first
     return first or not isinstance(error, WorkerLostError)

@@ -24,6 +24,9 @@ from dmaml_pl.errors import CheckpointError, WorkerLostError
 
 POLL_SECONDS = 0.02
 CONNECT = timedelta(seconds=60)
+START_SECONDS = 120.0
+"""So long workers wait for each other at the start at least, however soon they are to notice a lost one later."""
+
 BEGUN, LAST, REFUSED = "begun", "last", "refused"
 
 
@@ -134,7 +137,7 @@ def fresh_store(store: Any, *, rank: int, workers: int, timeout: float, check: C
         check()
         if time.monotonic() > deadline:
             raise WorkerLostError(
-                f"worker {rank} has waited for the other {workers - 1} worker(s) for trainer.strategy.timeout "
-                f"({timeout:g} s): not all of them have come."
+                f"worker {rank} has waited {timeout:g} s for the other {workers - 1} worker(s) at the start, and not "
+                "all of them have come: look for their own messages, or set trainer.strategy.timeout higher."
             )
         time.sleep(POLL_SECONDS)

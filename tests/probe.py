@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,32 @@ class Disturber(pl.Callback):
         os.kill(os.getppid() if self.to == "main" else os.getpid(), self.number)
 
 
-class RunLines(pl.Callback):
-    """Writes a line for every merge, with the process that was told of it."""
+class Traffic(pl.Callback):
+    """Writes what has crossed a network interface, and when: after every meta-iteration and every merge."""
+
+    def __init__(self, interface: str) -> None:
+        self.interface = interface
+
+    def on_meta_iteration_end(self, trainer: Any, module: Any, done: int, length: int, loss: float) -> None:
+        self._write(trainer, run=module.runs_done, done=done)
 
     def on_run_end(self, trainer: Any, module: Any, report: Any) -> None:
-        if trainer.is_global_zero:
-            with Path("merges.txt").open("a") as file:
-                file.write(f"{trainer.global_step}\n")
+        self._write(trainer, run=module.runs_done - 1, payload=report["merge"]["merge/bytes"])
+
+    def _write(self, trainer: Any, **place: float) -> None:
+        (line,) = [line for line in Path("/proc/self/net/dev").read_text().splitlines() if self.interface in line]
+        figures = [int(figure) for figure in line.split(":")[1].split()]
+        with Path(f"traffic-{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(place | {"time": time.monotonic(), "bytes": figures[0] + figures[8]}) + "\n")
+
+
+class Cutter(pl.Callback):
+    """Takes the network away from one worker's machine, at a meta-iteration of a run (both from 1)."""
+
+    def __init__(self, worker: int, run: int, iteration: int, interface: str) -> None:
+        self.place = (worker, run, iteration)
+        self.interface = interface
+
+    def on_meta_iteration_end(self, trainer: Any, module: Any, done: int, length: int, loss: float) -> None:
+        if (trainer.global_rank, module.runs_done + 1, done) == self.place:
+            subprocess.run(["ip", "link", "set", self.interface, "down"], check=True)  # noqa: S607

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from dmaml_pl import restarts
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
 from dmaml_pl.checkpoints.last_merge import Held, LastMerge
-from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
+from dmaml_pl.errors import CheckpointError, ConfigError, NonFiniteError, require_positive
 from dmaml_pl.runs import RunReport, RunStrategy
 
 PATIENCE = 50.0
@@ -208,9 +208,20 @@ def _at_hand(trainer: pl.Trainer) -> Held:
 
 
 def _processes(trainer: pl.Trainer) -> list[Any]:
-    """Machine and process of every worker."""
-    own = (socket.gethostname(), os.getpid())
-    return trainer.strategy.gather(own) if isinstance(trainer.strategy, RunStrategy) else [own]
+    """Machine and process of every worker.
+
+    Raises:
+        CheckpointError: the workers do not stand at the same meta-iteration.
+    """
+    own = (socket.gethostname(), os.getpid(), trainer.global_step)
+    everyone = trainer.strategy.gather(own) if isinstance(trainer.strategy, RunStrategy) else [own]
+    if len({step for _, _, step in everyone}) > 1:
+        raise CheckpointError(
+            "The workers go on from different checkpoints, of meta-iterations "
+            f"{', '.join(str(step) for _, _, step in everyone)}: set checkpoint.dirpath to a folder on a disk that all "
+            "machines share."
+        )
+    return [(host, process) for host, process, _ in everyone]
 
 
 def _stop_others(trainer: pl.Trainer) -> None:

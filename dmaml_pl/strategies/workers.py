@@ -173,7 +173,7 @@ class WorkerStrategy(DDPStrategy):
                 store,
                 rank=self.global_rank,
                 workers=self.world_size,
-                timeout=self._timeout_seconds(),
+                timeout=max(self._timeout_seconds(), restarts.START_SECONDS),
                 check=self.check_workers,
             )
             device = None if self.root_device.type == "cpu" else self.root_device
