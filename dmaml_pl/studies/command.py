@@ -83,6 +83,10 @@ def _parser() -> _Parser:
         metavar="W",
         help="numbers of workers; the others are compared with the first (default: 1 2 4 8)",
     )
+    workers.add_argument("--own", type=Path, metavar="FILE", help="YAML: W: {NAME: VALUE}, settings of W workers alone")
+    workers.add_argument(
+        "--target", type=_finite, metavar="X", help="count the runs to this metric, not to what the first ends with"
+    )
     scaling = _add(kinds, "scaling", "a factor of tasks more, through each knob in turn: what it costs and gains")
     scaling.add_argument("--factor", type=_whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
     scaling.add_argument(
@@ -144,7 +148,7 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
 
 def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     # Loaded after the help was asked for, and after the command line was read.
-    from dmaml_pl.studies import scaling, search, sweep, workers  # noqa: PLC0415
+    from dmaml_pl.studies import own, scaling, search, sweep, workers  # noqa: PLC0415
     from dmaml_pl.studies.plan import Request  # noqa: PLC0415
     from dmaml_pl.studies.space import Space  # noqa: PLC0415
     from dmaml_pl.studies.study import Study  # noqa: PLC0415
@@ -153,9 +157,10 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     name = given.name or f"{given.kind}-{stem}"
     request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs, given.output)
     space = Space.read(Path(given.space)) if given.kind == "sweep" else None
+    settings = own.read(given.own, given.workers) if given.kind == "workers" else {}
     study = Study.prepare(request)
     if given.kind == "workers":
-        workers.conduct(study, given.workers)
+        workers.conduct(study, given.workers, settings, given.target)
     elif given.kind == "scaling":
         scaling.conduct(study, given.factor, given.workers)
     elif space is not None:

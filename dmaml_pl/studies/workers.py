@@ -5,10 +5,11 @@ Figure 5 of Soulier's thesis (TH Koeln 2020), and the same over tasks seen and o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from dmaml_pl.studies.figures import draw_curves
+from dmaml_pl.studies.own import Settings
 from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Report, publish
 from dmaml_pl.studies.results import Group, final, groups, spread
@@ -23,37 +24,41 @@ PANELS = (
 )
 
 
-def conduct(study: Study, workers: Sequence[int]) -> None:
+def conduct(study: Study, workers: Sequence[int], own: Mapping[int, Settings], target: float | None) -> None:
     """Train with each number of workers, and compare.
 
     Args:
         study: checked, but not open.
         workers: numbers of workers; the first is what the others are compared with.
+        own: settings of a number of workers' own.
+        target: metric to which runs are counted; None takes what the first ends with.
     """
-    points = {count: Point(_label(count), count) for count in workers}
+    points = {count: Point(_label(count), count, own.get(count, ())) for count in workers}
     study.check(list(points.values()))
     with study.open({"workers": " ".join(map(str, workers)), "seeds": study.request.seeds}):
         by_seed = zip(*(study.seeds(point) for point in points.values()), strict=True)
         children = study.train([training for trainings in by_seed for training in trainings])
         found = groups(study, children)
         if found:
-            publish(study, report(study, found, {_label(count): count for count in workers}), found)
+            publish(study, report(study, found, {_label(count): count for count in workers}, target), found)
 
 
 def _label(workers: int) -> str:
     return f"{workers} worker{'s' if workers > 1 else ''}"
 
 
-def report(study: Study, found: Sequence[Group], workers: dict[str, int]) -> Report:
+def report(study: Study, found: Sequence[Group], workers: dict[str, int], target: float | None = None) -> Report:
     """The table and the figure.
 
     Args:
         study: what was studied.
         found: a group for each number of workers.
         workers: that number by the group's label.
+        target: metric to which runs are counted; None takes what the first group ends with.
     """
     metric, reference = study.base.metric, found[0]
-    target = final(reference.mean)
+    whose = f"what {reference.label} ends with" if target is None else "the metric asked for"
+    target = final(reference.mean) if target is None else target
     reached = [group.cost(target) for group in found]
     rows, shown = [], []
     for group, cost in zip(found, reached, strict=True):
@@ -94,7 +99,7 @@ def report(study: Study, found: Sequence[Group], workers: dict[str, int]) -> Rep
     notes = [
         SMOOTHED,
         (
-            f"{number(target)} is what {reference.label} ends with, reached at the first validation at which the mean "
+            f"{number(target)} is {whose}, reached at the first validation at which the mean "
             "over the seeds, smoothed by a trailing mean over a tenth of the validations, is at least as good "
             f"({NOTHING}: it never is)."
         ),
