@@ -265,6 +265,7 @@ def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragi
     assert process.exitcode == -signal.SIGKILL
     (worker,) = workers_of(fragile)
     assert ends(worker, within_s=60)
+    assert [run.info.status for run in Studied(fragile, "workers", words, 0, "").children] == ["KILLED"]
 
 
 # -- scaling -------------------------------------------------------------------------------------------------------

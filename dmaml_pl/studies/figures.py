@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dmaml_pl.studies.results import Group
+from dmaml_pl.studies.results import Floats, Group, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +50,8 @@ def draw_curves(groups: Sequence[Group], axes: Sequence[tuple[str, str]], metric
             if len(group.curves) > 1:
                 panel.fill_between(group.at(axis), low, high, color=colour, alpha=0.18, linewidth=0)
         panel.set_xlabel(name)
+        if not axis.endswith("seconds"):
+            panel.locator_params(axis="x", integer=True)
         plain(panel)
     for row in grid:
         row[0].set_ylabel(metric)
@@ -60,43 +63,56 @@ def draw_curves(groups: Sequence[Group], axes: Sequence[tuple[str, str]], metric
     figure.savefig(path)
 
 
+class Measured(NamedTuple):
+    """A quantity for each label: its name, the means over seeds, and their standard deviations, 0 for a single seed."""
+
+    name: str
+    means: Sequence[float]
+    errors: Sequence[float]
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Floats]) -> Measured:
+        """From the values of each seed, for each label."""
+        errors = [spread(one) for one in values]
+        return cls(name, [float(one.mean()) for one in values], [0.0 if math.isnan(e) else e for e in errors])
+
+
 def draw_bars(
     labels: Sequence[str],
-    panels: Sequence[tuple[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]],
+    bars: tuple[str, Sequence[Measured]],
+    points: Measured,
     title: str,
     path: Path,
 ) -> None:
-    """Bars beside each other for each label, a panel for each quantity.
+    """Costs as bars, and beside them what they bought as points, for each label.
 
     Args:
         labels: one for each group of bars.
-        panels: title of the horizontal axis, and the kinds of bars: name, lengths, and their standard deviations.
+        bars: title of their axis, and the kinds of bars that stand side by side.
+        points: what is drawn in the second panel, whose axis need not begin at zero.
         title: of the whole.
         path: the PNG file.
     """
-    figure = new_figure(5.2 * len(panels), 1.6 + 0.55 * len(labels))
-    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    places = np.arange(len(labels))
-    for panel, (name, kinds) in zip(drawn, panels, strict=True):
-        thickness = 0.75 / len(kinds)
-        for number, (kind, lengths, errors) in enumerate(kinds):
-            panel.barh(
-                places + (number - (len(kinds) - 1) / 2) * thickness,
-                lengths,
-                thickness,
-                xerr=np.nan_to_num(np.asarray(errors, dtype=float)),
-                color=COLOURS[1 + number],
-                alpha=0.85,
-                label=kind,
-                error_kw={"linewidth": 1, "ecolor": "#2b2b2b"},
-            )
-        panel.set_xlabel(name)
-        panel.set_yticks(places, labels)
-        if len(kinds) > 1:
-            panel.legend(frameon=False, fontsize=8)
+    figure = new_figure(10.4, 1.9 + 0.55 * len(labels))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places, (name, kinds) = np.arange(len(labels)), bars
+    thickness, line = 0.75 / len(kinds), {"linewidth": 1, "ecolor": COLOURS[0]}
+    for number, kind in enumerate(kinds):
+        offset = (number - (len(kinds) - 1) / 2) * thickness
+        colour = COLOURS[1 + number]
+        left.barh(
+            places + offset, kind.means, thickness, xerr=kind.errors, color=colour, label=kind.name, error_kw=line
+        )
+    right.errorbar(points.means, places, xerr=points.errors, fmt="o", color=COLOURS[1], linewidth=1)
+    left.set_xlabel(name)
+    right.set_xlabel(points.name)
+    left.set_yticks(places, labels)
+    left.invert_yaxis()
+    for panel in (left, right):
         plain(panel)
-    drawn[0].invert_yaxis()
-    figure.suptitle(title, fontsize=10)
+    right.grid(axis="x", linewidth=0.4, alpha=0.6)
+    figure.legend(loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
+    figure.suptitle(f"{title} (mean ± standard deviation over seeds)", fontsize=10)
     figure.savefig(path)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dmaml_pl.studies.figures import draw_bars
+from dmaml_pl.studies.figures import Measured, draw_bars
 from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Report, publish
 from dmaml_pl.studies.resolved import Resolved
-from dmaml_pl.studies.results import Floats, Group, groups, spread
+from dmaml_pl.studies.results import Group, groups, spread
 from dmaml_pl.studies.study import Study
 from dmaml_pl.studies.tables import number, with_spread
 
@@ -146,12 +146,9 @@ def _ratio(group: Group, base: Group, axis: str) -> float:
 
 
 def _draw(found: Sequence[Group], metric: str, title: str, path: Path) -> None:
-    def bars(name: str, values: Sequence[Floats]) -> tuple[str, list[float], list[float]]:
-        return name, [float(one.mean()) for one in values], [spread(one) for one in values]
-
     wall = [
-        bars("measured here", [group.total("wall_seconds") for group in found]),
-        bars("computed, one machine per worker", [group.total("computed_wall_seconds") for group in found]),
+        Measured.of("measured here", [group.total("wall_seconds") for group in found]),
+        Measured.of("computed, one machine per worker", [group.total("computed_wall_seconds") for group in found]),
     ]
-    panels = [("wall time (s)", wall), (f"final {metric}", [bars(metric, [group.final for group in found])])]
-    draw_bars([group.label for group in found], panels, title, path)
+    final = Measured.of(f"final {metric}", [group.final for group in found])
+    draw_bars([group.label for group in found], ("wall time (s)", wall), final, title, path)

@@ -58,7 +58,7 @@ class Trial:
     """A setting that was tried.
 
     Attributes:
-        number: from 0.
+        number: from 1.
         values: of the settings.
         scores: the objective of each seed, (S,); infinitely bad where a training diverged, empty where one failed.
         group: the curves, if all trainings finished.
@@ -109,14 +109,14 @@ class Search:
         """The next trial to make: Optuna's, and what it means for us."""
         trial = self.optuna.ask(self._distributions)
         values = {name: trial.params[name] for name in self._distributions}
-        return trial, Point(f"{self.label}, trial {trial.number}", self.workers, Space.settings(values))
+        return trial, Point(f"{self.label}, trial {trial.number + 1}", self.workers, Space.settings(values))
 
     def tell(self, trial: Any, children: Sequence[Child]) -> None:
         """Learn from a trial; one with a training that failed otherwise than by diverging teaches nothing."""
         values = {name: trial.params[name] for name in self._distributions}
         if any(child.error and not child.diverged for child in children):
             self.optuna.tell(trial, state=_failed())
-            self.trials.append(Trial(trial.number, values, np.array([]), None))
+            self.trials.append(Trial(trial.number + 1, values, np.array([]), None))
             return
         worst = -math.inf if self.upwards else math.inf
         curves = [None if child.error else read_curve(self.study, child) for child in children]
@@ -124,9 +124,9 @@ class Search:
         scores = np.where(np.isnan(scores), worst, scores)
         finished = tuple(curve for curve in curves if curve is not None)
         whole = len(finished) == len(curves)
-        group = Group(f"{self.label}, trial {trial.number}", finished, self.study.base.better) if whole else None
+        group = Group(f"{self.label}, trial {trial.number + 1}", finished, self.study.base.better) if whole else None
         self.optuna.tell(trial, float(scores.mean()))
-        self.trials.append(Trial(trial.number, values, scores, group))
+        self.trials.append(Trial(trial.number + 1, values, scores, group))
 
     def score(self, curve: Curve) -> float:
         """The objective of a training."""

@@ -161,11 +161,12 @@ def _draw_search(searches: Sequence[Search], objective: str, title: str, path: P
     for place, search in enumerate(searches):
         colour = COLOURS[place % len(COLOURS)]
         scored = [trial for trial in search.trials if math.isfinite(trial.score)]
-        numbers, scores = [trial.number + 1 for trial in scored], [trial.score for trial in scored]
+        numbers, scores = [trial.number for trial in scored], [trial.score for trial in scored]
         best = np.maximum.accumulate(scores) if search.upwards else np.minimum.accumulate(scores)
         axes.scatter(numbers, scores, color=colour, s=14, alpha=0.6)
         axes.step(numbers, best, color=colour, where="post", label=search.label)
     axes.set_xlabel("trial")
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylabel(f"{objective}, mean over seeds")
     axes.set_title(f"{title} (lines: best so far)", fontsize=10)
     axes.legend(frameon=False)
