@@ -197,6 +197,43 @@ def test_a_further_seed_is_all_that_is_trained(workers: Studied) -> None:
     assert (new.data.params["trainer.devices"], new.data.params["seed_everything"]) == ("1", "2")
 
 
+def test_each_number_of_workers_may_have_settings_of_its_own_and_a_metric_to_reach(
+    repository: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("2: {model.meta_optimizer.init_args.lr: 0.02, trainer.max_steps: 4}")
+    words = ("--workers", "1", "2", "--seeds", "1", "--own", str(own), "--target", "1000")
+    given = words_of(repository, tmp_path, "workers", *words)
+    studied = Studied(tmp_path, "workers", given, main(given), "")
+    rates = {r.data.params["trainer.devices"]: studied.history(r, "train/meta_lr")[0] for r in studied.children}
+    assert rates == {"1": 0.005, "2": 0.02}
+    assert [float(row["runs"]) for row in studied.table()] == [4, 2]
+    assert [float(row["run_to_target"]) for row in studied.table()] == [1, 1]
+    assert [float(row["target"]) for row in studied.table()] == [1000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("3: {model.inner_lr: 1}", "has 3: {'model.inner_lr': 1}, but lines of the form `W: {NAME: VALUE, ...}`"),
+        ("2: 0.1", "has 2: 0.1, but lines of the form"),
+        ("", "holds no settings"),
+        ("2: {", "is not valid YAML"),
+        ("2: {trainer.devices: 3}", "sets trainer.devices of 2 workers: leave it out"),
+    ],
+)
+def test_own_settings_that_make_no_sense_are_told_in_one_line(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    assert main(words_of(repository, tmp_path, "workers", "--workers", "1", "2", "--own", str(own))) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "mlruns").exists()
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
 
 
