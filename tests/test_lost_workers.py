@@ -58,6 +58,7 @@ def train(folder: Path, perils: str, monkeypatch: pytest.MonkeyPatch, config: st
                 "trainer.max_steps": 30,
                 "trainer.strategy.run_length": 5,
                 "trainer.strategy.on_worker_failure": "continue",
+                "trainer.strategy.moments": "keep",
                 "meta_test": "false",
             }
             | settings

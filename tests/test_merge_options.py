@@ -55,7 +55,7 @@ def _same_states(first: list[Any], second: list[Any]) -> bool:
 
 
 def keep() -> DMAMLStrategy:
-    return DMAMLStrategy(run_length=3)
+    return DMAMLStrategy(run_length=3, moments="keep")
 
 
 def average() -> DMAMLStrategy:
@@ -94,7 +94,7 @@ def test_averaged_moments_go_along_in_the_same_all_reduce() -> None:
 
 
 def bfloat16() -> DMAMLStrategy:
-    return DMAMLStrategy(run_length=3, transfer_dtype="bfloat16")
+    return DMAMLStrategy(run_length=3, moments="keep", transfer_dtype="bfloat16")
 
 
 def test_bfloat16_halves_the_bytes_of_the_weights_and_keeps_the_workers_alike() -> None:
@@ -124,7 +124,7 @@ def test_bfloat16_carries_figures_exactly() -> None:
 
 
 def by_validation() -> DMAMLStrategy:
-    return DMAMLStrategy(run_length=3, merge=ValidationWeightedMerge(tasks=5, power=3.0))
+    return DMAMLStrategy(run_length=3, moments="keep", merge=ValidationWeightedMerge(tasks=5, power=3.0))
 
 
 def test_weights_by_validation_loss_are_those_written_out_by_hand_and_the_same_every_time() -> None:
@@ -168,7 +168,7 @@ def test_settings_of_the_validation_weights_out_of_range_are_named() -> None:
 
 
 def overlapping() -> DMAMLStrategy:
-    return DMAMLStrategy(run_length=3, overlap=True)
+    return DMAMLStrategy(run_length=3, moments="keep", overlap=True)
 
 
 def _overlapped(folder: Path) -> Any:
@@ -218,7 +218,7 @@ def test_a_validation_after_every_run_makes_overlapping_merges_plain_ones() -> N
 
     def strict(overlap: bool) -> Any:
         seen.clear()
-        _validated(lambda: Strict(run_length=3, overlap=overlap))
+        _validated(lambda: Strict(run_length=3, moments="keep", overlap=overlap))
         return list(seen)
 
     (first, second), (plain, _) = in_workers(strict, 2, True), in_workers(strict, 2, False)
@@ -232,7 +232,7 @@ def test_a_validation_after_every_run_makes_overlapping_merges_plain_ones() -> N
 def test_settings_that_do_not_go_with_overlap_are_named(other: dict[str, Any]) -> None:
     (name,) = other
     with pytest.raises(ConfigError, match=rf"trainer.strategy.overlap is true and trainer.strategy.{name} is"):
-        DMAMLStrategy(overlap=True, **other)
+        DMAMLStrategy(overlap=True, **{"moments": "keep"} | other)
 
 
 # -- uneven runs -------------------------------------------------------------------------------------------------------
@@ -260,7 +260,9 @@ def _uneven(stop: int) -> Any:
     clock, recorder = [0.0], Recorder()
     runs.RunClock.seconds = lambda self: clock[0]  # type: ignore[method-assign]
     module = small_maml(meta_optimizer=adam)
-    trainer = small_trainer(devices=2, strategy=DMAMLStrategy(run_seconds=1.0), max_steps=stop, callbacks=[recorder])
+    trainer = small_trainer(
+        devices=2, strategy=DMAMLStrategy(run_seconds=1.0, moments="keep"), max_steps=stop, callbacks=[recorder]
+    )
     trainer.fit(module, TrainingRuns(SlowData(clock), 50))
     return recorder.states, recorder.reports, trainer.global_step, module.tasks_seen
 
@@ -298,10 +300,10 @@ def test_a_run_has_a_length_or_a_time() -> None:
 # -- workers that are no longer finite ---------------------------------------------------------------------------------
 
 
-def _train_poisoned(kind: Any, worker: int, stop: int = 12) -> Any:
+def _train_poisoned(kind: Any, worker: int, settings: dict[str, Any], stop: int = 12) -> Any:
     torch.set_num_threads(1)
     recorder = Recorder()
-    strategy = kind(run_length=3, on_non_finite="exclude")
+    strategy = kind(run_length=3, on_non_finite="exclude", **settings)
     trainer = small_trainer(devices=2, strategy=strategy, max_steps=stop, callbacks=[recorder])
     trainer.fit(small_maml(meta_optimizer=adam), TrainingRuns(PoisonedData(worker, 1, 1), 20))
     return recorder.states, recorder.reports
@@ -309,7 +311,7 @@ def _train_poisoned(kind: Any, worker: int, stop: int = 12) -> Any:
 
 @pytest.mark.parametrize("worker", [0, 1])
 def test_a_worker_that_is_not_finite_is_left_out_and_goes_on_from_the_others_weights(worker: int) -> None:
-    (states, reports), (others, _) = in_workers(_train_poisoned, 2, DMAMLStrategy, worker)
+    (states, reports), (others, _) = in_workers(_train_poisoned, 2, DMAMLStrategy, worker, {"moments": "keep"})
     assert _same_states(states, others)
     reference = ByHand(2, adam)
     for run, state in enumerate(states):
@@ -326,7 +328,7 @@ def test_a_worker_that_is_not_finite_is_left_out_and_goes_on_from_the_others_wei
 
 
 def test_parallel_tasks_leave_out_a_meta_gradient_that_is_not_finite() -> None:
-    (states, reports), (others, _) = in_workers(_train_poisoned, 2, TaskParallelStrategy, 1)
+    (states, reports), (others, _) = in_workers(_train_poisoned, 2, TaskParallelStrategy, 1, {})
     assert _same_states(states, others)
     assert len(states) == 4
     assert all(torch.isfinite(weights_of(state)).all() for state in states)

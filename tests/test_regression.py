@@ -31,16 +31,17 @@ REWRITE = "DMAML_REWRITE_FIXTURES"
 FIXTURES = Path(__file__).parent / "fixtures" / "regression.json"
 
 STRATEGIES: dict[str, Callable[[], Any]] = {
-    "mean": lambda: DMAMLStrategy(run_length=3),
-    "weighted by tasks": lambda: DMAMLStrategy(run_length=3, merge=TaskWeightedMerge()),
-    "weighted by validation": lambda: DMAMLStrategy(run_length=3, merge=ValidationWeightedMerge(tasks=3)),
-    "nesterov": lambda: DMAMLStrategy(run_length=3, merge=OuterOptimizerMerge()),
-    "outer adam": lambda: DMAMLStrategy(run_length=3, merge=OuterOptimizerMerge(torch.optim.Adam)),
-    "moments kept": lambda: DMAMLStrategy(run_length=3, moments="keep"),
+    "mean": lambda: DMAMLStrategy(run_length=3, moments="keep"),
+    "weighted by tasks": lambda: DMAMLStrategy(run_length=3, moments="keep", merge=TaskWeightedMerge()),
+    "weighted by validation": lambda: DMAMLStrategy(
+        run_length=3, moments="keep", merge=ValidationWeightedMerge(tasks=3)
+    ),
+    "nesterov": lambda: DMAMLStrategy(run_length=3, moments="keep", merge=OuterOptimizerMerge()),
+    "outer adam": lambda: DMAMLStrategy(run_length=3, moments="keep", merge=OuterOptimizerMerge(torch.optim.Adam)),
     "moments averaged": lambda: DMAMLStrategy(run_length=3, moments="average"),
     "moments reset": lambda: DMAMLStrategy(run_length=3, moments="reset"),
     "overlap": lambda: DMAMLStrategy(run_length=3, moments="keep", overlap=True),
-    "bfloat16": lambda: DMAMLStrategy(run_length=3, transfer_dtype="bfloat16"),
+    "bfloat16": lambda: DMAMLStrategy(run_length=3, moments="keep", transfer_dtype="bfloat16"),
     "task_parallel": lambda: TaskParallelStrategy(run_length=3),
 }
 
