@@ -177,6 +177,9 @@ class DmamlCLI(LightningCLI):
             if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
                 for tracker in self._trackers():
                     tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
+            if isinstance(error, SIGTERMException):
+                for tracker in self._trackers():
+                    tracker.was_stopped()
             if not self.trainer.interrupted:  # else the Trainer has told its loggers
                 for tracker in self._trackers():
                     tracker.finalize("failed")

@@ -464,6 +464,14 @@ def test_a_checkpoint_that_is_not_there_is_named(refusal: Refusal) -> None:
     assert text == "--ckpt_path is nope.ckpt, but there is no such file: give best, last or a file."
 
 
+@pytest.mark.parametrize("words", [["fit"], ["test", "--checkpoint.dirpath", "kept"]])
+def test_a_job_that_goes_on_by_itself_is_a_training_with_a_folder_of_its_own(
+    refusal: Refusal, words: list[str]
+) -> None:
+    text = refusal(*words, "--ckpt_path", "auto", config=SINUSOID)
+    assert text.endswith("it is for dmaml fit, and needs checkpoint.dirpath, a folder for this training alone.")
+
+
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_a_meta_test_without_a_checkpoint_asks_for_one(command: str, refusal: Refusal) -> None:
     assert refusal(command, config=SINUSOID) == f"dmaml {command} needs --ckpt_path: give best, last or a file."

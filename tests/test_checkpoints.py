@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import resource
@@ -248,11 +249,42 @@ def test_a_training_killed_in_a_validation_makes_it_when_it_goes_on(stop_at: int
     assert best["global_step"] == expected["global_step"]
 
 
+def _train_with(workers: int, max_steps: int, ckpt: str | None) -> Any:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addHandler(handler)
+    start = Weights()
+    trainer = small_trainer(
+        devices=workers, max_steps=max_steps, strategy=DMAMLStrategy(run_length=2), callbacks=[start]
+    )
+    trainer.fit(small_maml(), small_data(), ckpt_path=ckpt)
+    if ckpt is None:
+        trainer.save_checkpoint("kept.ckpt")
+    return start.weights, state_of(trainer.lightning_module), said
+
+
+class Weights(pl.Callback):
+    """Keeps the weights that a training starts from."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.weights = state_of(pl_module)
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2)])
+def test_another_number_of_workers_goes_on_from_the_merged_weights_and_says_so(before: int, now: int) -> None:
+    _, merged, _ = in_workers(_train_with, before, before, 4, None)[0]
+    start, end, said = in_workers(_train_with, now, now, 8, "kept.ckpt")[0]
+    assert same(start, merged)
+    assert not same(end, merged)
+    assert any(f"made by {before} worker(s), and there are {now} now" in line for line in said)
+
+
 # -- real trainings, ended at any moment ---------------------------------------------------------------------------
 
 
-def goes_on_to_the_bit(folder: Path, sinusoid: str, undisturbed: Training) -> None:
-    result = fit(folder, sinusoid, "--ckpt_path=last")
+def goes_on_to_the_bit(folder: Path, sinusoid: str, undisturbed: Training, *words: str) -> None:
+    result = fit(folder, sinusoid, *(words or ("--ckpt_path=last",)))
     assert result.returncode == 0, result.stderr
     training = of(folder)
     for name in ("last", "best"):
@@ -284,10 +316,12 @@ def test_a_training_killed_outright_in_the_middle_of_a_run_resumes_to_the_bit(
     undisturbed: Training, tmp_path: Path, sinusoid: str
 ) -> None:
     disturb = {"at": [1, 6, 4], "send": "SIGKILL", "to": "all"}
-    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1", disturb=disturb)
+    own = tmp_path / "mlruns/checkpoints/sinusoid/own/checkpoints"
+    words = ["--checkpoint.every_n_runs=1", f"--checkpoint.dirpath={own}", "--ckpt_path=auto"]  # a job's, every time
+    result = fit(tmp_path, sinusoid, *words, disturb=disturb)
     assert result.returncode == -signal.SIGKILL
     assert of(tmp_path).checkpoint("last")["global_step"] == 50
-    goes_on_to_the_bit(tmp_path, sinusoid, undisturbed)
+    goes_on_to_the_bit(tmp_path, sinusoid, undisturbed, *words)
 
 
 @pytest.fixture

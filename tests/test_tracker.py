@@ -602,6 +602,18 @@ def test_artifacts_texts_and_tags(folder: Path, tmp_path: Path) -> None:
     assert read(folder, tracker).data.tags["note"] == "n" * 5000
 
 
+def test_a_failure_that_turns_out_to_be_a_stop_from_outside_is_corrected(folder: Path) -> None:
+    tracker = make(folder)
+    tracker.open()
+    fitter = trainer(tracker)
+    with pytest.raises(ValueError, match="no luck"):
+        fitter.fit(Tiny(fail), loader())
+    assert "dmaml.error" in read(folder, tracker).data.tags
+    tracker.was_stopped()
+    assert read(folder, tracker).info.status == "KILLED"
+    assert "dmaml.error" not in read(folder, tracker).data.tags
+
+
 @pytest.mark.usefixtures("off_rank_zero")
 def test_nothing_happens_off_rank_zero(tmp_path: Path) -> None:
     tracker = make(tmp_path / "runs")

@@ -282,6 +282,15 @@ class MLflowTracker(Logger):
         if outcome != Outcome.FINISHED:  # a process that is being killed may not live to the end of an upload
             self._upload_checkpoints(run)
 
+    @rank_zero_only
+    def was_stopped(self) -> None:
+        """Correct what was taken for a failure: the training had been asked to stop, and the others were faster."""
+        run = self._run
+        if run is not None and self._outcome == Outcome.FAILED:
+            self._attempt("the error", lambda: run.restart(failed=True))
+            self._outcome = Outcome.KILLED
+            self._attempt(f"the status {Outcome.KILLED}", lambda: run.end(Outcome.KILLED))
+
     # Further things to keep
 
     @rank_zero_only
