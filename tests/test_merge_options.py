@@ -14,7 +14,7 @@ from dmaml_pl import DMAMLStrategy, TaskParallelStrategy, ValidationWeightedMerg
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.strategies.transfer import BFloat16Transfer
 from tests.by_hand import ByHand, weights_of
-from tests.recipes import Recorder, same, small_data, small_maml, small_trainer
+from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
 from tests.test_dmaml import PoisonedData
 from tests.workers import in_workers
 
@@ -199,6 +199,24 @@ def test_overlapping_merges_equal_delayed_averaging_by_hand_and_end_merged(tmp_p
     assert torch.equal(end, other_end)
     assert [report["end"] for report in reports if "series" in report] == [3, 6, 9, 12]
     assert reports[1]["workers"]["loss"].shape == (2, 3)
+
+
+def _stopped_after_a_validation(folder: Path, stop: int, ckpt: Path | None = None) -> Any:
+    torch.set_num_threads(1)
+    module = small_maml(meta_optimizer=adam)
+    often = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    trainer = small_trainer(devices=2, strategy=overlapping(), max_steps=stop, **often)
+    trainer.fit(module, small_data(), ckpt_path=ckpt)
+    trainer.save_checkpoint(folder / f"{stop}.ckpt")
+    return state_of(module)
+
+
+def test_overlapping_merges_resume_from_a_validation_to_the_bit(tmp_path: Path) -> None:
+    straight, _ = in_workers(_stopped_after_a_validation, 2, tmp_path, 18)
+    in_workers(_stopped_after_a_validation, 2, tmp_path, 6)
+    resumed, other = in_workers(_stopped_after_a_validation, 2, tmp_path, 18, tmp_path / "6.ckpt")
+    assert same(resumed, straight)
+    assert same(resumed, other)
 
 
 def _validated(strategy: Callable[[], Any]) -> Any:
