@@ -19,6 +19,9 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
+MANY_TASKS, SLIM_CHANNELS = 8, 16
+"""From so many tasks on, and up to so many channels, convolutions of all tasks at once are faster on CPUs."""
+
 
 def engine_named(name: EngineName, algorithm: Algorithm, *, compiled: bool = False) -> Engine:
     """The engine of that name.
@@ -46,7 +49,8 @@ class AutoEngine:
     """Vectorized where that is faster and can be done, else learn2learn; see `Engine` for what the methods promise.
 
     On CPUs a convolution with other weights for every task is slower than one task's after another, so networks with
-    convolutions are left to learn2learn there.
+    convolutions are left to learn2learn there; but not where many tasks are judged with slim ones at once, which is
+    more than twice as fast.
 
     Args:
         algorithm: the inner loop, which has a functional form.
@@ -59,6 +63,7 @@ class AutoEngine:
         self._compiled = compiled
         self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
         self._said: set[str] = set()
+        self._slim: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, chooses for itself."""
@@ -95,17 +100,30 @@ class AutoEngine:
         self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
     ) -> AdaptationCurve:
         """As the engine that is chosen does."""
-        engine = self._checked(learner, batch, objective)
+        engine = self._judge(learner, batch, objective)
         return engine.adaptation_curve(learner, batch, steps=steps, objective=objective)
 
     def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
         """As the engine that is chosen does."""
-        engine = self._checked(learner, batch, objective)
+        engine = self._judge(learner, batch, objective)
         return engine.predict(learner, batch, steps=steps, objective=objective)
 
     def _checked(self, learner: Learner, batch: TaskBatch, objective: Objective) -> Engine:
         self.check(learner, batch, objective)
         return self._choice(learner)
+
+    def _judge(self, learner: Learner, batch: TaskBatch, objective: Objective) -> Engine:
+        """The engine that judges a batch, which may be another one than trains."""
+        engine = self._checked(learner, batch, objective)
+        if engine is self._reference and batch.tasks >= MANY_TASKS:
+            network = learner.module
+            if network not in self._slim:
+                widths = [layer.out_channels for layer in network.modules() if isinstance(layer, _ConvNd)]
+                fits = 0 < max(widths, default=0) <= SLIM_CHANNELS
+                self._slim[network] = fits and self._vectorized.refusal(learner, batch, objective) is None
+            if self._slim[network]:
+                return self._vectorized
+        return engine
 
     def _choice(self, learner: Learner) -> Engine:
         network = learner.module
