@@ -282,6 +282,25 @@ def test_auto_takes_the_vectorized_engine_for_convolutions_elsewhere() -> None:
     assert MAML(network_of("none").to("meta")).engine_in_use == "vectorized"
 
 
+@pytest.mark.parametrize(("filters", "tasks", "expected"), [(16, 8, True), (16, 7, False), (20, 8, False)])
+def test_auto_judges_many_tasks_at_once_with_slim_convolutions(
+    filters: int, tasks: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = MAMLRule(inner_lr=0.1)
+    judged: list[int] = []
+    network = Conv4(ways=2, image_size=16, filters=filters)
+    y = torch.tensor([0, 1]).repeat(tasks, 1)
+    batch = TaskBatch(torch.rand(tasks, 2, 1, 16, 16), y, torch.rand(tasks, 2, 1, 16, 16), y)
+    learner: Any = rule.wrap(network)
+    engine, objective = AutoEngine(rule), objective_named("classification")
+    expected_curve = Learn2LearnEngine().adaptation_curve(learner, batch, steps=1, objective=objective)
+    at_once = VectorizedEngine.adaptation_curve
+    monkeypatch.setattr(VectorizedEngine, "adaptation_curve", lambda *a, **k: [judged.append(1), at_once(*a, **k)][1])
+    curve = engine.adaptation_curve(learner, batch, steps=1, objective=objective)
+    torch.testing.assert_close(curve.loss, expected_curve.loss, rtol=1e-3, atol=1e-4)
+    assert bool(judged) is expected
+
+
 class Wrapped(Algorithm):
     """An algorithm without a functional form."""
 
