@@ -295,7 +295,12 @@ def test_auto_judges_many_tasks_at_once_with_slim_convolutions(
     engine, objective = AutoEngine(rule), objective_named("classification")
     expected_curve = Learn2LearnEngine().adaptation_curve(learner, batch, steps=1, objective=objective)
     at_once = VectorizedEngine.adaptation_curve
-    monkeypatch.setattr(VectorizedEngine, "adaptation_curve", lambda *a, **k: [judged.append(1), at_once(*a, **k)][1])
+
+    def watched(*given: Any, **settings: Any) -> Any:
+        judged.append(1)
+        return at_once(*given, **settings)
+
+    monkeypatch.setattr(VectorizedEngine, "adaptation_curve", watched)
     curve = engine.adaptation_curve(learner, batch, steps=1, objective=objective)
     torch.testing.assert_close(curve.loss, expected_curve.loss, rtol=1e-3, atol=1e-4)
     assert bool(judged) is expected
