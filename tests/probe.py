@@ -41,6 +41,9 @@ class Disturber(pl.Callback):
         if self.to == "all":
             os.killpg(0, self.number)
         os.kill(os.getppid() if self.to == "main" else os.getpid(), self.number)
+        deadline = time.monotonic() + 60
+        while self.to == "main" and not trainer.strategy._terminated and time.monotonic() < deadline:
+            time.sleep(0.01)  # a meta-iteration that takes as long as the signal to come back
 
 
 class Traffic(pl.Callback):

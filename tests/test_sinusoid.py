@@ -119,12 +119,12 @@ def test_the_seed_of_seed_everything_is_the_default(monkeypatch: pytest.MonkeyPa
 
 
 def test_validation_yields_every_task_once_in_chunks() -> None:
-    data = Sinusoid(meta_batch=8, val_tasks=20)
+    data = Sinusoid(meta_batch=8, val_tasks=60)
 
     chunks = list(data.val_dataloader())
 
-    assert [chunk.tasks for chunk in chunks] == [8, 8, 4]
-    assert torch.cat([chunk.numbers for chunk in chunks if chunk.numbers is not None]).tolist() == list(range(20))
+    assert [chunk.tasks for chunk in chunks] == [25, 25, 10]
+    assert torch.cat([chunk.numbers for chunk in chunks if chunk.numbers is not None]).tolist() == list(range(60))
 
 
 def test_figures_show_the_support_sets_of_the_meta_test_and_the_true_curves() -> None:

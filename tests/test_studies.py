@@ -36,7 +36,7 @@ from dmaml_pl import MLP
 
 class Fragile(MLP):
     def forward(self, x):
-        if torch.is_grad_enabled() and not Path("mended").exists():
+        if torch.distributed.is_initialized() and torch.is_grad_enabled() and not Path("mended").exists():
             Path(f"worker-{os.getpid()}").touch()
             exec(os.environ.get("DO", ""))
         return super().forward(x)

@@ -79,7 +79,7 @@ class LastMerge:
         self._busy = threading.Lock()
         self._pipe: tuple[int, int] | None = None
         self._before = -1
-        self._given_up = -1
+        self._settled = -1
 
     def hold(self, held: Held) -> None:
         """Take a merge; its tensors are copied."""
@@ -118,13 +118,14 @@ class LastMerge:
         """
         with self._busy:
             held = self._held
-            if not held or held[-1].step <= max(self._files.written(self.path), self._given_up):
+            if not held or held[-1].step <= max(self._files.written(self.path), self._settled):
                 return
             try:
                 if held[-1].worker == 0:
                     self._collect(held)
                 else:
                     write_whole({one.step: one.moments for one in held}, self._part(held[-1].worker))
+                    self._settled = held[-1].step
             except CheckpointError as error:
                 print(f"dmaml: {error}", file=sys.stderr, flush=True)
 
@@ -148,7 +149,7 @@ class LastMerge:
             newest = held[0]
             moments = _moments(newest, parts)
         if moments is None:
-            self._given_up = held[-1].step
+            self._settled = held[-1].step
             if self._any_dead(parts):  # which is told elsewhere
                 return
             print(
