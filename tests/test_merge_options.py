@@ -143,6 +143,22 @@ def test_weights_by_validation_loss_are_those_written_out_by_hand_and_the_same_e
     assert not close(weights_of(states[0]), plain[0])
 
 
+@pytest.mark.parametrize("strategy", [by_validation, average, reset])
+def test_the_training_loss_falls_with_each_kind_of_merge(strategy: Any) -> None:
+    (_, reports), _ = in_workers(_trained_for_long, 2, strategy)
+    losses = torch.cat([report["series"]["loss"] for report in reports])
+    assert float(losses[-100:].mean()) < 0.8 * float(losses[:50].mean())
+
+
+def _trained_for_long(strategy: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
+    def long_runs() -> Any:
+        made = strategy()
+        made.run_length = 20
+        return made
+
+    return _states(long_runs, stop=500)
+
+
 def test_a_better_worker_counts_more_and_power_0_is_the_plain_mean() -> None:
     def weight(loss: float, power: float) -> float:
         return ValidationWeightedMerge(power=power).weight({"share": 1.0, "validation_loss": loss})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmaml_pl import DMAMLStrategy, MeanMerge, OuterOptimizerMerge, TaskWeightedMerge
+from dmaml_pl import DMAMLStrategy, MeanMerge, OuterOptimizerMerge, TaskWeightedMerge, ValidationWeightedMerge
 from dmaml_pl.strategies import MergeRule
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
 from tests.workers import in_workers
@@ -69,14 +69,14 @@ def test_adam_equals_adam_on_the_pseudo_gradient() -> None:
         assert torch.allclose(merged, weights.detach(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("make", [MeanMerge, TaskWeightedMerge, nesterov, adam])
+@pytest.mark.parametrize("make", [MeanMerge, TaskWeightedMerge, ValidationWeightedMerge, nesterov, adam])
 def test_the_same_runs_give_the_same_bits(make: Any) -> None:
     first, second = make(), make()
     for start, mean in runs():
         assert torch.equal(first.merge(start, mean), second.merge(start, mean))
 
 
-@pytest.mark.parametrize("make", [MeanMerge, TaskWeightedMerge, nesterov, adam])
+@pytest.mark.parametrize("make", [MeanMerge, TaskWeightedMerge, ValidationWeightedMerge, nesterov, adam])
 def test_workers_that_go_towards_a_goal_arrive_there(make: Any) -> None:
     rule, goal = make(), torch.tensor([3.0, -2.0, 0.5])
     weights = torch.zeros(3)
@@ -85,7 +85,7 @@ def test_workers_that_go_towards_a_goal_arrive_there(make: Any) -> None:
     assert torch.allclose(weights, goal, atol=0.05)
 
 
-@pytest.mark.parametrize("make", [MeanMerge, TaskWeightedMerge, nesterov])
+@pytest.mark.parametrize("make", [MeanMerge, TaskWeightedMerge, ValidationWeightedMerge, nesterov])
 def test_where_no_worker_moves_nothing_moves(make: Any) -> None:
     weights = torch.randn(5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(make().merge(weights, weights), weights)
