@@ -6,11 +6,11 @@ READY := .venv/.ready
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format ui clean pins
+.PHONY: help setup train test test-all lint format ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
-	@echo "make test    set up, then lint, type check and run all tests"
+	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
 	@echo "make ui      open the MLflow UI on the trainings made here"
 	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make clean   remove .venv and caches (not mlruns)"
@@ -34,6 +34,9 @@ train: $(READY)
 
 test: lint
 	@$(BIN)/python -m pytest
+
+test-all: lint
+	@$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(READY)
 	@$(BIN)/ruff check

@@ -53,7 +53,12 @@ def trainjob(rank: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("variables", "launcher"), [(slurm, []), (pytorchjob, []), (trainjob, ["-m", "torch.distributed.run"])]
+    ("variables", "launcher"),
+    [
+        (slurm, []),
+        pytest.param(pytorchjob, [], marks=pytest.mark.slow),
+        pytest.param(trainjob, ["-m", "torch.distributed.run"], marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_that_a_cluster_starts_train_together(
     variables: Any, launcher: list[str], undisturbed: Training, tmp_path: Path, sinusoid: str

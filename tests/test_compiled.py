@@ -48,6 +48,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return compiled
 
 
+@pytest.mark.slow
 def test_the_compiled_meta_gradient_equals_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(logging.getLogger("torch.utils.cpp_extension"), "disabled", True)

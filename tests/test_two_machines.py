@@ -91,6 +91,7 @@ def end_all(processes: list[subprocess.Popen[str]]) -> None:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_merge_sends_its_payload_once_each_way_and_nothing_crosses_during_a_run(
     machines: list[str], tmp_path: Path, sinusoid: str
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_merge_sends_its_payload_once_each_way_and_nothing_crosses_during_a_ru
         assert 2 * merged["payload"] <= sent_and_received < 2.1 * merged["payload"]
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_cut_off_ends_the_training_within_the_timeout(
     machines: list[str], tmp_path: Path, sinusoid: str
 ) -> None:
