@@ -86,10 +86,7 @@ def measure(module: MAML, data: TaskDataModule, tasks: int) -> tuple[float, floa
 def meta_gradient(module: MAML, batch: TaskBatch, optimizer: torch.optim.Optimizer | None = None) -> float:
     """Put the meta-gradient into the parameters; returns the loss."""
     (optimizer or module).zero_grad()
-    outcome = module.engine.meta_gradient(
-        module.learner, batch, steps=1, objective=module.objective, backward=lambda loss: loss.backward()
-    )
-    return float(outcome.loss)
+    return float(module.engine.meta_gradient(module.learner, batch).loss)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,8 @@ class ByHand:
         for rank, module, optimizer, own in zip(ranks, self.modules, self.optimizers, lengths, strict=True):
             for iteration in range(own):
                 optimizer.zero_grad()
-                module.engine.meta_gradient(
-                    module.learner,
-                    self.data.draw(worker=rank, run=number, iteration=iteration),
-                    steps=1,
-                    objective=module.objective,
-                    backward=lambda loss: loss.backward(),
-                )
+                batch = self.data.draw(worker=rank, run=number, iteration=iteration)
+                module.engine.meta_gradient(module.learner, batch)
                 optimizer.step()
 
     @property
@@ -82,11 +77,7 @@ class ByHand:
         """Each worker's loss after adaptation on validation tasks."""
         batch = stack_tasks([self.data.evaluation_task("val", index) for index in tasks])
         return [
-            float(
-                module.engine.adaptation_curve(module.learner, batch, steps=1, objective=module.objective)
-                .loss[:, 1]
-                .mean()
-            )
+            float(module.engine.adaptation_curve(module.learner, batch, steps=1).loss[:, 1].mean())
             for module in self.modules
         ]
 

@@ -16,6 +16,7 @@ from dmaml_pl.engines import AutoEngine, VectorizedEngine
 from dmaml_pl.engines.compiled import CACHE_VARIABLE, Compiler
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
+from dmaml_pl.objectives import objective_named
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
 from tests.test_vectorized import WithSpare, assert_equals_the_reference, made, network_of
 
@@ -53,7 +54,7 @@ def test_the_compiled_meta_gradient_equals_the_references(tmp_path: Path, monkey
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(logging.getLogger("torch.utils.cpp_extension"), "disabled", True)
     rule = MAMLRule(inner_lr=0.1)
-    assert_equals_the_reference(made(lambda: MLP(hidden=[4])).double(), rule, VectorizedEngine(rule, compiled=True))
+    assert_equals_the_reference(made(lambda: MLP(hidden=[4])).double(), rule, compiled=True)
     assert any(tmp_path.iterdir())
 
 
@@ -62,7 +63,7 @@ def test_the_compiled_meta_gradient_equals_the_references(tmp_path: Path, monkey
 @pytest.mark.usefixtures("graphs")
 def test_the_traced_meta_gradient_equals_the_references(kind: str, first_order: bool) -> None:
     rule = MAMLRule(inner_lr=0.1, inner_steps=2, first_order=first_order)
-    assert_equals_the_reference(network_of(kind), rule, VectorizedEngine(rule, compiled=True))
+    assert_equals_the_reference(network_of(kind), rule, compiled=True)
 
 
 @pytest.mark.usefixtures("graphs")
@@ -70,13 +71,13 @@ def test_frozen_and_unused_weights_are_left_alone() -> None:
     network = made(WithSpare).double()
     network.used.layers[0].weight.requires_grad_(False)
     rule = MAMLRule(inner_lr=0.1, inner_steps=2)
-    assert_equals_the_reference(network, rule, VectorizedEngine(rule, compiled=True))
+    assert_equals_the_reference(network, rule, compiled=True)
 
 
 @pytest.mark.usefixtures("graphs")
 def test_weights_and_buffers_are_read_anew_at_every_meta_iteration() -> None:
     rule, network = MAMLRule(inner_lr=0.1), made(Scaled).double()
-    engine = VectorizedEngine(rule, compiled=True)
+    engine = VectorizedEngine(rule, objective_named("regression"), compiled=True)
     assert_equals_the_reference(network, rule, engine)
     with torch.no_grad():
         network.inner.layers[0].weight.mul_(2)
@@ -102,10 +103,7 @@ def test_another_shape_of_tasks_compiles_once_more_and_no_further(graphs: list[A
     module = small_maml(engine="vectorized", compile=True)
     for meta_batch in (2, 3, 2, 4, 5, 3):
         batch = small_data(meta_batch=meta_batch).draw(worker=0, run=0, iteration=0)
-        outcome = module.engine.meta_gradient(
-            module.learner, batch, steps=1, objective=module.objective, backward=lambda loss: loss.backward()
-        )
-        assert torch.isfinite(outcome.loss)
+        assert torch.isfinite(module.engine.meta_gradient(module.learner, batch).loss)
     assert len(graphs) == 2
 
 
@@ -139,7 +137,7 @@ def test_auto_compiles_what_it_vectorizes() -> None:
 
 @pytest.mark.parametrize("kind", [VectorizedEngine, AutoEngine])
 def test_a_copy_of_an_engine_compiles_too(kind: Any) -> None:
-    make, arguments = kind(MAMLRule(), compiled=True).__reduce__()
+    make, arguments = kind(MAMLRule(), objective_named("regression"), compiled=True).__reduce__()
     learner: Any = MAMLRule().wrap(MLP())
     assert make(*arguments).name(learner) == "compiled vectorized"
 
@@ -152,7 +150,7 @@ def test_a_compiler_keeps_nothing_of_a_network_that_is_gone(graphs: list[Any]) -
         loss = torch.stack([p.square().sum() for p in parameters.values()]).sum()
         return loss, loss.detach()
 
-    assert compiler.meta_gradient(network, batch, 1, outcome) is not None
+    assert compiler.meta_gradient(network, batch, outcome) is not None
     del network, outcome
     graphs.clear()
     assert len(compiler._graphs) == 0

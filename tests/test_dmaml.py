@@ -123,13 +123,8 @@ def test_with_sgd_and_runs_of_one_the_merge_equals_averaging_the_meta_gradients(
     for run in range(5):
         stepper.zero_grad()
         for rank in range(2):
-            module.engine.meta_gradient(
-                module.learner,
-                data.draw(worker=rank, run=run, iteration=0),
-                steps=1,
-                objective=module.objective,
-                backward=lambda loss: (loss / 2).backward(),
-            )
+            batch = data.draw(worker=rank, run=run, iteration=0)
+            module.engine.meta_gradient(module.learner, batch, lambda loss: (loss / 2).backward())
         stepper.step()
     for name, value in state_of(module).items():
         assert torch.allclose(worker["states"][-1][name], value, rtol=0, atol=1e-6), name

@@ -41,13 +41,7 @@ def written_out(network: nn.Module, batch: TaskBatch, rule: MAMLRule, loss: Any)
 def by_engine(network: nn.Module, batch: TaskBatch, rule: MAMLRule, objective: ObjectiveName) -> tuple[Tensor, Weights]:
     network.zero_grad()
     learner: Any = rule.wrap(network)
-    outcome = Learn2LearnEngine().meta_gradient(
-        learner,
-        batch,
-        steps=rule.steps,
-        objective=objective_named(objective),
-        backward=lambda loss: loss.backward(),
-    )
+    outcome = Learn2LearnEngine(rule, objective_named(objective)).meta_gradient(learner, batch)
     return outcome.loss, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -124,7 +118,7 @@ def test_judging_tasks_leaves_weights_and_gradients_alone() -> None:
     rule = MAMLRule(inner_lr=0.05)
     before = state_of(network)
     learner: Any = rule.wrap(network)
-    curve = Learn2LearnEngine().adaptation_curve(learner, batch, steps=4, objective=objective_named(objective))
+    curve = Learn2LearnEngine(rule, objective_named(objective)).adaptation_curve(learner, batch, steps=4)
     assert curve.loss.shape == curve.metric.shape == (3, 5)
     assert same(before, state_of(network))
     assert all(p.grad is None for p in network.parameters())

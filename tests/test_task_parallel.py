@@ -63,9 +63,6 @@ def test_two_workers_take_the_steps_of_one_with_both_meta_batches() -> None:
         module.engine.meta_gradient(
             module.learner,
             TaskBatch(*(torch.cat([share[field] for share in shares]) for field in range(4))),  # type: ignore[misc]
-            steps=1,
-            objective=module.objective,
-            backward=lambda loss: loss.backward(),
         )
         optimizer.step()
     for name, value in state_of(module).items():

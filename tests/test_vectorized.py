@@ -18,7 +18,7 @@ from dmaml_pl.algorithms import Algorithm
 from dmaml_pl.engines import AutoEngine, Engine, EngineName, Learn2LearnEngine, VectorizedEngine, engine_named
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
-from dmaml_pl.objectives import objective_named
+from dmaml_pl.objectives import Objective, objective_named
 from dmaml_pl.tasks import TaskBatch
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
 
@@ -44,33 +44,40 @@ def network_of(kind: str) -> nn.Module:
     return network
 
 
-def batch_for(network: nn.Module, tasks: int = 3) -> tuple[TaskBatch, Any]:
+def objective_of(network: nn.Module) -> Objective:
+    return objective_named("classification" if isinstance(network, Conv4) else "regression")
+
+
+def batch_for(network: nn.Module, tasks: int = 3) -> TaskBatch:
     if not isinstance(network, Conv4):
         batch = Sinusoid(meta_batch=tasks, seed=0, queries=7).draw(worker=0, run=0, iteration=0)
-        return batch.map(Tensor.double), objective_named("regression")
+        return batch.map(Tensor.double)
     generator = torch.Generator().manual_seed(1)
 
     def images(samples: int) -> Tensor:
         return torch.rand(tasks, samples, 1, 16, 16, generator=generator, dtype=torch.float64)
 
     labels = torch.arange(3).repeat(tasks, 1)
-    return TaskBatch(images(3), labels, images(6), labels.repeat(1, 2)), objective_named("classification")
+    return TaskBatch(images(3), labels, images(6), labels.repeat(1, 2))
+
+
+def vectorized(network: nn.Module, rule: Algorithm, *, compiled: bool = False) -> VectorizedEngine:
+    return VectorizedEngine(rule, objective_of(network), compiled=compiled)
 
 
 def gradients_by(engine: Engine, network: nn.Module, rule: Algorithm) -> tuple[Weights, Tensor, Tensor]:
     network.zero_grad()
     learner: Any = rule.wrap(network)
-    batch, objective = batch_for(network)
-    outcome = engine.meta_gradient(
-        learner, batch, steps=rule.steps, objective=objective, backward=lambda loss: loss.backward()
-    )
+    outcome = engine.meta_gradient(learner, batch_for(network))
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     return gradients, outcome.loss, outcome.metric
 
 
-def assert_equals_the_reference(network: nn.Module, rule: Algorithm, engine: Engine | None = None) -> None:
-    engine = VectorizedEngine(rule) if engine is None else engine
-    expected, loss, metric = gradients_by(Learn2LearnEngine(), network, rule)
+def assert_equals_the_reference(
+    network: nn.Module, rule: Algorithm, engine: Engine | None = None, *, compiled: bool = False
+) -> None:
+    engine = vectorized(network, rule, compiled=compiled) if engine is None else engine
+    expected, loss, metric = gradients_by(Learn2LearnEngine(rule, objective_of(network)), network, rule)
     found, found_loss, found_metric = gradients_by(engine, network, rule)
     assert found.keys() == expected.keys()
     torch.testing.assert_close((found_loss, found_metric), (loss, metric), **TIGHT)
@@ -92,8 +99,8 @@ def test_second_order_differs_from_first_order() -> None:
     second, first = (MAMLRule(inner_lr=0.1, first_order=first_order) for first_order in (False, True))
     network = network_of("batch")
     assert not same(
-        gradients_by(VectorizedEngine(second), network, second)[0],
-        gradients_by(VectorizedEngine(first), network, first)[0],
+        gradients_by(vectorized(network, second), network, second)[0],
+        gradients_by(vectorized(network, first), network, first)[0],
     )
 
 
@@ -116,7 +123,7 @@ def test_frozen_and_unused_weights_are_left_alone_as_by_the_reference(first_orde
     network.used.layers[0].weight.requires_grad_(False)
     rule = MAMLRule(inner_lr=0.1, inner_steps=2, first_order=first_order)
     assert_equals_the_reference(network, rule)
-    assert set(gradients_by(VectorizedEngine(rule), network, rule)[0]) == {
+    assert set(gradients_by(vectorized(network, rule), network, rule)[0]) == {
         "used.layers.0.bias",
         "used.layers.2.weight",
         "used.layers.2.bias",
@@ -143,38 +150,30 @@ def test_tied_weights_and_constant_buffers_are_as_by_the_reference() -> None:
 
 def test_gradients_are_added_to_those_that_are_there_and_scaled_by_the_callers_backward() -> None:
     network, rule = network_of("mlp"), MAMLRule(inner_lr=0.1)
-    once = gradients_by(VectorizedEngine(rule), network, rule)[0]
-    batch, objective = batch_for(network)
+    once = gradients_by(vectorized(network, rule), network, rule)[0]
     learner: Any = rule.wrap(network)
-    VectorizedEngine(rule).meta_gradient(
-        learner, batch, steps=1, objective=objective, backward=lambda loss: (2 * loss).backward()
-    )
+    vectorized(network, rule).meta_gradient(learner, batch_for(network), lambda loss: (2 * loss).backward())
     for name, p in network.named_parameters():
         torch.testing.assert_close(p.grad, 3 * once[name], **TIGHT)
 
 
 def test_the_same_input_gives_the_same_meta_gradient() -> None:
     network, rule = network_of("batch"), MAMLRule(inner_lr=0.1, inner_steps=2)
-    first, second = (gradients_by(VectorizedEngine(rule), network, rule)[0] for _ in range(2))
+    first, second = (gradients_by(vectorized(network, rule), network, rule)[0] for _ in range(2))
     assert same(first, second)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "batch"])
 def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str) -> None:
     network, rule = network_of(kind), MAMLRule(inner_lr=0.1)
-    batch, objective = batch_for(network)
     learner: Any = rule.wrap(network)
-    before = state_of(network)
-    reference, vectorized = Learn2LearnEngine(), VectorizedEngine(rule)
+    batch, before = batch_for(network), state_of(network)
+    reference, engine = Learn2LearnEngine(rule, objective_of(network)), vectorized(network, rule)
     torch.testing.assert_close(
-        vectorized.adaptation_curve(learner, batch, steps=3, objective=objective),
-        reference.adaptation_curve(learner, batch, steps=3, objective=objective),
-        **TIGHT,
+        engine.adaptation_curve(learner, batch, steps=3), reference.adaptation_curve(learner, batch, steps=3), **TIGHT
     )
     torch.testing.assert_close(
-        vectorized.predict(learner, batch, steps=3, objective=objective),
-        reference.predict(learner, batch, steps=3, objective=objective),
-        **TIGHT,
+        engine.predict(learner, batch, steps=3), reference.predict(learner, batch, steps=3), **TIGHT
     )
     assert same(before, state_of(network))
     assert all(p.grad is None for p in network.parameters())
@@ -198,13 +197,12 @@ def test_dropout_differs_between_tasks_and_follows_from_the_seed() -> None:
     rule = MAMLRule(inner_lr=0.1)
     network = made(lambda: nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.5), nn.Linear(16, 1)))
     learner: Any = rule.wrap(network)
-    batch, objective = batch_for(network)
-    twice = batch.map(lambda tensor: tensor[:1].float().repeat(2, *[1] * (tensor.ndim - 1)))
-    engine = VectorizedEngine(rule)
+    twice = batch_for(network).map(lambda tensor: tensor[:1].float().repeat(2, *[1] * (tensor.ndim - 1)))
+    engine = vectorized(network, rule)
     predictions = []
     for _ in range(2):
         torch.manual_seed(5)
-        predictions.append(engine.predict(learner, twice, steps=1, objective=objective))
+        predictions.append(engine.predict(learner, twice, steps=1))
     assert torch.equal(predictions[0], predictions[1])
     assert not torch.equal(predictions[0][0], predictions[0][1])
 
@@ -244,7 +242,7 @@ def test_a_network_that_cannot_be_vectorized_is_refused_in_one_line(network: Any
     before = state_of(module)
     message = rf"model\.engine is vectorized, but \w+ cannot be run .*\({reason}.*\): set model\.engine to learn2learn"
     with pytest.raises(ConfigError, match=message) as refused:
-        module.engine.check(module.learner, next(iter(small_data().val_dataloader())), module.objective)
+        module.engine.check(module.learner, next(iter(small_data().val_dataloader())))
     assert "\n" not in str(refused.value)
     assert same(before, state_of(module))
 
@@ -270,7 +268,7 @@ def test_auto_leaves_such_a_network_to_learn2learn_and_says_so_once(
 def test_a_mistake_of_the_network_itself_is_not_mistaken_for_one_of_the_engine() -> None:
     module = small_maml(MLP(inputs=3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        module.engine.check(module.learner, next(iter(small_data().val_dataloader())), module.objective)
+        module.engine.check(module.learner, next(iter(small_data().val_dataloader())))
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("mlp", "vectorized"), ("none", "learn2learn")])
@@ -292,8 +290,8 @@ def test_auto_judges_many_tasks_at_once_with_slim_convolutions(
     y = torch.tensor([0, 1]).repeat(tasks, 1)
     batch = TaskBatch(torch.rand(tasks, 2, 1, 16, 16), y, torch.rand(tasks, 2, 1, 16, 16), y)
     learner: Any = rule.wrap(network)
-    engine, objective = AutoEngine(rule), objective_named("classification")
-    expected_curve = Learn2LearnEngine().adaptation_curve(learner, batch, steps=1, objective=objective)
+    engine = AutoEngine(rule, objective_of(network))
+    expected_curve = Learn2LearnEngine(rule, objective_of(network)).adaptation_curve(learner, batch, steps=1)
     at_once = VectorizedEngine.adaptation_curve
 
     def watched(*given: Any, **settings: Any) -> Any:
@@ -301,7 +299,7 @@ def test_auto_judges_many_tasks_at_once_with_slim_convolutions(
         return at_once(*given, **settings)
 
     monkeypatch.setattr(VectorizedEngine, "adaptation_curve", watched)
-    curve = engine.adaptation_curve(learner, batch, steps=1, objective=objective)
+    curve = engine.adaptation_curve(learner, batch, steps=1)
     torch.testing.assert_close(curve.loss, expected_curve.loss, rtol=1e-3, atol=1e-4)
     assert bool(judged) is expected
 
@@ -322,13 +320,13 @@ def test_an_algorithm_without_a_functional_form_is_executed_by_learn2learn_alone
 def test_an_engine_that_does_not_exist_is_refused() -> None:
     name: Any = "fast"
     with pytest.raises(ConfigError, match=r"model\.engine is 'fast', but must be one of auto, learn2learn, vectorized"):
-        engine_named(name, MAMLRule())
+        engine_named(name, MAMLRule(), objective_named("regression"))
 
 
 @pytest.mark.parametrize("kind", [VectorizedEngine, AutoEngine])
 def test_an_engine_can_be_copied_to_another_process(kind: Any) -> None:
     network, rule = network_of("mlp"), MAMLRule()
-    engine = kind(rule)
+    engine = kind(rule, objective_of(network))
     expected = gradients_by(engine, network, rule)[0]
     for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):  # noqa: S301 - our own bytes
         assert same(gradients_by(other, network, rule)[0], expected)

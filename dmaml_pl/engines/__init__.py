@@ -1,13 +1,14 @@
 """How a meta-batch is executed."""
 
 from dmaml_pl.engines.auto import AutoEngine, engine_named
-from dmaml_pl.engines.base import AdaptationCurve, Engine, EngineName, MetaOutcome
+from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 
 __all__ = [
     "AdaptationCurve",
     "AutoEngine",
+    "Backward",
     "Engine",
     "EngineName",
     "Learn2LearnEngine",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from dmaml_pl.algorithms.base import Algorithm, Learner
-from dmaml_pl.engines.base import AdaptationCurve, Engine, EngineName, MetaOutcome
+from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 from dmaml_pl.errors import ConfigError
@@ -23,12 +22,13 @@ MANY_TASKS, SLIM_CHANNELS = 8, 16
 """From so many tasks on, and up to so many channels, convolutions of all tasks at once are faster on CPUs."""
 
 
-def engine_named(name: EngineName, algorithm: Algorithm, *, compiled: bool = False) -> Engine:
+def engine_named(name: EngineName, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> Engine:
     """The engine of that name.
 
     Args:
         name: the value of `model.engine`.
         algorithm: the inner loop.
+        objective: the loss and the metric.
         compiled: compile the meta-gradient where the engine is the vectorized one.
 
     Raises:
@@ -37,11 +37,13 @@ def engine_named(name: EngineName, algorithm: Algorithm, *, compiled: bool = Fal
     if name == "learn2learn":
         if compiled:
             raise ConfigError("model.compile is true, but model.engine is learn2learn: set it to vectorized or auto.")
-        return Learn2LearnEngine()
+        return Learn2LearnEngine(algorithm, objective)
     if name == "vectorized":
-        return VectorizedEngine(algorithm, compiled=compiled)
+        return VectorizedEngine(algorithm, objective, compiled=compiled)
     if name == "auto":
-        return AutoEngine(algorithm, compiled=compiled) if algorithm.is_functional else Learn2LearnEngine()
+        if algorithm.is_functional:
+            return AutoEngine(algorithm, objective, compiled=compiled)
+        return Learn2LearnEngine(algorithm, objective)
     raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, vectorized.")
 
 
@@ -54,12 +56,13 @@ class AutoEngine:
 
     Args:
         algorithm: the inner loop, which has a functional form.
+        objective: the loss and the metric.
         compiled: compile the meta-gradient where the vectorized engine is chosen.
     """
 
-    def __init__(self, algorithm: Algorithm, *, compiled: bool = False) -> None:
-        self._reference = Learn2LearnEngine()
-        self._vectorized = VectorizedEngine(algorithm, compiled=compiled)
+    def __init__(self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> None:
+        self._reference = Learn2LearnEngine(algorithm, objective)
+        self._vectorized = VectorizedEngine(algorithm, objective, compiled=compiled)
         self._compiled = compiled
         self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
         self._said: set[str] = set()
@@ -67,60 +70,47 @@ class AutoEngine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, chooses for itself."""
-        return partial(type(self), compiled=self._compiled), (self._vectorized.algorithm,)
+        return partial(type(self), compiled=self._compiled), (self._reference.algorithm, self._reference.objective)
 
     def name(self, learner: Learner) -> str:
         """The present choice."""
         return self._choice(learner).name(learner)
 
-    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+    def check(self, learner: Learner, batch: TaskBatch) -> None:
         """Try the network; one that cannot be run on all tasks at once is left to learn2learn, which is said once."""
         if self._choice(learner) is self._vectorized:
-            refusal = self._vectorized.refusal(learner, batch, objective)
+            refusal = self._vectorized.refusal(learner, batch)
             if refusal is not None:
                 self._chosen[learner.module] = dict.fromkeys(self._chosen[learner.module], self._reference)
                 if refusal not in self._said:
                     rank_zero_info(f"model.engine is learn2learn: {refusal}.")
                 self._said.add(refusal)
 
-    def meta_gradient(
-        self,
-        learner: Learner,
-        batch: TaskBatch,
-        *,
-        steps: int,
-        objective: Objective,
-        backward: Callable[[Tensor], None],
-    ) -> MetaOutcome:
+    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
         """As the engine that is chosen does."""
-        engine = self._checked(learner, batch, objective)
-        return engine.meta_gradient(learner, batch, steps=steps, objective=objective, backward=backward)
+        return self._checked(learner, batch).meta_gradient(learner, batch, backward)
 
-    def adaptation_curve(
-        self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
-    ) -> AdaptationCurve:
+    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """As the engine that is chosen does."""
-        engine = self._judge(learner, batch, objective)
-        return engine.adaptation_curve(learner, batch, steps=steps, objective=objective)
+        return self._judge(learner, batch).adaptation_curve(learner, batch, steps)
 
-    def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
+    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
         """As the engine that is chosen does."""
-        engine = self._judge(learner, batch, objective)
-        return engine.predict(learner, batch, steps=steps, objective=objective)
+        return self._judge(learner, batch).predict(learner, batch, steps)
 
-    def _checked(self, learner: Learner, batch: TaskBatch, objective: Objective) -> Engine:
-        self.check(learner, batch, objective)
+    def _checked(self, learner: Learner, batch: TaskBatch) -> Engine:
+        self.check(learner, batch)
         return self._choice(learner)
 
-    def _judge(self, learner: Learner, batch: TaskBatch, objective: Objective) -> Engine:
+    def _judge(self, learner: Learner, batch: TaskBatch) -> Engine:
         """The engine that judges a batch, which may be another one than trains."""
-        engine = self._checked(learner, batch, objective)
+        engine = self._checked(learner, batch)
         if engine is self._reference and batch.tasks >= MANY_TASKS:
             network = learner.module
             if network not in self._slim:
                 widths = [layer.out_channels for layer in network.modules() if isinstance(layer, _ConvNd)]
                 fits = 0 < max(widths, default=0) <= SLIM_CHANNELS
-                self._slim[network] = fits and self._vectorized.refusal(learner, batch, objective) is None
+                self._slim[network] = fits and self._vectorized.refusal(learner, batch) is None
             if self._slim[network]:
                 return self._vectorized
         return engine

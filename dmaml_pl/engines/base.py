@@ -1,4 +1,4 @@
-"""What an engine is: the execution of a meta-batch, by any algorithm, for any network.
+"""What an engine is: the execution of a meta-batch by an algorithm, for any network.
 
 Legend: T tasks, Q query samples, I adaptation steps.
 """
@@ -11,10 +11,12 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from dmaml_pl.algorithms.base import Learner
-from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 EngineName = Literal["auto", "learn2learn", "vectorized"]
+
+Backward = Callable[[Tensor], object]
+"""Differentiates a loss, as `Tensor.backward` and `LightningModule.manual_backward` do."""
 
 
 class MetaOutcome(NamedTuple):
@@ -32,13 +34,16 @@ class AdaptationCurve(NamedTuple):
 
 
 class Engine(Protocol):
-    """Executes meta-batches. All engines compute the same; they differ in how fast, and for which networks."""
+    """Executes meta-batches. All engines compute the same; they differ in how fast, and for which networks.
+
+    An engine is made for an algorithm, the inner loop, and an objective, by which tasks are adapted to and judged.
+    """
 
     def name(self, learner: Learner) -> str:
         """Name of the engine that a learner's meta-batches are executed by, where the learner's weights are now."""
         ...
 
-    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+    def check(self, learner: Learner, batch: TaskBatch) -> None:
         """Try what could fail for a network, on one task of `batch`.
 
         Raises:
@@ -46,32 +51,20 @@ class Engine(Protocol):
         """
         ...
 
-    def meta_gradient(
-        self,
-        learner: Learner,
-        batch: TaskBatch,
-        *,
-        steps: int,
-        objective: Objective,
-        backward: Callable[[Tensor], None],
-    ) -> MetaOutcome:
+    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
         """Add the meta-gradient, the gradient of the mean query loss after adaptation, to the parameters' `.grad`.
 
         Args:
             learner: the wrapped network.
             batch: the meta-batch.
-            steps: steps of the inner loop.
-            objective: the loss and the metric.
-            backward: differentiates a loss, as `LightningModule.manual_backward` does.
+            backward: differentiates the loss.
         """
         ...
 
-    def adaptation_curve(
-        self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
-    ) -> AdaptationCurve:
+    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
         ...
 
-    def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
+    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
         ...

@@ -54,20 +54,18 @@ class Compiler:
         self._backend = backend
         self._graphs: WeakKeyDictionary[nn.Module, dict[Any, _Graph | None]] = WeakKeyDictionary()
 
-    def meta_gradient(self, network: nn.Module, batch: TaskBatch, steps: int, outcome: Outcome) -> MetaGradient | None:
+    def meta_gradient(self, network: nn.Module, batch: TaskBatch, outcome: Outcome) -> MetaGradient | None:
         """The meta-gradient, by a compiled graph; None where there is none and none can be made, which is said once.
 
         Args:
             network: the network, whose parameters and buffers are read.
             batch: the meta-batch.
-            steps: steps of the inner loop that `outcome` makes.
-            outcome: what is differentiated.
+            outcome: what is differentiated, the same at every call.
         """
         parameters: Weights = dict(network.named_parameters())
         buffers: Weights = dict(network.named_buffers())
         tasks = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
         key = (
-            steps,
             *((tensor.shape, tensor.dtype, tensor.device) for tensor in tasks),
             *((p.requires_grad, p.dtype) for p in parameters.values()),
             *(module.training for module in network.modules()),

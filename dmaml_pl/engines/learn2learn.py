@@ -5,45 +5,44 @@ Legend: T tasks, Q query samples, I adaptation steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from dmaml_pl.algorithms.base import Learner
-from dmaml_pl.engines.base import AdaptationCurve, MetaOutcome
+from dmaml_pl.algorithms.base import Algorithm, Learner
+from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 
 class Learn2LearnEngine:
-    """Adapts the tasks of a meta-batch one by one; see `Engine` for what the methods promise."""
+    """Adapts the tasks of a meta-batch one by one; see `Engine` for what the methods promise.
+
+    Args:
+        algorithm: the inner loop.
+        objective: the loss and the metric.
+    """
+
+    def __init__(self, algorithm: Algorithm, objective: Objective) -> None:
+        self.algorithm = algorithm
+        self.objective = objective
 
     def name(self, learner: Learner) -> str:
         """Always itself."""
         return "learn2learn"
 
-    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+    def check(self, learner: Learner, batch: TaskBatch) -> None:
         """Nothing to try: any network will do."""
 
-    def meta_gradient(
-        self,
-        learner: Learner,
-        batch: TaskBatch,
-        *,
-        steps: int,
-        objective: Objective,
-        backward: Callable[[Tensor], None],
-    ) -> MetaOutcome:
+    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
         """Add the meta-gradient, the gradient of the mean query loss after adaptation, to the parameters' `.grad`.
 
         Each task is differentiated as soon as it is adapted, so that one task's graph is in memory at a time.
         """
-        losses, metrics = [], []
+        losses, metrics, objective = [], [], self.objective
         for number in range(batch.tasks):
             task = batch.task(number)
             adapted = learner.clone()
-            for _ in range(steps):
+            for _ in range(self.algorithm.steps):
                 adapted.adapt(objective.loss(adapted(task.support_x), task.support_y))
             prediction = adapted(task.query_x)
             loss = objective.loss(prediction, task.query_y)
@@ -52,11 +51,9 @@ class Learn2LearnEngine:
             metrics.append(objective.measure(prediction.detach(), task.query_y))
         return MetaOutcome(torch.stack(losses).mean(), torch.stack(metrics).mean())
 
-    def adaptation_curve(
-        self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
-    ) -> AdaptationCurve:
+    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
-        curves = []
+        curves, objective = [], self.objective
         for number in range(batch.tasks):
             query_y = batch.task(number).query_y
             curves.append(
@@ -68,10 +65,13 @@ class Learn2LearnEngine:
         values = torch.stack([torch.stack(curve) for curve in curves])
         return AdaptationCurve(values[..., 0], values[..., 1])
 
-    def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
+    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
         return torch.stack(
-            [torch.stack(_predictions(learner, batch.task(number), steps, objective)) for number in range(batch.tasks)]
+            [
+                torch.stack(_predictions(learner, batch.task(number), steps, self.objective))
+                for number in range(batch.tasks)
+            ]
         )
 
 

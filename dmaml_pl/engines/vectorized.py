@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
-from dmaml_pl.engines.base import AdaptationCurve, MetaOutcome
+from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
 from dmaml_pl.engines.compiled import Compiler, GivenGradient
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
@@ -35,69 +35,63 @@ class VectorizedEngine:
 
     Args:
         algorithm: the inner loop.
+        objective: the loss and the metric.
         compiled: compile the meta-gradient (`Compiler`); what cannot be compiled is executed without.
 
     Raises:
         ConfigError: the algorithm has no functional form (`Algorithm.update`).
     """
 
-    def __init__(self, algorithm: Algorithm, *, compiled: bool = False) -> None:
+    def __init__(self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> None:
         if not algorithm.is_functional:
             raise ConfigError(
                 f"model.engine is vectorized, but {type(algorithm).__name__} has no functional step (update): set "
                 "model.engine to learn2learn or auto."
             )
         self.algorithm = algorithm
+        self.objective = objective
         self._compiler = Compiler() if compiled else None
         self._checked: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, has tried no network."""
-        return partial(type(self), compiled=self._compiler is not None), (self.algorithm,)
+        return partial(type(self), compiled=self._compiler is not None), (self.algorithm, self.objective)
 
     def name(self, learner: Learner) -> str:
         """Itself, and whether it compiles."""
         return "vectorized" if self._compiler is None else "compiled vectorized"
 
-    def check(self, learner: Learner, batch: TaskBatch, objective: Objective) -> None:
+    def check(self, learner: Learner, batch: TaskBatch) -> None:
         """Try the network on one task, once in training and once in evaluation mode.
 
         Raises:
             ConfigError: vmap cannot run the network, or it writes its buffers, which no task has of its own.
         """
-        refusal = self.refusal(learner, batch, objective)
+        refusal = self.refusal(learner, batch)
         if refusal is not None:
             raise ConfigError(f"model.engine is vectorized, but {refusal}: set model.engine to learn2learn or auto.")
 
-    def refusal(self, learner: Learner, batch: TaskBatch, objective: Objective) -> str | None:
+    def refusal(self, learner: Learner, batch: TaskBatch) -> str | None:
         """Why the network cannot be run on all tasks at once; None if it can."""
         network = learner.module
         modes = self._checked.setdefault(network, set())
         if network.training not in modes:
-            reason = _trial(network, batch, objective, self._adapt)
+            reason = _trial(network, batch, self.objective, self._adapt)
             if reason is not None:
                 return f"{type(network).__name__} cannot be run on all tasks at once ({reason})"
             modes.add(network.training)
         return None
 
-    def meta_gradient(
-        self,
-        learner: Learner,
-        batch: TaskBatch,
-        *,
-        steps: int,
-        objective: Objective,
-        backward: Callable[[Tensor], None],
-    ) -> MetaOutcome:
+    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
         """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward."""
-        self.check(learner, batch, objective)
+        self.check(learner, batch)
         network = learner.module
 
         def outcome(parameters: Weights, buffers: Weights, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-            return self._outcome(network, parameters, buffers, tasks, steps=steps, objective=objective)
+            return self._outcome(network, parameters, buffers, tasks)
 
         if self._compiler is not None:
-            found = self._compiler.meta_gradient(network, batch, steps, outcome)
+            found = self._compiler.meta_gradient(network, batch, outcome)
             if found is not None:
                 parameters = dict(network.named_parameters())
                 learned = [parameters[name] for name in found.gradients]
@@ -108,42 +102,31 @@ class VectorizedEngine:
         return MetaOutcome(loss.detach(), metric)
 
     def _outcome(
-        self,
-        network: nn.Module,
-        parameters: Weights,
-        buffers: Weights,
-        batch: TaskBatch,
-        *,
-        steps: int,
-        objective: Objective,
+        self, network: nn.Module, parameters: Weights, buffers: Weights, batch: TaskBatch
     ) -> tuple[Tensor, Tensor]:
         """Mean query loss after adaptation, differentiable, and mean metric."""
-        judge, weights = _judge(network, objective, buffers), _stack(parameters, batch.tasks)
-        for _ in range(steps):
+        judge, weights = _judge(network, self.objective, buffers), _stack(parameters, batch.tasks)
+        for _ in range(self.algorithm.steps):
             weights = self._adapt(judge, weights, batch, first_order=self.algorithm.first_order)
         losses, predictions = judge(weights, batch.query_x, batch.query_y)
-        return losses.mean(), _measure(objective, losses, predictions, batch.query_y).mean()
+        return losses.mean(), _measure(self.objective, losses, predictions, batch.query_y).mean()
 
-    def adaptation_curve(
-        self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective
-    ) -> AdaptationCurve:
+    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
-        judged = self._walk(learner, batch, steps, objective)
+        judged = self._walk(learner, batch, steps)
         losses = torch.stack([losses for losses, _ in judged], dim=1)
-        metrics = [_measure(objective, *seen, batch.query_y) for seen in judged]
+        metrics = [_measure(self.objective, *seen, batch.query_y) for seen in judged]
         return AdaptationCurve(losses, torch.stack(metrics, dim=1).to(losses.dtype))
 
-    def predict(self, learner: Learner, batch: TaskBatch, *, steps: int, objective: Objective) -> Tensor:
+    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
-        return torch.stack([predictions for _, predictions in self._walk(learner, batch, steps, objective)], dim=1)
+        return torch.stack([predictions for _, predictions in self._walk(learner, batch, steps)], dim=1)
 
-    def _walk(
-        self, learner: Learner, batch: TaskBatch, steps: int, objective: Objective
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _walk(self, learner: Learner, batch: TaskBatch, steps: int) -> list[tuple[Tensor, Tensor]]:
         """Query losses (T,) and predictions (T, Q, ...) after 0 .. `steps` steps; nothing is meta-learned."""
-        self.check(learner, batch, objective)
+        self.check(learner, batch)
         network = learner.module
-        judge = _judge(network, objective, dict(network.named_buffers()))
+        judge = _judge(network, self.objective, dict(network.named_buffers()))
         weights = _stack(dict(network.named_parameters()), batch.tasks)
         judged = []
         for step in range(steps + 1):

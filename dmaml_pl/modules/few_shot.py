@@ -73,7 +73,7 @@ class FewShotModule(pl.LightningModule):
         self.automatic_optimization = False
         self.algorithm = algorithm
         self.objective = objective_named(objective)
-        self.engine = engine_named(engine, algorithm, compiled=compile)
+        self.engine = engine_named(engine, algorithm, self.objective, compiled=compile)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps)
         self.meta_optimizer = meta_optimizer
         self.meta_schedule = meta_schedule
@@ -169,7 +169,7 @@ class FewShotModule(pl.LightningModule):
                 "input size to that of the data."
             ) from error
         self.objective.check(prediction, task.support_y.to(self.device))
-        self.engine.check(self.learner, batch.to(self.device), self.objective)
+        self.engine.check(self.learner, batch.to(self.device))
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
@@ -241,9 +241,8 @@ class FewShotModule(pl.LightningModule):
             drawn = [data.evaluation_task("val", data.val_tasks + number) for number in range(tasks)]
             self._judged_on = stack_tasks(drawn).to(self.device)
         with self._adapting(self._judged_on) as batch:
-            steps = self.algorithm.steps
-            curve = self.engine.adaptation_curve(self.learner, batch, steps=steps, objective=self.objective)
-        return {"validation_loss": float(curve.loss[:, steps].mean())}
+            curve = self.engine.adaptation_curve(self.learner, batch, self.algorithm.steps)
+        return {"validation_loss": float(curve.loss[:, -1].mean())}
 
     def _answer_the_outside(self) -> None:
         """Within a meta-iteration of a signal, or of a worker's death, a run ends."""
@@ -273,13 +272,7 @@ class FewShotModule(pl.LightningModule):
     def _meta_iteration(self, batch: TaskBatch) -> tuple[float, Tensor, NonFiniteError | None]:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        outcome = self.engine.meta_gradient(
-            self.learner,
-            batch,
-            steps=self.algorithm.steps,
-            objective=self.objective,
-            backward=self.manual_backward,
-        )
+        outcome = self.engine.meta_gradient(self.learner, batch, self.manual_backward)
         loss = float(outcome.loss)
         failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
         if isinstance(self.trainer.strategy, RunStrategy):
@@ -349,19 +342,17 @@ class FewShotModule(pl.LightningModule):
     def predict_step(self, batch: TaskBatch, batch_idx: int = 0) -> Tensor:
         """Query predictions of each task before adaptation and after each step of it, (T, I + 1, Q, ...)."""
         with self._adapting(batch) as tasks:
-            return self.engine.predict(self.learner, tasks, steps=self.evaluation_steps, objective=self.objective)
+            return self.engine.predict(self.learner, tasks, self.evaluation_steps)
 
     def predictions_from(self, batch: TaskBatch, *, untrained: bool = False) -> Tensor:
         """As `predict_step`, if asked for from the untrained weights; `batch` may be on any device."""
         learner = self._untrained[0].to(self.device) if untrained else self.learner
         with self._adapting(batch.to(self.device)) as tasks:
-            return self.engine.predict(learner, tasks, steps=self.evaluation_steps, objective=self.objective)
+            return self.engine.predict(learner, tasks, self.evaluation_steps)
 
     def _score(self, learner: Any, batch: TaskBatch) -> TaskScores:
         with self._adapting(batch) as tasks:
-            curve: AdaptationCurve = self.engine.adaptation_curve(
-                learner, tasks, steps=self.evaluation_steps, objective=self.objective
-            )
+            curve: AdaptationCurve = self.engine.adaptation_curve(learner, tasks, self.evaluation_steps)
         numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
         return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
 
