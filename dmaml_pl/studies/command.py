@@ -7,13 +7,12 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from dmaml_pl.errors import ConfigError, DmamlError
+from dmaml_pl.signals import interrupted_by
 
 INTERRUPTED = 130
 
@@ -124,7 +123,7 @@ def main(words: list[str]) -> int:
     try:
         given, rest = _parser().parse_known_args(words)
         _check(given, rest)
-        with _stop_signals_interrupt():
+        with interrupted_by(signal.SIGINT, signal.SIGTERM):
             return _conduct(given, rest)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on: trainings that have finished are not made again.", file=sys.stderr)
@@ -176,21 +175,3 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
             file=sys.stderr,
         )
     return 1 if study.failed else 0
-
-
-@contextmanager
-def _stop_signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a study as Ctrl-C does, and a second one not break off its end."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.plan import text_of
+from dmaml_pl.studies.yaml_file import read_settings
 
 Settings = tuple[tuple[str, str], ...]
 
@@ -26,14 +25,7 @@ def read(path: Path | None, workers: Sequence[int]) -> Mapping[int, Settings]:
     if path is None:
         return {}
     form = "lines of the form `W: {NAME: VALUE, ...}` are expected, with W one of --workers"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--own is {path}, which cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--own {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"--own {path} holds no settings: {form}.")
+    content = read_settings("--own", path, form)
     for count, settings in content.items():
         if count not in workers or not isinstance(settings, dict):
             raise ConfigError(f"--own {path} has {count}: {settings}, but {form}.")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.plan import text_of
+from dmaml_pl.studies.yaml_file import read_settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -91,14 +90,7 @@ class Space:
         Raises:
             ConfigError: names the file, and the setting that is not understood.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"--space is {path}, which cannot be read: {error.strerror}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--space {path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict) or not content:
-            raise ConfigError(f"--space {path} holds no settings: lines of the form `NAME: {_FORMS}` are expected.")
+        content = read_settings("--space", path, f"lines of the form `NAME: {_FORMS}` are expected")
         return cls({str(name): _dimension(str(name), entry) for name, entry in content.items()})
 
     def corners(self) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from dmaml_pl.errors import TrackingError
+from dmaml_pl.signals import interrupted_by
 from dmaml_pl.tracking.store import check_database, check_path
 
 _STOP_TIMEOUT_S = 10.0
@@ -102,7 +102,8 @@ def _server(folder: Path, host: str, port: int, words: IO[str]) -> Iterator[subp
     }
     # In a session of its own, Ctrl-C reaches this process only, and none of the server's prints its farewell.
     with (
-        _stop_signals_interrupt(),
+        # A closed terminal, too; else the server would outlive this process.
+        interrupted_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         subprocess.Popen(  # noqa: S603 (our own arguments)
             command, stdout=words, stderr=words, env=environment, text=True, start_new_session=True
         ) as server,
@@ -116,24 +117,6 @@ def _server(folder: Path, host: str, port: int, words: IO[str]) -> Iterator[subp
                     server.wait(_STOP_TIMEOUT_S)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
-
-
-@contextmanager
-def _stop_signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal stop the server as Ctrl-C does; else it would outlive this process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:  # a second Ctrl-C must not break off the stopping
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int) -> bool:
