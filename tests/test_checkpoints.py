@@ -21,8 +21,7 @@ from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers, write_whol
 from dmaml_pl.checkpoints.last_merge import Held, LastMerge
 from dmaml_pl.errors import CheckpointError, ConfigError
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
-from tests.test_end_to_end import Training, same_weights
-from tests.trainings import fit, of
+from tests.trainings import Training, fit, of, same_weights
 from tests.workers import in_workers
 
 OLD: dict[str, Any] = {"global_step": 1, "weight": torch.zeros(1000)}

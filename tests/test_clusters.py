@@ -16,8 +16,7 @@ import yaml
 
 from dmaml_pl.clusters import Launch
 from dmaml_pl.errors import ConfigError
-from tests.test_end_to_end import Training, environment, flags, same_weights
-from tests.trainings import SETTINGS, of
+from tests.trainings import SETTINGS, Training, environment, flags, of, same_weights
 from tests.workers import free_port
 
 SLURM = {

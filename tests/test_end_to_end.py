@@ -6,111 +6,26 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mlflow import MlflowClient
 
+from tests.trainings import SMALL, Training, dmaml, environment, flags, same_weights
 from tests.workers import free_port
 
-LEFT_BEHIND = (
-    "LOCAL_RANK",
-    "RANK",
-    "PL_GLOBAL_SEED",
-    "OMP_NUM_THREADS",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "WORLD_SIZE",
-    "NODE_RANK",
-)
-SMALL = {
-    "data.meta_batch": 5,
-    "data.val_tasks": 10,
-    "data.test_tasks": 20,
-    "trainer.strategy.run_length": 10,
-    "trainer.max_steps": 60,
-    "trainer.val_check_interval": 2,
-}
-
-
-def flags(settings: dict[str, Any]) -> list[str]:
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def environment() -> dict[str, str]:
-    """That of a user: a training in this process leaves its number of threads behind, which would oversubscribe."""
-    clean = {name: value for name, value in os.environ.items() if name not in LEFT_BEHIND}
-    return clean | {"COLUMNS": "100", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
-
-
-def dmaml(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "dmaml_pl", *words],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-
-
-@dataclass
-class Training:
-    folder: Path
-    words: list[str]
-    result: subprocess.CompletedProcess[str]
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(f"sqlite:///{self.folder}/mlruns/mlflow.db")
-
-    @property
-    def runs(self) -> list[Any]:
-        (experiment,) = [e for e in self.client.search_experiments() if e.name == "sinusoid"]
-        return list(self.client.search_runs([experiment.experiment_id]))
-
-    @property
-    def run(self) -> Any:
-        (run,) = self.runs
-        return run
-
-    def history(self, name: str) -> dict[int, float]:
-        return {point.step: point.value for point in self.client.get_metric_history(self.run.info.run_id, name)}
-
-    def artifact(self, name: str) -> Path:
-        return Path(self.client.download_artifacts(self.run.info.run_id, name))
-
-    def checkpoint(self, name: str) -> dict[str, Any]:
-        (file,) = self.folder.glob(f"mlruns/checkpoints/sinusoid/*/checkpoints/{name}.ckpt")
-        checkpoint: dict[str, Any] = torch.load(file, weights_only=True)
-        return checkpoint
-
-
-def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    pairs = [(first["state_dict"][name], second["state_dict"][name]) for name in first["state_dict"]]
-    return all(torch.equal(one, other) for one, other in pairs)
-
 
 @pytest.fixture(scope="module")
-def config(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(shutil.copy(repository / "configs" / "sinusoid.yaml", tmp_path_factory.mktemp("configs")))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, config: str) -> Training:
+def trained(tmp_path_factory: pytest.TempPathFactory, sinusoid: str) -> Training:
     folder = tmp_path_factory.mktemp("trained")
-    words = ["fit", "--config", config, *flags(SMALL)]
+    words = ["fit", "--config", sinusoid, *flags(SMALL)]
     result = dmaml(folder, *words)
     assert result.returncode == 0, result.stderr
     return Training(folder, words, result)
@@ -274,11 +189,11 @@ class Running:
 
 
 @pytest.fixture
-def running(tmp_path: Path, config: str) -> Iterator[Callable[..., Running]]:
+def running(tmp_path: Path, sinusoid: str) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start(**settings: Any) -> Running:
-        words = ["fit", "--config", config, *flags(SMALL | {"trainer.max_steps": 1_000_000} | settings)]
+        words = ["fit", "--config", sinusoid, *flags(SMALL | {"trainer.max_steps": 1_000_000} | settings)]
         started.append(Running(tmp_path, words))
         started[-1].wait_for_checkpoint()
         return started[-1]
@@ -349,9 +264,9 @@ def test_a_training_that_diverges_names_the_place_and_leaves_the_last_good_check
 
 
 def test_the_training_of_make_train_cuts_the_error_to_a_fifth_and_improves_with_further_steps(
-    config: str, tmp_path: Path
+    sinusoid: str, tmp_path: Path
 ) -> None:
-    result = dmaml(tmp_path, "fit", "--config", config)
+    result = dmaml(tmp_path, "fit", "--config", sinusoid)
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/figures/meta_test.json")
     found = json.loads(file.read_text())

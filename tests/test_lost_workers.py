@@ -14,7 +14,7 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.strategies import DMAMLStrategy
 from tests.by_hand import ByHand
 from tests.recipes import small_trainer
-from tests.test_end_to_end import SMALL, Training, dmaml, flags
+from tests.trainings import SMALL, Training, dmaml, flags
 from tests.workers import in_workers
 
 DANGEROUS = '''

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_end_to_end import environment
+from tests.trainings import environment
 
 
 def test_the_python_example_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:

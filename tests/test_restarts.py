@@ -11,8 +11,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dmaml_pl import restarts
 from dmaml_pl.errors import CheckpointError, WorkerLostError
-from tests.test_end_to_end import Training, same_weights
-from tests.trainings import fit, of
+from tests.trainings import Training, fit, of, same_weights
 from tests.workers import free_port
 
 

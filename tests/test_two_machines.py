@@ -14,8 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.test_end_to_end import environment, flags
-from tests.trainings import SETTINGS
+from tests.trainings import SETTINGS, environment, flags
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 CABLE = "dmaml-cable"
