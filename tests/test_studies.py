@@ -368,6 +368,16 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
     costs = {row[name]: float(row["score"]) for row in done.table("trials.csv")}
     assert 4 < costs["0.03"] <= costs["1e-9"] <= 8 < costs["1e30"]
     assert done.table()[0]["run_to_target"] == ""
+    # One that is reached at the first validation costs what the first run took.
+    assert main([*done.words, "--target", "1000"]) == 0
+    (reached,) = done.table()
+    assert reached["run_to_target"] == "1.0"
+    (run,) = [run for run in done.children if run.data.params["model.meta_optimizer.lr"] == str(float(reached[name]))]
+    assert float(reached["computed_wall_seconds_to_target"]) == pytest.approx(
+        done.history(run, "train/run_cpu_seconds")[0]
+    )
+    by_setting = {row[name]: row["run_to_target"] for row in done.table("trials.csv")}
+    assert by_setting == {"1e-9": "1.0", "0.03": "1.0", "1e30": ""}
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

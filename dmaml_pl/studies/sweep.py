@@ -13,7 +13,7 @@ import numpy as np
 
 from dmaml_pl.studies.figures import COLOURS, draw_curves, new_figure, plain
 from dmaml_pl.studies.plan import Point
-from dmaml_pl.studies.report import SMOOTHED, Report, publish
+from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Report, publish
 from dmaml_pl.studies.results import Group, final, spread
 from dmaml_pl.studies.search import Options, Search
 from dmaml_pl.studies.space import Space
@@ -25,6 +25,14 @@ PANELS = (
     ("meta_iterations", "meta-iterations of a worker"),
     ("tasks_seen", "tasks seen by all workers"),
 )
+COSTS = {
+    "run": "runs",
+    "meta_iterations": "meta-iterations",
+    "tasks_seen": "tasks",
+    "wall_seconds": "measured s",
+    "computed_wall_seconds": "computed s",
+}
+"""The axes on which the table says what it took to reach the target, and their names."""
 
 
 def conduct(study: Study, options: Options) -> None:
@@ -66,7 +74,11 @@ def _shown(settings: Sequence[tuple[str, str]]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings)
 
 
-def _trials(searches: Sequence[Search]) -> list[dict[str, Any]]:
+def _trials(searches: Sequence[Search], target: float) -> list[dict[str, Any]]:
+    def reached(group: Group | None) -> dict[str, Any]:
+        found = {} if group is None else group.cost(target)
+        return {f"{axis}_to_target": found.get(axis) for axis in COSTS}
+
     return [
         {
             "workers": search.workers,
@@ -74,6 +86,7 @@ def _trials(searches: Sequence[Search]) -> list[dict[str, Any]]:
             "score": trial.score,
             "sd": spread(trial.scores),
             f"final {search.study.base.metric}": float(trial.group.final.mean()) if trial.group else math.nan,
+            **reached(trial.group),
             **trial.values,
         }
         for search in searches
@@ -91,7 +104,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
     metric, options = study.base.metric, searches[0].options
     best = [(search, trial, trial.group) for search in searches if (trial := search.best) and trial.group]
     target = final(best[0][2].mean) if options.target is None else options.target
-    objective = f"final {metric}" if options.target is None else f"{_name_of(options.count)} to {number(target)}"
+    objective = f"final {metric}" if options.target is None else f"{COSTS[options.count]} to {number(target)}"
     rows, shown, notes = [], [], []
     for search, trial, group in best:
         reached = group.cost(target)
@@ -105,7 +118,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
                 f"final {metric}": float(group.final.mean()),
                 "sd": spread(group.final),
                 "target": target,
-                **{f"{axis}_to_target": reached.get(axis) for axis, _ in PANELS},
+                **{f"{axis}_to_target": reached.get(axis) for axis in COSTS},
                 **trial.values,
             }
         )
@@ -115,7 +128,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
                 "best trial": f"{trial.number} of {len(search.trials)}",
                 f"objective: {objective}": with_spread(trial.scores),
                 **({} if options.target is None else {f"final {metric}": with_spread(group.final)}),
-                **{f"{_name_of(axis)} to {number(target)}": number(reached.get(axis)) for axis, _ in PANELS},
+                **{f"{name} to {number(target)}": number(reached.get(axis)) for axis, name in COSTS.items()},
                 **{name: _brief(value) for name, value in trial.values.items()},
             }
         )
@@ -129,6 +142,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
     whose = f"what the best setting of {best[0][0].label} ends with" if options.target is None else "the target"
     notes[:0] = [
         SMOOTHED,
+        COMPUTED,
         f"{number(target)} is {whose}. The columns after the objective are of the mean over the seeds.",
         "The best of many trials is partly luck: train it with other seeds before believing in a small difference.",
     ]
@@ -142,12 +156,8 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
         shown,
         notes,
         {"best.png": lambda path: curves(path=path), "search.png": lambda path: search_figure(path=path)},
-        {"trials.csv": _trials(searches)},
+        {"trials.csv": _trials(searches, target)},
     )
-
-
-def _name_of(axis: str) -> str:
-    return {"run": "runs", "meta_iterations": "meta-iterations", "tasks_seen": "tasks"}[axis]
 
 
 def _brief(value: Any) -> str:
