@@ -317,7 +317,7 @@ def test_a_study_of_scaling_sees_as_many_tasks_through_each_knob(
     assert list(table)[:6] == [
         "base",
         "2 x workers",
-        "2 x meta-batch",
+        "2 x meta-batch, learn2learn",
         "2 x run length",
         "2 x runs",
         "2 x workers, task_parallel",
@@ -344,7 +344,8 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "model.meta_optimizer.init_args.lr"
-    (tmp_path / "space.yaml").write_text(f"{name}: {{choice: [1e-9, 0.03, 1e30]}}\n")
+    merges = "trainer.strategy.merge: {choice: [dmaml_pl.MeanMerge]}"  # a choice among texts, of which there is one
+    (tmp_path / "space.yaml").write_text(f"{name}: {{choice: [1e-9, 0.03, 1e30]}}\n{merges}\n")
     words = ("--space", "space.yaml", "--workers", "1", "--trials", "8", "--startup", "8", "--seeds", "1")
     done = study(repository, tmp_path, capsys, "sweep", *words)
     assert done.code == 0, done.printed

@@ -64,10 +64,11 @@ def knobs(base: Resolved, factor: int, workers: int) -> list[Point]:
     larger = (("data.meta_batch", str(batch * factor)),)
     longer = ((_STEPS, str(steps * factor)),)
     engines = base.has("model.engine")
+    one_by_one = f"{factor} x meta-batch, learn2learn" if engines else f"{factor} x meta-batch"
     points = [
         Point("base", workers),
         Point(f"{factor} x workers", workers * factor),
-        Point(f"{factor} x meta-batch", workers, larger + ((("model.engine", "learn2learn"),) if engines else ())),
+        Point(one_by_one, workers, larger + ((("model.engine", "learn2learn"),) if engines else ())),
         Point(f"{factor} x run length", workers, ((base.run_length_setting, str(length * factor)), *longer)),
         Point(f"{factor} x runs", workers, longer),
         Point(f"{factor} x workers, task_parallel", workers * factor, (("trainer.strategy", _task_parallel(base)),)),

@@ -137,10 +137,10 @@ class Search:
     def _greatest(self) -> float:
         """What no training of this search can exceed, of that which is counted until the target is reached."""
         base, dimensions = self.study.base, self.options.space.dimensions
-        known = {name.replace(".init_args", ""): dimension.extremes() for name, dimension in dimensions.items()}
+        searched = {name.replace(".init_args", ""): dimension for name, dimension in dimensions.items()}
 
         def extremes(name: str) -> tuple[float, float]:
-            return known.get(name) or (base.whole(name), base.whole(name))
+            return searched[name].extremes() if name in searched else (base.whole(name), base.whole(name))
 
         iterations = extremes("trainer.max_steps")[1]
         if self.options.count == "run":
