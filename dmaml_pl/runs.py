@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from dmaml_pl.errors import NonFiniteError
 
+CHECKPOINT_KEY = "dmaml"
+"""Where a checkpoint holds what the strategy keeps: the number of workers, each one's moments, its own state."""
+
 
 class RunClock:
     """Wall time and computing time of a run, from its making on."""

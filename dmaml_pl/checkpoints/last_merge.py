@@ -21,13 +21,12 @@ from typing import Any
 
 import psutil
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, write_whole
 from dmaml_pl.errors import CheckpointError
-
-CHECKPOINT_KEY = "dmaml"
-"""Where a checkpoint holds what the strategy keeps: the number of workers, each one's moments, its own state."""
+from dmaml_pl.runs import CHECKPOINT_KEY
 
 WAIT_SECONDS = 10.0
 """So long worker 0 waits for the others' moments: well within the 30 s that clusters give a process to end."""
@@ -89,9 +88,9 @@ class LastMerge:
                 held.step,
                 held.worker,
                 held.workers,
-                copied(held.moments),
-                copied(held.checkpoint),
-                copied(held.strategy_state),
+                _copied(held.moments),
+                _copied(held.checkpoint),
+                _copied(held.strategy_state),
             ),
         ]
 
@@ -188,15 +187,9 @@ class LastMerge:
                 part.unlink(missing_ok=True)
 
 
-def copied(value: Any) -> Any:
+def _copied(value: Any) -> Any:
     """A copy of nested dicts and lists whose tensors are on the CPU and nobody else's."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copied(item) for item in value)
-    return value
+    return apply_to_collection(value, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
 def _is_running(process: int) -> bool:

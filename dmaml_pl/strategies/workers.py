@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from lightning_fabric.utilities.distributed import _init_dist_connection
 from lightning_fabric.utilities.types import _PATH
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -28,13 +29,11 @@ from torch import Tensor, nn
 
 from dmaml_pl import restarts
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_positive
-from dmaml_pl.runs import RunReport
+from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Place, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher, started_by_us
 from dmaml_pl.strategies.membership import Membership
-
-CHECKPOINT_KEY = "dmaml"
 
 WorkerFailure = Literal["stop", "continue"]
 NonFinite = Literal["stop", "exclude"]
@@ -434,7 +433,7 @@ class WorkerStrategy(DDPStrategy):
         """Write one file that holds what every worker needs: the merged weights, and each worker's own moments."""
         kept: dict[str, Any] = {"workers": self.world_size}
         if self.world_size > 1:
-            own = _to_cpu(checkpoint.get("optimizer_states", []))
+            own = apply_to_collection(checkpoint.get("optimizer_states", []), Tensor, Tensor.cpu)
 
             def call() -> list[Any] | None:
                 everyone: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
@@ -475,13 +474,3 @@ def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"trainer.strategy.{setting} is {value}, but must be {' or '.join(choices)}.")
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_cpu(item) for item in value)
-    return value
