@@ -6,11 +6,12 @@ READY := .venv/.ready
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format ui clean pins
+.PHONY: help setup train test test-all lint format docs ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
 	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
+	@echo "make docs    build the documentation as a site, in site/"
 	@echo "make ui      open the MLflow UI on the trainings made here"
 	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make clean   remove .venv and caches (not mlruns)"
@@ -47,6 +48,11 @@ format: $(READY)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+# Material for MkDocs announces its successor at each call.
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Documentation: site/index.html"
+
 ui: $(READY)
 	@$(BIN)/python -m dmaml_pl ui
 
@@ -56,4 +62,4 @@ pins: $(READY)
 	  pyproject.toml --output-file requirements.txt
 
 clean:
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,41 @@
+"""Makes the site of what lies in the repository, not only of `docs/`: README, configs, deploy files, CONTRIBUTING.
+
+In the repository these link to each other by their places in it; in the site `docs/` is the root.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/README.md")
+FOLDERS = ("configs", "deploy")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add what lies outside of `docs/`, by its place in the repository."""
+    others = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    for name in dict.fromkeys([*PAGES, *(path.relative_to(ROOT).as_posix() for path in others)]):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn links from places in the repository into links from places in the site."""
+    outside = page.file.src_uri in PAGES
+    here = page.file.src_uri if outside else f"docs/{page.file.src_uri}"
+
+    def moved(link: re.Match[str]) -> str:
+        path, mark, anchor = link["target"].partition("#")
+        if not path or ":" in path:
+            return link[0]
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
+        within = place.removeprefix("docs/")
+        return f"]({posixpath.relpath(within, posixpath.dirname(page.file.src_uri) or '.')}{mark}{anchor})"
+
+    return re.sub(r"\]\((?P<target>[^)\s]+)\)", moved, markdown)

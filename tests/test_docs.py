@@ -1,0 +1,67 @@
+"""The documentation as a site."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.trainings import environment
+
+FOLDERS = ("configs", "deploy", "docs", "dmaml_pl", "data_modules")
+FILES = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+
+@pytest.fixture(scope="module")
+def copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    for name in FOLDERS:
+        shutil.copytree(repository / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(repository / name, folder)
+    return folder
+
+
+def build(folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    settings = environment() | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(words, cwd=folder, env=settings, capture_output=True, text=True, timeout=200, check=False)
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.targets += [value for name, value in attrs if name in ("href", "src") and value]
+
+
+def test_the_site_holds_every_page_and_all_that_it_links_to(copy: Path) -> None:
+    built = build(copy)
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    site = copy / "site"
+    for page in ("", "merging/", "studies/", "machines/", "configs/", "CONTRIBUTING/", "CHANGELOG/"):
+        assert (site / page / "index.html").is_file(), page
+    assert "A configurable trainer" in (site / "index.html").read_text()
+    assert "first_order" in (site / "reference" / "modules" / "index.html").read_text()
+    for page_file in site.rglob("index.html"):
+        links = Links()
+        links.feed(page_file.read_text())
+        for target in links.targets:
+            path = target.partition("#")[0]
+            if path and ":" not in path and not path.startswith("//"):
+                assert (page_file.parent / path).resolve().exists(), (page_file, target)
+
+
+def test_a_broken_link_fails_the_build(copy: Path) -> None:
+    page = copy / "docs" / "merging.md"
+    page.write_text(page.read_text() + "\n[nowhere](nowhere.md)\n")
+    built = build(copy)
+    assert built.returncode != 0
+    assert "nowhere.md" in built.stderr
