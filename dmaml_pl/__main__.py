@@ -5,8 +5,9 @@ Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 USAGE = """\
@@ -20,6 +21,7 @@ commands:
   test       meta-test a checkpoint: a table, figures, MLflow
   predict    write the predictions for the test tasks after adaptation
   study      compare trainings: numbers of workers, ways to see more tasks, best settings
+  compare    the settings in which trainings differ, their figures, and their curves
   ui         open the MLflow UI on the local store
 
   dmaml fit --config configs/sinusoid.yaml             train
@@ -30,6 +32,13 @@ commands:
 
 Several --config files are laid over each other; single settings on the command line come last.
 """
+
+LIGHT = {
+    "study": "dmaml_pl.studies.command",
+    "compare": "dmaml_pl.studies.compare",
+    "ui": "dmaml_pl.tracking.ui",
+}
+"""Commands whose `main` begins without PyTorch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,12 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"dmaml_pl {__version__}")
         return 0
-    if words[0] == "ui":
-        return _ui(words[1:])
-    if words[0] == "study":
-        from dmaml_pl.studies.command import main as study  # noqa: PLC0415 - only when it is asked for
-
-        return study(words[1:])
+    if words[0] in LIGHT:
+        command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
+        return command(words[1:])
     try:
         return _train_or_test(words)
     except KeyboardInterrupt:  # before there is anything to save
@@ -70,23 +76,6 @@ def _train_or_test(words: list[str]) -> int:
     from dmaml_pl.cli import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     return run(words)
-
-
-def _ui(words: list[str]) -> int:
-    from dmaml_pl.errors import DmamlError  # noqa: PLC0415 - what needs no PyTorch must not wait for it
-    from dmaml_pl.tracking.ui import serve  # noqa: PLC0415 - what needs no PyTorch must not wait for it
-
-    parser = argparse.ArgumentParser("dmaml ui", description="Open the MLflow UI on the local store.")
-    parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
-    parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--run", help="id of an MLflow run to show first")
-    given = parser.parse_args(words)
-    try:
-        return serve(save_dir=given.save_dir, port=given.port, host=given.host, run=given.run)
-    except DmamlError as error:
-        print(f"dmaml: error: {error}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from dmaml_pl.errors import ConfigError, DmamlError
+from dmaml_pl.options import Options, whole
 from dmaml_pl.signals import interrupted_by
 
 INTERRUPTED = 130
@@ -34,26 +33,6 @@ are not made again.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(_sentence(message))
-
-
-def _sentence(message: str) -> str:
-    message = re.sub(r"^argument (?:-\w/)?(\S+): ", r"\1 ", message)
-    message = re.sub(r"^the following arguments are required: (.*)$", r"Not set: \1", message)
-    return f"{message.rstrip('.')}. dmaml study --help lists all."
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"is {text}, but must be a whole number of at least {least}")
-        return int(text)
-
-    return parse
-
-
 def _finite(text: str) -> float:
     try:
         value = float(text)
@@ -70,13 +49,13 @@ def _name(text: str) -> str:
     return text
 
 
-def _parser() -> _Parser:
-    parser = _Parser("dmaml study", description="Experiments made of many trainings.", allow_abbrev=False)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=_Parser)
+def _parser() -> Options:
+    parser = Options("dmaml study", description="Experiments made of many trainings.", allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=Options)
     workers = _add(kinds, "workers", "the validation metric over runs, for several numbers of workers")
     workers.add_argument(
         "--workers",
-        type=_whole(1),
+        type=whole(1),
         nargs="+",
         default=[1, 2, 4, 8],
         metavar="W",
@@ -87,30 +66,30 @@ def _parser() -> _Parser:
         "--target", type=_finite, metavar="X", help="count the runs to this metric, not to what the first ends with"
     )
     scaling = _add(kinds, "scaling", "a factor of tasks more, through each knob in turn: what it costs and gains")
-    scaling.add_argument("--factor", type=_whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
+    scaling.add_argument("--factor", type=whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
     scaling.add_argument(
-        "--workers", type=_whole(1), default=1, metavar="W", help="of the training to compare with (default: 1)"
+        "--workers", type=whole(1), default=1, metavar="W", help="of the training to compare with (default: 1)"
     )
     sweep = _add(kinds, "sweep", "the best setting of each number of workers, found by Optuna")
     add = sweep.add_argument
     add("--space", required=True, metavar="FILE", help="YAML: NAME: {int: [5, 200], log: true}, or float, or choice")
-    add("--workers", type=_whole(1), nargs="+", default=[1, 4], metavar="W", help="each searched alone (default: 1 4)")
-    add("--trials", type=_whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")
-    add("--startup", type=_whole(1), default=8, metavar="N", help="of these, drawn at random first (default: 8)")
-    add("--sampler_seed", type=_whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
+    add("--workers", type=whole(1), nargs="+", default=[1, 4], metavar="W", help="each searched alone (default: 1 4)")
+    add("--trials", type=whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")
+    add("--startup", type=whole(1), default=8, metavar="N", help="of these, drawn at random first (default: 8)")
+    add("--sampler_seed", type=whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
     add("--target", type=_finite, metavar="X", help="search for the fewest runs to this metric, not the best final one")
     add("--count", choices=list(_COUNTS), default="runs", help="what --target counts (default: runs)")
     return parser
 
 
-def _add(kinds: argparse._SubParsersAction[_Parser], kind: str, summary: str) -> _Parser:
+def _add(kinds: argparse._SubParsersAction[Options], kind: str, summary: str) -> Options:
     parser = kinds.add_parser(kind, help=summary, description=summary, epilog=_FURTHER, allow_abbrev=False)
     add = parser.add_argument
     add("-c", "--config", action="append", required=True, metavar="FILE", help="as of `dmaml fit`; may be repeated")
-    add("--seeds", type=_whole(1), default=3, metavar="N", help="trainings that differ in the seed only (default: 3)")
+    add("--seeds", type=whole(1), default=3, metavar="N", help="trainings that differ in the seed only (default: 3)")
     add("--name", type=_name, help=f"of the study (default: {kind}-CONFIG); the same name goes on with it")
     add("--output", metavar="DIR", help="folder for the results (default: mlruns/studies/NAME)")
-    add("--jobs", type=_whole(1), default=1, metavar="J", help="trainings at the same time (default: 1)")
+    add("--jobs", type=whole(1), default=1, metavar="J", help="trainings at the same time (default: 1)")
     return parser
 
 

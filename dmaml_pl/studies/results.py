@@ -29,6 +29,8 @@ AXES = ("run", "meta_iterations", "tasks_seen", "wall_seconds", "computed_wall_s
 
 _RUN, _TASKS, _SECONDS, _CPU = "train/run", "train/tasks_seen", "train/run_seconds", "train/run_cpu_seconds"
 _MERGE, _TRANSFER = "merge/seconds", "merge/transfer_seconds"
+RUN_METRICS = (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER)
+"""What a curve needs to know of each run."""
 
 NO_CPU = (
     "Computed wall times are from the workers' wall time, as their time on a core (train/run_cpu_seconds) was not "
@@ -76,7 +78,7 @@ def read_curve(study: Study, child: Child) -> Curve:
         TrackingError: it has no validation.
     """
     values = study.ledger.history(child, study.base.metric)
-    runs = {name: study.ledger.history(child, name) for name in (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER)}
+    runs = {name: study.ledger.history(child, name) for name in RUN_METRICS}
     if not values:
         raise TrackingError(
             f"{child.training.label} has no {study.base.metric} in MLflow: set checkpoint.monitor to a metric of the "

@@ -16,12 +16,32 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
 
-from dmaml_pl.errors import TrackingError
+from dmaml_pl.errors import DmamlError, TrackingError
+from dmaml_pl.options import Options, whole
 from dmaml_pl.signals import interrupted_by
 from dmaml_pl.tracking.store import check_database, check_path
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.2
+
+
+def main(words: list[str]) -> int:
+    """Serve as the command line asks; returns the exit code.
+
+    Args:
+        words: the command line after `dmaml ui`.
+    """
+    parser = Options("dmaml ui", description="Open the MLflow UI on the local store.", allow_abbrev=False)
+    parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
+    parser.add_argument("--port", type=whole(0), default=5000, help="port to listen on (default: 5000)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--run", help="id of an MLflow run to show first")
+    try:
+        given = parser.parse_args(words)
+        return serve(save_dir=given.save_dir, port=given.port, host=given.host, run=given.run)
+    except DmamlError as error:
+        print(f"dmaml: error: {error}", file=sys.stderr)
+        return 1
 
 
 def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1", run: str | None = None) -> int:
