@@ -18,7 +18,16 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from dmaml_pl.objectives import objective_named
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
-from tests.test_vectorized import WithSpare, assert_equals_the_reference, made, network_of
+from tests.test_vectorized import (
+    TIGHT,
+    WithSpare,
+    assert_equals_the_reference,
+    batch_for,
+    gradients_by,
+    made,
+    network_of,
+    vectorized,
+)
 
 
 class Scaled(nn.Module):
@@ -40,12 +49,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Everything but the making of machine code, which takes long; returns what was compiled."""
     compiled: list[Any] = []
 
-    def compile_quickly(graph: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        assert settings == {"backend": "inductor", "fullgraph": True, "dynamic": False}
+    def compile_quickly(graph: Callable[..., Any], examples: list[Tensor]) -> Callable[..., Any]:
         compiled.append(graph)
         return graph
 
-    monkeypatch.setattr(torch, "compile", compile_quickly)
+    monkeypatch.setattr(torch._inductor, "compile", compile_quickly)
     return compiled
 
 
@@ -72,6 +80,22 @@ def test_frozen_and_unused_weights_are_left_alone() -> None:
     network.used.layers[0].weight.requires_grad_(False)
     rule = MAMLRule(inner_lr=0.1, inner_steps=2)
     assert_equals_the_reference(network, rule, compiled=True)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.usefixtures("graphs")
+def test_gradients_are_added_scaled_and_given_to_hooks_as_by_a_backward(hooked: bool) -> None:
+    network, rule = network_of("mlp"), MAMLRule(inner_lr=0.1)
+    seen: list[Tensor] = []
+    once = gradients_by(vectorized(network, rule), network, rule)[0]
+    engine = vectorized(network, rule, compiled=True)
+    for p in network.parameters() if hooked else ():
+        p.register_hook(seen.append)
+    learner: Any = rule.wrap(network)
+    engine.meta_gradient(learner, batch_for(network), lambda loss: (2 * loss).backward())
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.grad, 3 * once[name], **TIGHT)
+    assert len(seen) == (len(once) if hooked else 0)
 
 
 @pytest.mark.usefixtures("graphs")
@@ -113,7 +137,7 @@ def test_where_compiling_fails_the_training_goes_on_without(
     def fail(*arguments: Any, **settings: Any) -> Any:
         raise RuntimeError("no C++ compiler\nmore")
 
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch._inductor, "compile", fail)
     states = []
     for compiled in (True, False):
         module = small_maml(engine="vectorized", compile=compiled)

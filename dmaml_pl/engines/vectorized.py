@@ -22,7 +22,7 @@ from torch.func import functional_call, vmap
 
 from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
-from dmaml_pl.engines.compiled import Compiler, GivenGradient
+from dmaml_pl.engines.compiled import Compiler, hand_out
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
@@ -93,9 +93,7 @@ class VectorizedEngine:
         if self._compiler is not None:
             found = self._compiler.meta_gradient(network, batch, outcome)
             if found is not None:
-                parameters = dict(network.named_parameters())
-                learned = [parameters[name] for name in found.gradients]
-                backward(GivenGradient.apply(found.loss, list(found.gradients.values()), *learned))
+                hand_out(found, backward)
                 return MetaOutcome(found.loss, found.metric)
         loss, metric = outcome(dict(network.named_parameters()), dict(network.named_buffers()), batch)
         backward(loss)
