@@ -149,14 +149,15 @@ def test_where_compiling_fails_the_training_goes_on_without(
     assert said == ["model.compile has no effect: compiling failed (no C++ compiler)."]
 
 
-def test_the_reference_cannot_be_compiled() -> None:
-    with pytest.raises(ConfigError, match=r"model\.compile is true, but model\.engine is learn2learn: set it to"):
-        MAML(MLP(), engine="learn2learn", compile=True)
+@pytest.mark.parametrize("engine", ["learn2learn", "per_task"])
+def test_what_executes_one_task_after_another_cannot_be_compiled(engine: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.compile is true, but model\.engine is {engine}: set it to"):
+        MAML(MLP(), engine=engine, compile=True)
 
 
 def test_auto_compiles_what_it_vectorizes() -> None:
     assert MAML(MLP(), compile=True).engine_in_use == "compiled vectorized"
-    assert MAML(network_of("none"), compile=True).engine_in_use == "learn2learn"
+    assert MAML(network_of("none"), compile=True).engine_in_use == "per_task"
 
 
 @pytest.mark.parametrize("kind", [VectorizedEngine, AutoEngine])

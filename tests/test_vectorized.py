@@ -271,7 +271,7 @@ def test_a_mistake_of_the_network_itself_is_not_mistaken_for_one_of_the_engine()
         module.engine.check(module.learner, next(iter(small_data().val_dataloader())))
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("mlp", "vectorized"), ("none", "learn2learn")])
+@pytest.mark.parametrize(("kind", "expected"), [("mlp", "vectorized"), ("none", "per_task")])
 def test_auto_takes_the_engine_that_is_faster_on_a_cpu(kind: str, expected: str) -> None:
     assert MAML(network_of(kind)).engine_in_use == expected
 
@@ -319,7 +319,9 @@ def test_an_algorithm_without_a_functional_form_is_executed_by_learn2learn_alone
 
 def test_an_engine_that_does_not_exist_is_refused() -> None:
     name: Any = "fast"
-    with pytest.raises(ConfigError, match=r"model\.engine is 'fast', but must be one of auto, learn2learn, vectorized"):
+    with pytest.raises(
+        ConfigError, match=r"model\.engine is 'fast', but must be one of auto, learn2learn, per_task, vectorized"
+    ):
         engine_named(name, MAMLRule(), objective_named("regression"))
 
 

@@ -3,6 +3,7 @@
 from dmaml_pl.engines.auto import AutoEngine, engine_named
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
+from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "EngineName",
     "Learn2LearnEngine",
     "MetaOutcome",
+    "PerTaskEngine",
     "VectorizedEngine",
     "engine_named",
 ]

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from dmaml_pl.algorithms.base import Algorithm, Learner
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
+from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
@@ -34,25 +35,27 @@ def engine_named(name: EngineName, algorithm: Algorithm, objective: Objective, *
     Raises:
         ConfigError: there is no engine of that name, or it cannot execute the algorithm, or cannot be compiled.
     """
+    if compiled and name in ("learn2learn", "per_task"):
+        raise ConfigError(f"model.compile is true, but model.engine is {name}: set it to vectorized or auto.")
     if name == "learn2learn":
-        if compiled:
-            raise ConfigError("model.compile is true, but model.engine is learn2learn: set it to vectorized or auto.")
         return Learn2LearnEngine(algorithm, objective)
+    if name == "per_task":
+        return PerTaskEngine(algorithm, objective)
     if name == "vectorized":
         return VectorizedEngine(algorithm, objective, compiled=compiled)
     if name == "auto":
         if algorithm.is_functional:
             return AutoEngine(algorithm, objective, compiled=compiled)
         return Learn2LearnEngine(algorithm, objective)
-    raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, vectorized.")
+    raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, per_task, vectorized.")
 
 
 class AutoEngine:
-    """Vectorized where that is faster and can be done, else learn2learn; see `Engine` for what the methods promise.
+    """The faster engine that can run the network where it is; see `Engine` for what the methods promise.
 
     On CPUs a convolution with other weights for every task is slower than one task's after another, so networks with
-    convolutions are left to learn2learn there; but not where many tasks are judged with slim ones at once, which is
-    more than twice as fast.
+    convolutions are executed per task there; all others vectorized. What the engine that is chosen cannot run is left
+    to learn2learn.
 
     Args:
         algorithm: the inner loop, which has a functional form.
@@ -62,6 +65,7 @@ class AutoEngine:
 
     def __init__(self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> None:
         self._reference = Learn2LearnEngine(algorithm, objective)
+        self._per_task = PerTaskEngine(algorithm, objective)
         self._vectorized = VectorizedEngine(algorithm, objective, compiled=compiled)
         self._compiled = compiled
         self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
@@ -77,9 +81,10 @@ class AutoEngine:
         return self._choice(learner).name(learner)
 
     def check(self, learner: Learner, batch: TaskBatch) -> None:
-        """Try the network; one that cannot be run on all tasks at once is left to learn2learn, which is said once."""
-        if self._choice(learner) is self._vectorized:
-            refusal = self._vectorized.refusal(learner, batch)
+        """Try the network; one that the choice cannot run is left to learn2learn, which is said once."""
+        choice = self._choice(learner)
+        if isinstance(choice, (PerTaskEngine, VectorizedEngine)):
+            refusal = choice.refusal(learner, batch)
             if refusal is not None:
                 self._chosen[learner.module] = dict.fromkeys(self._chosen[learner.module], self._reference)
                 if refusal not in self._said:
@@ -105,7 +110,7 @@ class AutoEngine:
     def _judge(self, learner: Learner, batch: TaskBatch) -> Engine:
         """The engine that judges a batch, which may be another one than trains."""
         engine = self._checked(learner, batch)
-        if engine is self._reference and batch.tasks >= MANY_TASKS:
+        if engine is self._per_task and batch.tasks >= MANY_TASKS:
             network = learner.module
             if network not in self._slim:
                 widths = [layer.out_channels for layer in network.modules() if isinstance(layer, _ConvNd)]
@@ -121,5 +126,5 @@ class AutoEngine:
         chosen = self._chosen.setdefault(network, {})
         if device not in chosen:
             slow = device == "cpu" and any(isinstance(layer, _ConvNd) for layer in network.modules())
-            chosen[device] = self._reference if slow else self._vectorized
+            chosen[device] = self._per_task if slow else self._vectorized
         return chosen[device]

@@ -13,7 +13,7 @@ from torch import Tensor
 from dmaml_pl.algorithms.base import Learner
 from dmaml_pl.tasks import TaskBatch
 
-EngineName = Literal["auto", "learn2learn", "vectorized"]
+EngineName = Literal["auto", "learn2learn", "per_task", "vectorized"]
 
 Backward = Callable[[Tensor], object]
 """Differentiates a loss, as `Tensor.backward` and `LightningModule.manual_backward` do."""

@@ -23,6 +23,7 @@ from torch.func import functional_call, vmap
 from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
 from dmaml_pl.engines.compiled import Compiler, hand_out
+from dmaml_pl.engines.inner_loop import Judge, adapt, cut, stacked, task_metrics
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
@@ -50,6 +51,7 @@ class VectorizedEngine:
             )
         self.algorithm = algorithm
         self.objective = objective
+        self._adapt = partial(adapt, algorithm)
         self._compiler = Compiler() if compiled else None
         self._checked: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
@@ -103,17 +105,19 @@ class VectorizedEngine:
         self, network: nn.Module, parameters: Weights, buffers: Weights, batch: TaskBatch
     ) -> tuple[Tensor, Tensor]:
         """Mean query loss after adaptation, differentiable, and mean metric."""
-        judge, weights = _judge(network, self.objective, buffers), _stack(parameters, batch.tasks)
+        judge, weights = _judge(network, self.objective, buffers), stacked(parameters, batch.tasks)
         for _ in range(self.algorithm.steps):
-            weights = self._adapt(judge, weights, batch, first_order=self.algorithm.first_order)
+            weights = self._adapt(
+                judge, weights, batch.support_x, batch.support_y, first_order=self.algorithm.first_order
+            )
         losses, predictions = judge(weights, batch.query_x, batch.query_y)
-        return losses.mean(), _measure(self.objective, losses, predictions, batch.query_y).mean()
+        return losses.mean(), task_metrics(self.objective, losses, predictions, batch.query_y).mean()
 
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
         judged = self._walk(learner, batch, steps)
         losses = torch.stack([losses for losses, _ in judged], dim=1)
-        metrics = [_measure(self.objective, *seen, batch.query_y) for seen in judged]
+        metrics = [task_metrics(self.objective, *seen, batch.query_y) for seen in judged]
         return AdaptationCurve(losses, torch.stack(metrics, dim=1).to(losses.dtype))
 
     def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
@@ -125,29 +129,14 @@ class VectorizedEngine:
         self.check(learner, batch)
         network = learner.module
         judge = _judge(network, self.objective, dict(network.named_buffers()))
-        weights = _stack(dict(network.named_parameters()), batch.tasks)
+        weights = stacked(dict(network.named_parameters()), batch.tasks)
         judged = []
         for step in range(steps + 1):
             with torch.no_grad():
                 judged.append(judge(weights, batch.query_x, batch.query_y))
             if step < steps:
-                weights = _cut(self._adapt(judge, weights, batch, first_order=True))
+                weights = cut(self._adapt(judge, weights, batch.support_x, batch.support_y, first_order=True))
         return judged
-
-    def _adapt(self, judge: Judge, weights: Weights, batch: TaskBatch, *, first_order: bool) -> Weights:
-        """One step of the inner loop of every task."""
-        at = _cut(weights) if first_order else weights
-        losses, _ = judge(at, batch.support_x, batch.support_y)
-        names = [name for name, w in at.items() if w.requires_grad]
-        found = torch.autograd.grad(
-            losses.sum(), [at[name] for name in names], create_graph=not first_order, allow_unused=True
-        )
-        gradients = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
-        return weights | self.algorithm.update({name: weights[name] for name in gradients}, gradients)
-
-
-Judge = Callable[[Weights, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of stacked weights, samples and targets: losses (T,) and predictions."""
 
 
 def _judge(network: nn.Module, objective: Objective, buffers: Weights) -> Judge:
@@ -157,24 +146,6 @@ def _judge(network: nn.Module, objective: Objective, buffers: Weights) -> Judge:
 
     judge: Judge = vmap(of_one_task, randomness="different")
     return judge
-
-
-def _stack(parameters: Weights, tasks: int) -> Weights:
-    """Every task's own weights, which are still equal, so that no memory is taken yet."""
-    return {name: p.expand(tasks, *p.shape) for name, p in parameters.items()}
-
-
-def _cut(weights: Weights) -> Weights:
-    """The same values without their history."""
-    return {name: w.detach().requires_grad_(w.requires_grad) for name, w in weights.items()}
-
-
-def _measure(objective: Objective, losses: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
-    """The metric of each task, (T,)."""
-    if objective.measure is objective.loss:
-        return losses.detach()
-    metrics: Tensor = vmap(objective.measure)(predictions.detach(), targets)
-    return metrics
 
 
 def _trial(network: nn.Module, batch: TaskBatch, objective: Objective, adapt: Callable[..., Weights]) -> str | None:
@@ -189,8 +160,10 @@ def _trial(network: nn.Module, batch: TaskBatch, objective: Objective, adapt: Ca
             if not torch.equal(after[name], buffer):
                 return f"it writes its buffer {name}"
         try:
-            judge, weights = _judge(network, objective, before), _stack(dict(network.named_parameters()), 1)
-            judge(adapt(judge, weights, batch, first_order=False), batch.query_x, batch.query_y)
+            judge, weights = _judge(network, objective, before), stacked(dict(network.named_parameters()), 1)
+            judge(
+                adapt(judge, weights, batch.support_x, batch.support_y, first_order=False), batch.query_x, batch.query_y
+            )
         except (RuntimeError, ValueError, TypeError) as error:
             return str(error).splitlines()[0].split(". ")[0].rstrip(".")
     return None

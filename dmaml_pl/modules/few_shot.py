@@ -44,8 +44,9 @@ class FewShotModule(pl.LightningModule):
         meta_schedule: from the meta-optimizer to a learning-rate schedule, stepped once a meta-iteration.
         gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
         run_length: H, meta-iterations of a run where the strategy does not set it.
-        engine: "learn2learn" adapts to one task after another, "vectorized" to all of a meta-batch at once; "auto"
-            takes the faster one that can run the network where it is.
+        engine: "learn2learn" adapts to one task after another, "per_task" as well, on all threads and faster for
+            convolutions on CPUs, "vectorized" to all of a meta-batch at once; "auto" takes the fastest one that can run
+            the network where it is.
         compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
             small networks. What the network decides in Python is decided at the first meta-iteration.
 
