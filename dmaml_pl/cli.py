@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,7 +20,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
 from dmaml_pl import noise, preflight, restarts, spares
-from dmaml_pl.checkpoints import RunCheckpoint, check_fits, check_resumable, find_checkpoint, read_checkpoint
+from dmaml_pl.checkpoints import (
+    CONFIG_KEY,
+    RunCheckpoint,
+    check_fits,
+    check_resumable,
+    find_checkpoint,
+    read_checkpoint,
+)
 from dmaml_pl.clusters import Launch
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
@@ -57,7 +65,9 @@ comes every so many runs, whatever an epoch is."""
 
 
 class ConfigRecorder(SaveConfigCallback):
-    """Keeps the resolved configuration in MLflow, and the MLflow run's id in every checkpoint."""
+    """Keeps the resolved configuration in MLflow and in every checkpoint, and the MLflow run's id in the latter."""
+
+    _kept: dict[str, Any] | None = None
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Log parameters and YAML of a training; a test does not change what it was trained with."""
@@ -81,7 +91,11 @@ class ConfigRecorder(SaveConfigCallback):
         pl_module: pl.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """By this id a resumed training finds its MLflow run."""
+        """By the id a resumed training finds its MLflow run; the configuration makes the checkpoint enough."""
+        if self._kept is None:
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+            self._kept = {name: settings[name] for name in ("model", "data")}
+        checkpoint[CONFIG_KEY] = self._kept
         checkpoint[RUN_ID_KEY] = next((t.version for t in trainer.loggers if isinstance(t, MLflowTracker)), None)
 
 

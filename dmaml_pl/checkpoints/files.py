@@ -6,6 +6,7 @@ lies on another disk; a process that is killed in the middle of the copy leaves 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -23,9 +24,17 @@ from dmaml_pl.errors import CheckpointError
 PARTIAL = ".partial"
 """Ending of a file that is being written, which no search for checkpoints takes for one."""
 
+REMEDY = "Make room, or set checkpoint.dirpath to a folder that can be written, and go on with --ckpt_path last."
+"""What to do where a training's checkpoint cannot be written."""
 
-def write_whole(content: Any, path: Path) -> None:
+
+def write_whole(content: Any, path: Path, remedy: str = REMEDY) -> None:
     """Save `content` with `torch.save`; what stood at `path` before stays until the new file is safe on the disk.
+
+    Args:
+        content: tensors and plain types.
+        path: the file.
+        remedy: what the user can do where that fails.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written; what stood there before is intact.
@@ -42,10 +51,10 @@ def write_whole(content: Any, path: Path) -> None:
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"The checkpoint {path} could not be written ({error.strerror}). The one before is kept. Make room, or set "
-            "checkpoint.dirpath to a folder that can be written, and go on with --ckpt_path last."
+            f"The checkpoint {path} could not be written ({error.strerror}). The one before is kept. {remedy}"
         ) from error
 
 

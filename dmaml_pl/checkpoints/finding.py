@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from torch import nn
 
 from dmaml_pl.errors import CheckpointError
+
+CONFIG_KEY = "config"
+"""Where a checkpoint holds the configuration of its model and data, from which they are built again."""
 
 
 def find_checkpoint(wanted: str, folder: Path) -> Path:
@@ -42,18 +46,33 @@ def find_checkpoint(wanted: str, folder: Path) -> Path:
     return path
 
 
+def read_plain(path: Path, complaint: str) -> Any:
+    """Load a file of `torch.save` that holds tensors and plain types only, on the CPU; code in it is not run.
+
+    Args:
+        path: the file.
+        complaint: what to tell the user where it cannot be read.
+
+    Raises:
+        CheckpointError: the complaint.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a foreign file
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(complaint) from error
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint, without running code from it.
 
     Raises:
         CheckpointError: the file is damaged, or is no checkpoint.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"--ckpt_path {path} is truncated, damaged, or no checkpoint at all: give best, last or another file."
-        ) from error
+    checkpoint = read_plain(
+        path, f"--ckpt_path {path} is truncated, damaged, or no checkpoint at all: give best, last or another file."
+    )
     # The version is what Lightning asks for first.
     if isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         return checkpoint
@@ -63,8 +82,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     )
 
 
-def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path) -> None:
+def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option: str = "--ckpt_path ") -> None:
     """Check that a checkpoint holds the weights of this very network.
+
+    Args:
+        checkpoint: what the file holds.
+        module: what is to get the weights.
+        path: the file.
+        option: what stands before the file where the user named it.
 
     Raises:
         CheckpointError: names the first weight that does not fit.
@@ -76,7 +101,7 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path) -> Non
         )
         if have != need:
             raise CheckpointError(
-                f"--ckpt_path {path} was made for another network: {name} is {have} in the checkpoint and {need} in "
+                f"{option}{path} was made for another network: {name} is {have} in the checkpoint and {need} in "
                 "model.network. Use the config that it was trained with, or another checkpoint."
             )
 

@@ -50,6 +50,9 @@ class FewShotModule(pl.LightningModule):
         compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
             small networks. What the network decides in Python is decided at the first meta-iteration.
 
+    Attributes:
+        shapes: axes of one "sample" and of one "output" of the network, as the data gave them; empty before.
+
     Raises:
         ConfigError: a setting out of its range.
     """
@@ -90,6 +93,7 @@ class FewShotModule(pl.LightningModule):
         self._scores: list[TaskScores] = []
         self._loaded_step: int | None = None
         self._judged_on: TaskBatch | None = None
+        self.shapes: dict[str, list[int]] = {}
 
     @property
     def network(self) -> nn.Module:
@@ -170,6 +174,7 @@ class FewShotModule(pl.LightningModule):
                 "input size to that of the data."
             ) from error
         self.objective.check(prediction, task.support_y.to(self.device))
+        self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
         self.engine.check(self.learner, batch.to(self.device))
 
     # -- a run -----------------------------------------------------------------------------------------------------
@@ -371,8 +376,9 @@ class FewShotModule(pl.LightningModule):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of the next run, from which its tasks follow."""
+        """Keep the number of the next run, from which its tasks follow, and what the network was trained on."""
         checkpoint["runs"] = {"done": self.runs_done, "tasks_seen": self.tasks_seen}
+        checkpoint["shapes"] = self.shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the run after the last one that was merged."""
@@ -380,6 +386,7 @@ class FewShotModule(pl.LightningModule):
         self.runs_done = int(runs.get("done", 0))
         self.tasks_seen = int(runs.get("tasks_seen", 0))
         self._loaded_step = int(checkpoint.get("global_step", 0))
+        self.shapes = self.shapes or checkpoint.get("shapes", {})
 
     @property
     def meta_iterations(self) -> int:
