@@ -17,6 +17,7 @@ from torch import Tensor
 from data_modules.base import Split
 from data_modules.cache import Arrays, cache_folder, load_or_make
 from data_modules.images import ImageTasks
+from data_modules.pictures import read_ink
 from dmaml_pl.tasks import derive_seed
 
 # The letters, upper and lower case, that all twelve faces have, without those made of a letter and an accent. Letters
@@ -109,6 +110,10 @@ class Glyphs(ImageTasks):
     def prepare_data(self) -> None:
         """Render the letters, unless they are in the cache (Lightning calls this in one process per machine)."""
         self.load_splits()
+
+    def read_sample(self, path: Path) -> Tensor:
+        """A picture of a user's own, of any size, as a sample (1, 28, 28); see `data_modules.pictures.read_ink`."""
+        return read_ink(path, SIZE)
 
     def load_splits(self) -> dict[Split, Tensor]:
         """The images of each split, uint8 (classes, 24, 28, 28), 255 where there is ink."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from data_modules.base import Split
 from data_modules.cache import Arrays, cache_folder, load_or_make
 from data_modules.images import ImageTasks
-from data_modules.pictures import Listing, list_pictures, read_pictures
+from data_modules.pictures import Listing, list_pictures, read_ink, read_pictures
 from dmaml_pl.errors import ConfigError, DataError, require_positive
 from dmaml_pl.tasks import derive_seed
 
@@ -93,6 +93,10 @@ class Omniglot(ImageTasks):
         if self.download and _find_parts(Path(self.root)) is None:
             _download(self.root)
         self._characters()
+
+    def read_sample(self, path: Path) -> Tensor:
+        """A picture of a user's own, of any size, as a sample (1, 28, 28); see `data_modules.pictures.read_ink`."""
+        return read_ink(path, SIZE)
 
     def load_splits(self) -> dict[Split, Tensor]:
         """The images of each split, uint8 (classes, 20, 28, 28), 255 where there is ink.

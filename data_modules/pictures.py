@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
 
 from dmaml_pl.errors import DataError
 
@@ -70,6 +72,39 @@ def read_pictures(source: Path, names: list[str], size: int) -> Iterator[np.ndar
                 where = f"{source}, in it {name}," if source.suffix == ".zip" else f"{source.parent / name}"
                 raise DataError(f"{where} is not a picture that can be read ({error}): fetch it anew.") from error
             yield np.asarray(small)
+
+
+def read_ink(path: Path, size: int) -> Tensor:
+    """A user's own picture of a letter as a sample: float32 (1, size, size), 0 for the ground and 1 for the ink.
+
+    Any format that Pillow reads, grey or in colour; what is transparent is ground. What most of the picture shows is
+    the ground, so that dark ink on light paper and light letters on black give the same. A picture that is not square
+    gets ground at its sides. It is reduced as the training's own pictures are.
+
+    Args:
+        path: the picture.
+        size: pixels along each axis.
+
+    Raises:
+        DataError: names the file, which is not a picture that can be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I;16"):  # which Pillow would cut off at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            coloured = upright.convert("RGBA")
+        paper = Image.new("RGBA", coloured.size, "white")
+        grey = Image.alpha_composite(paper, coloured).convert("L")
+        ground = int(np.median(np.asarray(grey)))
+        side = max(grey.size)
+        square = Image.new("L", (side, side), ground)
+        square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
+        small = square.resize((size, size), Image.Resampling.BOX)
+    except Exception as error:  # on damaged files Pillow raises anything from SyntaxError to struct.error
+        raise DataError(f"{path} is not a picture that can be read ({error}): mend it, or leave it out.") from error
+    ink = 255 - np.asarray(small) if ground > 127 else np.array(small)
+    return torch.from_numpy(ink).float().div_(255).unsqueeze(0)
 
 
 @contextmanager

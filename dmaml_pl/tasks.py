@@ -1,4 +1,4 @@
-"""A meta-batch of tasks as tensors, and where training tasks come from. Knows nothing but tensors.
+"""A meta-batch of tasks as tensors, and where tasks and samples come from. Knows nothing but tensors.
 
 Legend: T tasks, S support samples of a task, Q query samples of a task, `...` the axes of one sample.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -68,6 +69,19 @@ class TaskSource(Protocol):
             worker: rank of the worker, from 0.
             run: number of the run since the start of the training, from 0.
             iteration: number of the meta-iteration within the run, from 0.
+        """
+        ...
+
+
+@runtime_checkable
+class SampleReader(Protocol):
+    """A data module that can make a sample of a user's own picture, like those that it draws tasks of."""
+
+    def read_sample(self, path: Path) -> Tensor:
+        """The picture as a sample (...), as in training.
+
+        Raises:
+            DataError: names the file, which is not a picture that can be read.
         """
         ...
 
