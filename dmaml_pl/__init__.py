@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dmaml_pl.adapting import AdaptedLearner, FewShotLearner, load, load_adapted
     from dmaml_pl.algorithms import MAMLRule
     from dmaml_pl.modules import MAML, FewShotModule
     from dmaml_pl.networks import MLP, Conv4
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from dmaml_pl.tracking import MLflowTracker
 
 _HOMES = {
+    "load": "dmaml_pl.adapting",
+    "load_adapted": "dmaml_pl.adapting",
+    "AdaptedLearner": "dmaml_pl.adapting",
+    "FewShotLearner": "dmaml_pl.adapting",
     "MAML": "dmaml_pl.modules",
     "FewShotModule": "dmaml_pl.modules",
     "MAMLRule": "dmaml_pl.algorithms",
@@ -44,8 +49,10 @@ _HOMES = {
 __all__ = [
     "MAML",
     "MLP",
+    "AdaptedLearner",
     "Conv4",
     "DMAMLStrategy",
+    "FewShotLearner",
     "FewShotModule",
     "MAMLRule",
     "MLflowTracker",
@@ -55,6 +62,8 @@ __all__ = [
     "TaskParallelStrategy",
     "TaskWeightedMerge",
     "ValidationWeightedMerge",
+    "load",
+    "load_adapted",
 ]
 
 

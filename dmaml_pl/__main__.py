@@ -20,6 +20,7 @@ commands:
   validate   judge a network on the validation tasks
   test       meta-test a checkpoint: a table, figures, MLflow
   predict    write the predictions for the test tasks after adaptation
+  adapt      adapt a trained network to your own samples, and ask it about others
   study      compare trainings: numbers of workers, ways to see more tasks, best settings
   compare    the settings in which trainings differ, their figures, and their curves
   ui         open the MLflow UI on the local store
@@ -28,12 +29,14 @@ commands:
   dmaml fit --config configs/sinusoid.yaml --print_config      show every setting
   dmaml fit --config ... --ckpt_path last              go on with the last training
   dmaml test --config ... --ckpt_path best|last|FILE   meta-test
+  dmaml adapt --ckpt FILE --support DIR --query DIR    adapt it to your own pictures
   dmaml COMMAND --help                                 all settings of a command
 
 Several --config files are laid over each other; single settings on the command line come last.
 """
 
 LIGHT = {
+    "adapt": "dmaml_pl.adapting.command",
     "study": "dmaml_pl.studies.command",
     "compare": "dmaml_pl.studies.compare",
     "ui": "dmaml_pl.tracking.ui",

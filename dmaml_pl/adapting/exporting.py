@@ -1,0 +1,98 @@
+"""Writes an adapted network as ONNX, the format of networks that need no PyTorch to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dmaml_pl.adapting.learner import AdaptedLearner
+from dmaml_pl.errors import CheckpointError, ConfigError
+
+PACKAGES = ("onnx", "onnxscript")
+
+
+def check_can_export() -> None:
+    """Check that the packages of the extra are there.
+
+    Raises:
+        ConfigError: names those that are missing.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"An export to ONNX needs {' and '.join(missing)}: install the extra, `pip install 'dmaml_pl[onnx]'`, or "
+            f"`pip install {' '.join(missing)}`."
+        )
+
+
+class _Answers(nn.Module):
+    """What `AdaptedLearner.predict` says, as a network."""
+
+    def __init__(self, network: nn.Module, *, classifies: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.classifies = classifies
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities (B, N) or values (B, D) of samples (B, ...)."""
+        output: Tensor = self.network(x)
+        return output.softmax(dim=-1) if self.classifies else output
+
+
+def export(learner: AdaptedLearner, path: Path) -> None:
+    """Write an adapted learner's network; see `AdaptedLearner.to_onnx`.
+
+    Raises:
+        ConfigError: packages are missing, or ONNX has no words for the network.
+        CheckpointError: the file could not be written.
+    """
+    check_can_export()
+    classifies = learner.objective.name == "classification"
+    answers = _Answers(learner.network, classifies=classifies).eval()
+    weight = next(learner.network.parameters())
+    # Two, as a batch norm has nothing to normalize one alone by; the axis stays free.
+    samples = torch.zeros(2, *learner.shapes["sample"], device=weight.device, dtype=weight.dtype)
+    try:
+        with warnings.catch_warnings(), _silence("torch.onnx", "onnxscript"):
+            warnings.simplefilter("ignore")  # of what the exporter calls, on its way out
+            program = torch.onnx.export(
+                answers,
+                (samples,),
+                input_names=["x"],
+                output_names=["probabilities" if classifies else "values"],
+                dynamic_shapes=({0: torch.export.Dim("samples", min=1)},),
+                dynamo=True,
+                verbose=False,
+            )
+    except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"This network cannot be written as ONNX ({reason}): use AdaptedLearner.save.") from error
+    assert program is not None  # noqa: S101 - so it is with dynamo=True
+    program.model.metadata_props["classes"] = json.dumps(list(learner.classes))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written ({error.strerror}).") from error
+
+
+class _silence:  # noqa: N801 - used like a function
+    """Loggers that tell of the exporter's progress, quiet for a while."""
+
+    def __init__(self, *names: str) -> None:
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *error: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)

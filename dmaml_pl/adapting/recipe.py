@@ -1,0 +1,98 @@
+"""Builds model and data from the configuration that a checkpoint keeps, without running code that nobody trusts.
+
+Such a configuration names classes. A file from someone else may name any that Python can find, and give it any
+arguments, so a class is imported only from packages that are trusted, and made only if it is a network, an algorithm,
+a module or a data module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from dmaml_pl.algorithms import Algorithm
+from dmaml_pl.errors import CheckpointError
+
+TRUSTED = ("dmaml_pl", "data_modules", "torch.nn")
+EVERYTHING = "*"
+
+_FOR_TRAINING = ("meta_optimizer", "meta_schedule")
+
+Built = TypeVar("Built")
+
+
+def build(settings: Any, base: type[Built], trust: Sequence[str] = ()) -> Built:
+    """An object of the class that `settings` name.
+
+    Args:
+        settings: {"class_path": ..., "init_args": {...}} of plain values and further such settings.
+        base: what the class must be.
+        trust: further packages or modules whose classes may be made; "*" for all.
+
+    Raises:
+        CheckpointError: the class is not trusted, is missing, is of another kind, or refuses its arguments.
+    """
+    built: Built = _make(settings, (base,), trust)
+    return built
+
+
+def classes_named(settings: Any) -> list[str]:
+    """Every class path in a configuration but those that only a training needs, from the outermost to the innermost."""
+    if isinstance(settings, dict):
+        own = [settings["class_path"]] if isinstance(settings.get("class_path"), str) else []
+        return own + [
+            name for key, value in settings.items() if key not in _FOR_TRAINING for name in classes_named(value)
+        ]
+    return [name for value in settings for name in classes_named(value)] if isinstance(settings, list) else []
+
+
+def is_trusted(name: str, trusted: Sequence[str]) -> bool:
+    """Whether a dotted name is one of some packages and modules, or below one."""
+    return EVERYTHING in trusted or any(name == each or name.startswith(f"{each}.") for each in trusted)
+
+
+def _make(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str]) -> Any:
+    kind = " or ".join(each.__name__ for each in kinds)
+    if not isinstance(settings, dict) or not isinstance(settings.get("class_path"), str):
+        raise CheckpointError(f"it holds no configuration of a {kind}")
+    path = settings["class_path"]
+    made = _find(path, (*TRUSTED, *trust))
+    if not issubclass(made, kinds):
+        raise CheckpointError(f"it names {path}, which is not a {kind}")
+    arguments = settings.get("init_args") or {}
+    try:
+        return made(**{name: _value(value, trust) for name, value in arguments.items() if name not in _FOR_TRAINING})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be made with the settings kept in it ({error})") from error
+
+
+def _value(value: Any, trust: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_value(item, trust) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {name: _value(item, trust) for name, item in value.items()}
+    return _make(value, (nn.Module, Algorithm), trust)
+
+
+def _find(path: str, trusted: Sequence[str]) -> type[Any]:
+    module, _, name = path.rpartition(".")
+    stranger = CheckpointError(
+        f"it names {path}, which comes with neither dmaml_pl nor PyTorch, and a file from someone else may name any "
+        f"code: if you trust it, give --trust {module.partition('.')[0] or path} (trust=[...] in Python)"
+    )
+    if not is_trusted(module, trusted):
+        raise stranger
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"it names {path}, which is not there ({error})") from error
+    if not isinstance(found, type):
+        raise CheckpointError(f"it names {path}, which is not a class")
+    if not is_trusted(found.__module__, trusted):  # imported there from elsewhere
+        raise stranger
+    return found
