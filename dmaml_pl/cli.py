@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
 from dmaml_pl import noise, preflight, restarts, spares
+from dmaml_pl.adapting.registering import ModelRegistrar
 from dmaml_pl.checkpoints import (
     CONFIG_KEY,
     RunCheckpoint,
@@ -128,6 +129,12 @@ class DmamlCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings beside those of the Trainer, the model and the data."""
         parser.add_argument("--meta_test", type=bool, default=True, help="Meta-test the best checkpoint after fit.")
+        parser.add_argument(
+            "--register",
+            type=str | None,
+            default=None,
+            help="After fit, log the best network as an MLflow model and register it by this name.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(MetaTestReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -157,6 +164,9 @@ class DmamlCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
         if config.get("enable_progress_bar") is not False and not config.get("barebones"):
             callbacks.append(RunProgress())
+        register = self._get(self.config_init, "register")
+        if register is not None and self.subcommand == "fit":
+            callbacks.append(ModelRegistrar(register))
         if self._launch is not None and self._launch.environment is not None:
             given = config.get("plugins") or []
             config["plugins"] = [*(given if isinstance(given, list) else [given]), self._launch.environment]
@@ -250,6 +260,7 @@ class DmamlCLI(LightningCLI):
         self.model.check_task(data.evaluation_task("val" if judged == "val" else "test", 0))
         if stage == "fit":
             preflight.check_checkpoints(trainer, self.model)
+            preflight.check_registering(trainer)
         ends_in_test = stage == "fit" and self._get(self.config_init, "meta_test")
         preflight.check_shares(trainer, data, val=judged == "val", test=judged == "test" or ends_in_test)
         optimizers = self.model.configure_optimizers()

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from data_modules import TaskDataModule
+from dmaml_pl.adapting.registering import ModelRegistrar
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.modules import FewShotModule
@@ -66,6 +67,17 @@ def check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
             raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
         if mode not in (None, callback.mode):
             raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")
+
+
+def check_registering(trainer: pl.Trainer) -> None:
+    """Check what would be found at the end only.
+
+    Raises:
+        ConfigError: names the setting of the Trainer.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelRegistrar):
+            callback.check(trainer)
 
 
 def check_shares(trainer: pl.Trainer, data: TaskDataModule, *, val: bool, test: bool) -> None:

@@ -46,6 +46,22 @@ def sinusoid(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def sines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a tiny regression, registered in MLflow as `sines`."""
+    from tests.adapting import SINES, train
+
+    return train(tmp_path_factory.mktemp("sines"), SINES, "--register=sines")
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a tiny classification of letters."""
+    from tests.adapting import LETTERS_SEEN, train
+
+    return train(tmp_path_factory.mktemp("letters"), LETTERS_SEEN, "--trainer.logger=false")
+
+
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, sinusoid: str) -> Any:
     """A training of two workers that nothing happened to."""
     from tests.trainings import fit, of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from dmaml_pl.tracking.store import SETTING, Store, reason
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.models import Model
 
 CHANGED_PARAMS = "dmaml.changed_params"
 ERROR = "dmaml.error"
@@ -170,6 +171,48 @@ class MLflowRun:
                 path = link
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
+    def log_model(self, name: str, save: Callable[[Path, Model], object]) -> str:
+        """Log a model, and register it as a new version of the registered model of the same name.
+
+        Args:
+            name: of both.
+            save: writes the model to a folder that is not there yet, with the record of it that MLflow gets.
+
+        Returns:
+            The version.
+        """
+        from mlflow.entities import LoggedModelOutput  # noqa: PLC0415 (slow import)
+        from mlflow.models import Model  # noqa: PLC0415 (slow import)
+
+        with brief_requests(UPLOAD_TIMEOUT_S), tempfile.TemporaryDirectory() as temporary:
+            client, folder = self.client, Path(temporary) / "model"
+            logged = client.create_logged_model(self.experiment_id, name=name, source_run_id=self.run_id)
+            record = Model(
+                artifact_path=logged.artifact_location,
+                run_id=self.run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            )
+            try:
+                save(folder, record)
+                client.log_model_artifacts(logged.model_id, str(folder))
+                client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            except BaseException:
+                client.finalize_logged_model(logged.model_id, "FAILED")
+                raise
+            client.finalize_logged_model(logged.model_id, "READY")
+            _make_registered_model(client, name)
+            version = client.create_model_version(
+                name,
+                logged.artifact_location,  # "models:/..." would be looked for in MLflow's global store
+                run_id=self.run_id,
+                model_id=logged.model_id,
+                await_creation_for=0,
+            )
+            link = json.dumps([{"name": name, "version": str(version.version)}])
+            client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})  # by which the UI leads there
+            return str(version.version)
+
     def restart(self, *, failed: bool) -> None:
         """Set the status to RUNNING again, and take away the error of a failure before."""
         with brief_requests():
@@ -181,6 +224,17 @@ class MLflowRun:
         """Set the status, FINISHED, FAILED or KILLED, and the time of now as the end."""
         with brief_requests():
             self.client.set_terminated(self.run_id, status)
+
+
+def _make_registered_model(client: MlflowClient, name: str) -> None:
+    """Make a registered model unless it is there."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (slow import)
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _check_alive(run: Run) -> None:

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 REQUEST_TIMEOUT_S = 6  # asked twice, a silent server is given up after 12 s
 UPLOAD_TIMEOUT_S = 60  # a server may take its time to store a large file before it answers
 
-# MLflow tells of the tables it makes, and of each error with a traceback; urllib3 of each retry.
-_CHATTER = {"mlflow.store.db.utils": logging.CRITICAL + 1, "urllib3.connectionpool": logging.ERROR}
+# MLflow tells of the tables it makes, of models it checks, and of each error with a traceback; urllib3 of each retry.
+_CHATTER = {
+    "mlflow.store.db.utils": logging.CRITICAL + 1,
+    "mlflow.pyfunc": logging.WARNING,
+    "urllib3.connectionpool": logging.ERROR,
+}
 
 
 @contextmanager
@@ -26,6 +30,7 @@ def brief_requests(timeout_s: int | None = None) -> Iterator[None]:
     bounds = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s or REQUEST_TIMEOUT_S),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     before = {name: os.environ.get(name) for name in bounds}
     levels = {name: logging.getLogger(name).level for name in _CHATTER}

@@ -308,6 +308,22 @@ class MLflowTracker(Logger):
             self._attempt(artifact_file, lambda: run.log_text(text, artifact_file))
 
     @rank_zero_only
+    def log_model(self, name: str, save: Callable[[Path, Any], object]) -> str | None:
+        """Log a model with the MLflow run, and register it.
+
+        Args:
+            name: of the registered model.
+            save: writes the model to a folder that is not there yet, with MLflow's record of it (a `Model`).
+
+        Returns:
+            The new version; None if there is no MLflow run, off rank zero, or if the store did not take it.
+        """
+        run, versions = self._run, []
+        if run is not None:
+            self._attempt(f"the model {name}", lambda: versions.append(run.log_model(name, save)))
+        return versions[0] if versions else None
+
+    @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the MLflow run."""
         run = self._run
