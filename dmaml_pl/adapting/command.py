@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from dmaml_pl.errors import ConfigError, DmamlError
+from dmaml_pl.options import Options, whole
 
 INTERRUPTED = 130
 
@@ -35,21 +33,8 @@ class Request:
     trust: list[str]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (?:-\w/)?(\S+): ", r"\1 ", message)
-        message = re.sub(r"^the following arguments are required: (.*)$", r"Not set: \1", message)
-        raise ConfigError(f"{message.rstrip('.')}. dmaml adapt --help lists all.")
-
-
-def _steps(text: str) -> int:
-    if not re.fullmatch(r"\+?\d+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"is {text}, but must be a whole number of at least 1")
-    return int(text)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Options:
+    parser = Options(
         "dmaml adapt",
         description="Adapt a trained network to your own samples, and ask it about others.",
         epilog=_FURTHER,
@@ -61,7 +46,7 @@ def _parser() -> _Parser:
     add(
         "--query", type=Path, required=True, metavar="DIR_OR_FILE", help="samples to ask about: pictures, or a CSV file"
     )
-    add("--steps", type=_steps, metavar="N", help="adaptation steps (default: as many as in training)")
+    add("--steps", type=whole(1), metavar="N", help="adaptation steps (default: as many as in training)")
     add(
         "--output",
         type=Path,
