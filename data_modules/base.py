@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 
 from dmaml_pl.errors import ConfigError, require_positive
-from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
+from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
 Split = Literal["train", "val", "test"]
 
@@ -68,8 +68,7 @@ class EvaluationTasks:
 
     def __iter__(self) -> Iterator[TaskBatch]:
         for start in self._starts():
-            indices = range(start, min(start + self.chunk, self.tasks))
-            yield stack_tasks([self.module.evaluation_task(self.split, index) for index in indices])
+            yield self.module.evaluation_tasks(self.split, range(start, min(start + self.chunk, self.tasks)))
 
 
 class TaskDataModule(pl.LightningDataModule, ABC):
@@ -129,19 +128,26 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         Called after `setup`. Must leave every global random generator as it found it.
         """
 
+    def draw_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
+        """Tasks of a split, (T, ...): for each seed what `draw_task` draws from it, whatever is drawn beside it.
+
+        This draws one after another. A subclass that can draw many at once for less overrides it.
+        """
+        return stack_tasks([self.draw_task(split, seed) for seed in seeds])
+
     def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
         """The training meta-batch of a worker at a meta-iteration of a run (`TaskSource`), (T, ...)."""
-        return stack_tasks(
-            [
-                self.draw_task("train", derive_seed("train", self.seed, worker, run, iteration, number))
-                for number in range(self.meta_batch)
-            ]
-        )
+        seeds = derive_seeds("train", self.seed, worker, run, iteration, count=self.meta_batch)
+        return self.draw_tasks("train", seeds)
+
+    def evaluation_tasks(self, split: Split, indices: Sequence[int]) -> TaskBatch:
+        """Tasks of a split as they are judged on, (T, ...), with their numbers; the same in every training."""
+        tasks = self.draw_tasks(split, [derive_seed(split, self.evaluation_seed, index) for index in indices])
+        return tasks._replace(numbers=tasks.support_x.new_tensor(indices, dtype=torch.int64))
 
     def evaluation_task(self, split: Split, index: int) -> TaskBatch:
-        """Task `index` of a split as it is judged on, without the T axis; the same in every training."""
-        task = self.draw_task(split, derive_seed(split, self.evaluation_seed, index))
-        return task._replace(numbers=task.support_x.new_tensor(index, dtype=torch.int64))
+        """Task `index` of a split as it is judged on, without the T axis."""
+        return self.evaluation_tasks(split, [index]).task(0)
 
     def train_dataloader(self) -> TrainingRuns:
         """One item a run; see `TrainingRuns`."""

@@ -18,6 +18,7 @@ from data_modules.base import Split
 from data_modules.cache import Arrays, cache_folder, load_or_make
 from data_modules.images import ImageTasks
 from data_modules.pictures import read_ink
+from data_modules.samplers import SamplerName
 from dmaml_pl.tasks import derive_seed
 
 # The letters, upper and lower case, that all twelve faces have, without those made of a letter and an accent. Letters
@@ -77,6 +78,8 @@ class Glyphs(ImageTasks):
         test_tasks: tasks of a meta-test.
         seed: seed of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: seed of the validation and test tasks.
+        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
+            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
         cache_dir: folder to keep the rendered letters in; by default `$XDG_CACHE_HOME/dmaml_pl` or `~/.cache/dmaml_pl`.
     """
 
@@ -92,6 +95,7 @@ class Glyphs(ImageTasks):
         test_tasks: int = 600,
         seed: int | None = None,
         evaluation_seed: int = 0,
+        sampler: SamplerName = "batched",
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(
@@ -104,6 +108,7 @@ class Glyphs(ImageTasks):
             test_tasks=test_tasks,
             seed=seed,
             evaluation_seed=evaluation_seed,
+            sampler=sampler,
         )
         self.cache_dir = cache_dir
 

@@ -1,23 +1,22 @@
-"""What the image data sets share: N-way K-shot tasks, drawn by learn2learn's task transforms from images in memory.
+"""What the image data sets share: N-way K-shot tasks, gathered from images that stay in memory as one tensor a split.
 
-Legend: N ways, K shots, Q queries a class, H W image axes; a split's images are one uint8 (classes, samples, H, W).
+Legend: T tasks, N ways, K shots, Q queries a class, H W image axes; a split's images are one uint8 (classes, samples,
+H, W).
 """
 
 from __future__ import annotations
 
-import random
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from data_modules.base import Split, TaskDataModule
-from dmaml_pl import _learn2learn
+from data_modules.samplers import Sampler, SamplerName, sampler_named
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import TaskBatch, stack_tasks
+from dmaml_pl.tasks import TaskBatch
 
 
 class ImageTasks(TaskDataModule):
@@ -26,6 +25,9 @@ class ImageTasks(TaskDataModule):
     A task takes N classes of its split, gives them the labels 0 .. N - 1 by chance, and takes K + Q samples of each,
     none of them twice. Its samples are sorted by label: support_x is (N * K, 1, H, W), query_x (N * Q, 1, H, W),
     float32 from 0 to 1; support_y is (N * K,), query_y (N * Q,), int64.
+
+    The images of a split move to the trainer's device when the first of its tasks is drawn there; the tasks of a
+    meta-batch are then one gather and one conversion on that device.
 
     Args:
         ways: N, classes of a task.
@@ -37,6 +39,8 @@ class ImageTasks(TaskDataModule):
         test_tasks: tasks of a meta-test.
         seed: seed of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: seed of the validation and test tasks.
+        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
+            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class ImageTasks(TaskDataModule):
         test_tasks: int,
         seed: int | None,
         evaluation_seed: int,
+        sampler: SamplerName = "batched",
     ) -> None:
         super().__init__(
             shots=shots,
@@ -63,7 +68,9 @@ class ImageTasks(TaskDataModule):
             evaluation_seed=evaluation_seed,
         )
         self.ways = ways
-        self._tasksets: dict[Split, Any] = {}
+        self.sampler: SamplerName = sampler
+        self._samplers: dict[Split, Sampler] = {}
+        self._images: dict[Split, Tensor] = {}
 
     @abstractmethod
     def load_splits(self) -> dict[Split, Tensor]:
@@ -75,15 +82,20 @@ class ImageTasks(TaskDataModule):
         Raises:
             ConfigError: a split has too few classes, or a class too few samples, for the tasks asked of them.
         """
-        if self._tasksets:
+        if self._samplers:
             return
         if self.ways < 2:
             raise ConfigError(f"data.ways is {self.ways}, but a task needs at least 2 classes to tell apart.")
+        sampler = sampler_named(self.sampler)
         splits = self.load_splits()
         smallest = min(splits, key=lambda split: len(splits[split]))  # so that what it allows, every split allows
         self._check(smallest, *splits[smallest].shape[:2])
-        samples = self.shots + self.queries
-        self._tasksets = {split: _taskset(images, self.ways, samples) for split, images in splits.items()}
+        for split, images in splits.items():
+            classes, samples = images.shape[:2]
+            self._images[split] = images.flatten(0, 1)
+            self._samplers[split] = sampler(
+                classes=classes, samples=samples, ways=self.ways, draws=self.shots + self.queries
+            )
 
     def _check(self, split: Split, classes: int, samples: int) -> None:
         name = type(self).__name__
@@ -98,62 +110,34 @@ class ImageTasks(TaskDataModule):
                 f"{samples} samples: choose them to be at most {samples} together."
             )
 
-    def draw_task(self, split: Split, seed: int) -> TaskBatch:
-        """One task of a split, without the T axis, as a pure function of its arguments."""
-        state = random.getstate()  # the one generator that learn2learn's transforms draw from
-        random.seed(seed)
-        try:
-            images, labels = self._tasksets[split][0]
-        finally:
-            random.setstate(state)
-        # ConsecutiveLabels has put each class's samples together, so the classes are an axis of their own.
-        images = images.view(self.ways, -1, 1, *images.shape[1:])
-        labels = labels.view(self.ways, -1)
-        order = labels[:, 0].argsort()
-        images, labels = images[order].float().div_(255), labels[order]
-        (support_x, query_x), (support_y, query_y) = (
-            (part[:, : self.shots].flatten(0, 1), part[:, self.shots :].flatten(0, 1)) for part in (images, labels)
+    def draw_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
+        """Tasks of a split, each a pure function of its own seed, (T, ...), on the trainer's device."""
+        numbers = self._samplers[split](seeds)
+        images = self._on_device(split)
+        # All support sets before all query sets, so that both are views of what is gathered and converted at once.
+        support, query = numbers[:, :, : self.shots].reshape(-1), numbers[:, :, self.shots :].reshape(-1)
+        index = torch.from_numpy(np.concatenate([support, query])).to(images.device, non_blocking=True)
+        pixels = images.index_select(0, index).float().mul_(1 / 255)
+        tasks, size = len(seeds), images.shape[1:]
+        labels = torch.arange(self.ways, device=images.device).view(1, -1, 1)
+        return TaskBatch(
+            pixels[: len(support)].view(tasks, -1, 1, *size),
+            labels.expand(tasks, -1, self.shots).reshape(tasks, -1),
+            pixels[len(support) :].view(tasks, -1, 1, *size),
+            labels.expand(tasks, -1, self.queries).reshape(tasks, -1),
         )
-        return TaskBatch(support_x, support_y, query_x, query_y)
+
+    def draw_task(self, split: Split, seed: int) -> TaskBatch:
+        """One task of a split, without the T axis; the same as `draw_tasks` draws among others."""
+        return self.draw_tasks(split, [seed]).task(0)
 
     def figure_tasks(self, tasks: int) -> TaskBatch:
-        """Meta-test tasks 0 .. `tasks` - 1, (T, ...)."""
-        return stack_tasks([self.evaluation_task("test", index) for index in range(tasks)])
+        """Meta-test tasks 0 .. `tasks` - 1, (T, ...), on the CPU."""
+        return self.evaluation_tasks("test", range(tasks)).to(torch.device("cpu"))
 
-
-class _Samples(Dataset[tuple[int, int]]):
-    """Sample number -> (sample number, class number): all that the transforms need; the images stay in one tensor."""
-
-    def __init__(self, classes: int, samples: int) -> None:
-        self.classes = classes
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return self.classes * self.samples
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return index, index // self.samples
-
-
-def _taskset(images: Tensor, ways: int, samples: int) -> Any:
-    """An endless learn2learn Taskset over uint8 (classes, samples, H, W): items are uint8 (S, H, W) and int64 (S,)."""
-    data = _learn2learn.load().data
-    classes, per_class = images.shape[:2]
-    # The bookkeeping is given because MetaDataset would else load every sample; labels are integers because RemapLabels
-    # goes through a set of them, whose order would change from process to process with strings.
-    numbers = {label: list(range(label * per_class, (label + 1) * per_class)) for label in range(classes)}
-    dataset = data.MetaDataset(_Samples(classes, per_class), labels_to_indices=numbers)
-    transforms = [
-        data.transforms.NWays(dataset, n=ways),
-        data.transforms.KShots(dataset, k=samples),
-        data.transforms.LoadData(dataset),
-        data.transforms.RemapLabels(dataset),
-        data.transforms.ConsecutiveLabels(dataset),
-    ]
-    pixels = images.flatten(0, 1)
-
-    def gather(items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        indices, labels = torch.tensor(items).unbind(1)
-        return pixels[indices], labels
-
-    return data.Taskset(dataset, task_transforms=transforms, num_tasks=-1, task_collate=gather)
+    def _on_device(self, split: Split) -> Tensor:
+        """The images of a split, (classes * samples, H, W), moved to the trainer's device once."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if self._images[split].device != device:
+            self._images[split] = self._images[split].to(device)
+        return self._images[split]

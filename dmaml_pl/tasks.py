@@ -95,6 +95,17 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def derive_seeds(*parts: int | str, count: int) -> list[int]:
+    """`derive_seed(*parts, number)` for the numbers 0 .. `count` - 1, in a fraction of the time."""
+    common = hashlib.blake2b("".join(f"{part}\0" for part in parts).encode(), digest_size=8)
+    seeds = []
+    for number in range(count):
+        own = common.copy()
+        own.update(b"%d" % number)
+        seeds.append(int.from_bytes(own.digest(), "big") >> 1)
+    return seeds
+
+
 def stack_tasks(tasks: list[TaskBatch]) -> TaskBatch:
     """Join single tasks (no T axis) into a meta-batch, in their order."""
     return TaskBatch(

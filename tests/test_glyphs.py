@@ -1,60 +1,28 @@
-"""The embedded letters, and what all image data sets promise of their tasks."""
+"""The embedded letters; what all image data sets promise of their tasks is in test_image_tasks.py."""
 
 from __future__ import annotations
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageFilter
-from torch import Tensor
 
 from data_modules import Glyphs, cache, glyphs
 from data_modules.base import Split
-from data_modules.images import ImageTasks
 from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import TaskBatch, check_tasks
 
 SPLITS: list[Split] = ["train", "val", "test"]
 
 
-class Numbered(ImageTasks):
-    """Images whose first pixel says the class and whose second the sample: 30 classes of 20 samples a split."""
-
-    def __init__(self, ways: int = 5, shots: int = 2, queries: int = 3) -> None:
-        super().__init__(
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            meta_batch=4,
-            runs_per_epoch=1,
-            val_tasks=4,
-            test_tasks=4,
-            seed=0,
-            evaluation_seed=0,
-        )
-        self.loaded = 0
-
-    def load_splits(self) -> dict[Split, Tensor]:
-        self.loaded += 1
-        images = torch.zeros(30, 20, 28, 28, dtype=torch.uint8)
-        images[..., 0, 0] = torch.arange(30, dtype=torch.uint8)[:, None]
-        images[..., 0, 1] = torch.arange(20, dtype=torch.uint8)
-        return dict.fromkeys(SPLITS, images)
-
-
 def same(a: TaskBatch, b: TaskBatch) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
-
-
-def tags(x: Tensor) -> list[tuple[int, int]]:
-    """(class, sample) of each image of `Numbered`."""
-    return [(int(a), int(b)) for a, b in (x[:, 0, 0, :2] * 255).round().tolist()]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +101,7 @@ def test_a_class_is_known_from_its_nearest_sample_better_than_by_chance(letters:
     assert 0.5 < torch.stack(right).mean() < 0.99  # neither hopeless nor solved without learning
 
 
-# ---- the tasks of any image data set
+# ---- the tasks
 
 
 def test_a_task_has_the_shapes_types_and_range_its_settings_say(letters: Glyphs) -> None:
@@ -150,85 +118,6 @@ def test_a_task_has_the_shapes_types_and_range_its_settings_say(letters: Glyphs)
     assert batch.query_y[0].tolist() == [label for label in range(5) for _ in range(15)]
 
 
-def test_support_and_query_share_classes_and_labels_but_no_sample() -> None:
-    data = Numbered()
-    data.setup("fit")
-    for seed in range(50):
-        task = data.draw_task("train", seed)
-        support, query = tags(task.support_x), tags(task.query_x)
-        label_of = {number: label for (number, _), label in zip(support, task.support_y.tolist(), strict=True)}
-
-        assert len(label_of) == len(set(label_of.values())) == 5
-        assert len(set(support + query)) == 5 * (2 + 3)
-        assert [label_of[number] for number, _ in query] == task.query_y.tolist()
-
-
-def test_classes_samples_and_labels_are_all_drawn_evenly() -> None:
-    data = Numbered()
-    data.setup("fit")
-    seen = [tags(data.draw_task("train", seed).support_x) for seed in range(600)]
-    classes = np.bincount([number for task in seen for number, _ in task], minlength=30)
-    samples = np.bincount([sample for task in seen for _, sample in task], minlength=20)
-    labels = np.bincount([label for task in seen for label, (number, _) in enumerate(task[::2]) if number == 7])
-
-    assert classes.min() > 100  # of 200 expected
-    assert samples.min() > 220  # of 300 expected
-    assert len(labels) == 5
-    assert labels.min() > 5  # of 20 expected
-
-
-@pytest.mark.parametrize("shots", [1, 5, 19])
-def test_all_samples_of_a_class_can_be_used(shots: int) -> None:
-    data = Numbered(ways=30, shots=shots, queries=20 - shots)
-    data.setup("fit")
-    task = data.draw_task("test", 0)
-
-    assert len(set(tags(task.support_x) + tags(task.query_x))) == 30 * 20
-
-
-def test_a_task_depends_on_its_arguments_alone_and_moves_no_global_generator() -> None:
-    data = Numbered()
-    data.setup("fit")
-    tasks = []
-    for seed in (1, 2):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the global generator is what is tested
-        torch.manual_seed(seed)
-        before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
-        tasks.append(data.draw_task("train", 5))
-        after = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
-        assert before[:2] == after[:2]
-        assert torch.equal(before[2], after[2])
-
-    again = Numbered()
-    again.setup("fit")
-    assert same(tasks[0], tasks[1])
-    assert same(tasks[0], again.draw_task("train", 5))
-    assert not same(tasks[0], data.draw_task("train", 6))
-
-
-def test_a_failed_draw_puts_the_global_generator_back() -> None:
-    data = Numbered()
-    data.setup("fit")
-    data._tasksets["train"] = ()
-    before = random.getstate()
-
-    with pytest.raises(IndexError):
-        data.draw_task("train", 5)
-
-    assert random.getstate() == before
-
-
-def test_workers_runs_and_iterations_draw_different_tasks() -> None:
-    data = Numbered()
-    data.setup("fit")
-    batches = [data.draw(worker=w, run=r, iteration=i) for w in range(2) for r in range(2) for i in range(2)]
-
-    tasks = {tuple(tags(x)) for batch in batches for x in batch.support_x}
-
-    assert len(tasks) == 8 * 4
-
-
 def test_figures_show_the_first_meta_test_tasks(letters: Glyphs) -> None:
     figure = letters.figure_tasks(3)
 
@@ -238,25 +127,18 @@ def test_figures_show_the_first_meta_test_tasks(letters: Glyphs) -> None:
     assert all(same(figure.task(index), letters.evaluation_task("test", index)) for index in range(3))
 
 
-def test_setting_up_twice_loads_once() -> None:
-    data = Numbered()
-    data.setup("fit")
-    data.setup("test")
-
-    assert data.loaded == 1
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"ways": 1}, r"data\.ways is 1, .* at least 2"),
         ({"ways": 60}, r"data\.ways is 60, but the val split of Glyphs has 46 classes: choose 2 to 46\."),
         ({"ways": 500}, r"data\.ways is 500, but the val split of Glyphs has 46 classes: choose 2 to 46\."),
+        ({"sampler": "fast"}, r"data\.sampler is 'fast', but must be one of batched, learn2learn\."),
         ({"shots": 10}, r"data\.shots \+ data\.queries is 10 \+ 15, but .* 24 samples: .* at most 24"),
     ],
 )
 def test_settings_that_the_letters_cannot_serve_are_refused_before_training(
-    letters: Glyphs, settings: dict[str, int], message: str
+    letters: Glyphs, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Glyphs(cache_dir=letters.cache_dir, **settings).setup("fit")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ class InFloat64(Sinusoid):
     def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
         return super().draw(worker=worker, run=run, iteration=iteration).map(_double)
 
-    def evaluation_task(self, split: Any, index: int) -> TaskBatch:
-        return super().evaluation_task(split, index).map(_double)
+    def evaluation_tasks(self, split: Any, indices: Sequence[int]) -> TaskBatch:
+        return super().evaluation_tasks(split, indices).map(_double)
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:

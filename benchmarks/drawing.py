@@ -1,0 +1,176 @@
+"""How long it takes to draw a meta-batch of image tasks, beside learn2learn's Taskset.
+
+    python benchmarks/drawing.py --root data/omniglot
+
+Tasks are 5-way 1-shot with 15 queries a class, of Glyphs and, from `--root`, of Omniglot. Everybody begins with uint8
+images in memory and ends with float32 support and query sets of the whole meta-batch, on the CPU. All take turns in one
+process, with one thread, as a worker often has; every repetition draws other tasks. What counts is the thread's CPU
+time, in the best repetition, because whatever else the machine does only adds to it.
+
+Legend: T tasks of a meta-batch, N ways, K shots, Q queries a class, H W image axes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_modules import Glyphs, Omniglot
+from data_modules.images import ImageTasks
+from data_modules.samplers import SamplerName
+from dmaml_pl import _learn2learn
+from dmaml_pl.tasks import TaskBatch
+
+META_BATCHES = (16, 25)
+REFERENCE = "learn2learn's Taskset"
+
+Draw = Callable[[int], TaskBatch]
+"""From the number of the repetition to a meta-batch."""
+
+
+def main() -> None:
+    """Measure, and print a Markdown table."""
+    parser = argparse.ArgumentParser(description="Drawing a meta-batch of image tasks, beside learn2learn's Taskset.")
+    parser.add_argument("--root", help="folder of Omniglot, as data.root; without it, only Glyphs is measured")
+    parser.add_argument("--repeats", type=int, default=100, help="of every measurement (default: 100)")
+    given = parser.parse_args()
+    print("| meta-batch | drawn by | ms | times as fast |\n|---|---|---:|---:|")
+    for row in measure(given.root, given.repeats):
+        print(f"| {row['workload']} | {row['peer']} | {1000 * row['seconds']:.2f} | {row['ratio']:.1f} |")
+
+
+def measure(root: str | None = None, repeats: int = 100) -> list[dict[str, Any]]:
+    """Time every peer on every workload.
+
+    Args:
+        root: folder of Omniglot; None leaves Omniglot out.
+        repeats: of every measurement.
+
+    Returns:
+        rows of `workload`, `peer`, `seconds` of a meta-batch, and `ratio`: how many times as fast as learn2learn's
+        Taskset.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = []
+    for tasks in META_BATCHES:
+        settings: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 15, "meta_batch": tasks, "seed": 0}
+        found: list[tuple[type[ImageTasks], dict[str, Any]]] = [(Glyphs, settings)]
+        if root is not None:
+            found.append((Omniglot, settings | {"root": root}))
+        for kind, own in found:
+            best = best_of(peers(kind, own), repeats)
+            rows += [
+                {
+                    "workload": f"{tasks} tasks of {kind.__name__}",
+                    "peer": peer,
+                    "seconds": seconds,
+                    "ratio": best[REFERENCE] / seconds,
+                }
+                for peer, seconds in best.items()
+            ]
+    torch.set_num_threads(threads)
+    return rows
+
+
+def best_of(draws: dict[str, Draw], repeats: int) -> dict[str, float]:
+    """CPU seconds of each one's fastest repetition; they take turns."""
+    best = dict.fromkeys(draws, float("inf"))
+    for number in range(repeats):
+        for name, draw in draws.items():
+            began = time.thread_time()
+            draw(number)
+            best[name] = min(best[name], time.thread_time() - began)
+    return best
+
+
+def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Draw]:
+    """All ways to draw that are measured, by name; checked to give equal shapes and types."""
+
+    def ours(sampler: SamplerName) -> tuple[Draw, ImageTasks]:
+        data = kind(**settings, sampler=sampler)
+        data.prepare_data()
+        data.setup("fit")
+        return lambda number: data.draw(worker=0, run=0, iteration=number), data
+
+    batched, data = ours("batched")
+    images = data.load_splits()["train"]
+    draws = {
+        REFERENCE: by_taskset(data, images, fused=False, converted="each"),
+        "the same with FusedNWaysKShots": by_taskset(data, images, fused=True, converted="each"),
+        "the same, converting all images at once": by_taskset(data, images, fused=True, converted="together"),
+        "dmaml_pl, `sampler: learn2learn`": ours("learn2learn")[0],
+        "dmaml_pl, `sampler: batched`": batched,
+    }
+    forms = {name: [(part.shape, part.dtype) for part in draw(0)[:4]] for name, draw in draws.items()}
+    if any(form != forms[REFERENCE] for form in forms.values()):
+        raise AssertionError(f"what is drawn differs: {forms}")
+    return draws
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """One item a sample, as learn2learn expects: the image (1, H, W) and its class.
+
+    Args:
+        images: uint8 (classes, samples, H, W).
+        to_float: whether every item is converted, as torchvision's ToTensor does.
+    """
+
+    def __init__(self, images: Tensor, *, to_float: bool) -> None:
+        self.samples = images.shape[1]
+        self.pixels = images.flatten(0, 1).unsqueeze(1)
+        self.to_float = to_float
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.pixels[index]
+        return image.float().div_(255) if self.to_float else image, index // self.samples
+
+
+def by_taskset(data: ImageTasks, images: Tensor, *, fused: bool, converted: str) -> Draw:
+    """A meta-batch by learn2learn's own means, one task after another.
+
+    Args:
+        data: whose settings the tasks have.
+        images: uint8 (classes, samples, H, W).
+        fused: choose classes and samples by FusedNWaysKShots rather than by NWays and KShots.
+        converted: "each" image by the dataset, or all of the meta-batch "together".
+    """
+    learn2learn = _learn2learn.load().data
+    transforms = learn2learn.transforms
+    classes, samples = images.shape[:2]
+    ways, draws = data.ways, data.shots + data.queries
+    dataset = learn2learn.MetaDataset(
+        Images(images, to_float=converted == "each"),
+        labels_to_indices={label: list(range(label * samples, (label + 1) * samples)) for label in range(classes)},
+    )
+    choose = (
+        [transforms.FusedNWaysKShots(dataset, n=ways, k=draws)]
+        if fused
+        else [transforms.NWays(dataset, n=ways), transforms.KShots(dataset, k=draws)]
+    )
+    finish = [transforms.LoadData(dataset), transforms.RemapLabels(dataset), transforms.ConsecutiveLabels(dataset)]
+    taskset = learn2learn.Taskset(dataset, task_transforms=choose + finish, num_tasks=-1)
+
+    def draw(_: int) -> TaskBatch:
+        tasks = [taskset.sample() for _ in range(data.meta_batch)]
+        x = torch.stack([images for images, _ in tasks])
+        x = x if converted == "each" else x.float().mul_(1 / 255)
+        x = x.unflatten(1, (ways, draws))  # ConsecutiveLabels has put each class's samples together
+        y = torch.stack([labels for _, labels in tasks]).unflatten(1, (ways, draws))
+        support, query = slice(None, data.shots), slice(data.shots, None)
+        return TaskBatch(*(part[:, :, which].flatten(1, 2) for which in (support, query) for part in (x, y)))
+
+    return draw
+
+
+if __name__ == "__main__":
+    main()
