@@ -30,6 +30,7 @@ class RunProgress(ProgressBar):
         self._task = TaskID(0)
         self._began = 0.0
         self._last_line = 0.0
+        self._next_look = 0.0
         self._done_before = 0
         self._validation = ""
 
@@ -51,12 +52,14 @@ class RunProgress(ProgressBar):
 
     def on_meta_iteration_end(self, trainer: pl.Trainer, pl_module: Any, done: int, length: float, loss: float) -> None:
         """One of the run's `length` meta-iterations (infinite: unknown) is over, the `done`-th."""
-        if not self._shown:
+        now = time.monotonic()
+        if now < self._next_look or not self._shown:
             return
+        self._next_look = now + 1.0 / self.refresh_per_second  # so seldom that a meta-iteration may be short
         if self._bar is not None:
             text = f"run {pl_module.runs_done + 1}  loss {loss:.3f}{self._validation}"
             self._bar.update(self._task, completed=trainer.global_step, description=text)
-        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
+        elif now - self._last_line >= PLAIN_SECONDS:
             place = f"{done}" if math.isinf(length) else f"{done}/{length:.0f}"
             self._plain(trainer, pl_module, f"run {pl_module.runs_done + 1} ({place}), loss {loss:.3f}")
 

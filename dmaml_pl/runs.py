@@ -95,3 +95,9 @@ class RunStrategy(Protocol):
     def gather(self, own: Any) -> list[Any]:
         """What every worker gave, by worker, on every worker."""
         ...
+
+
+def strategy_of_runs(trainer: Any) -> RunStrategy | None:
+    """The Trainer's strategy, where it knows about runs. Asking takes long: once a run, not at every meta-iteration."""
+    strategy = trainer.strategy
+    return strategy if isinstance(strategy, RunStrategy) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,36 @@ def test_a_clipped_meta_gradient_moves_sgd_no_further_than_the_clip() -> None:
 @pytest.fixture(scope="session")
 def glyphs_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("glyphs")
+
+
+class Listener(pl.Callback):
+    """Counts what Lightning tells of backwards and steps."""
+
+    def __init__(self) -> None:
+        self.heard: Counter[str] = Counter()
+
+    def on_before_backward(self, *told: Any) -> None:
+        self.heard["backward"] += 1
+
+    def on_before_optimizer_step(self, *told: Any) -> None:
+        self.heard["step"] += 1
+
+
+@pytest.mark.parametrize("strategy", ["auto", DMAMLStrategy()])
+def test_callbacks_hear_of_backwards_and_steps_which_changes_nothing(strategy: Any) -> None:
+    states, listener = [], Listener()
+    for callbacks in ([listener], []):
+        module = small_maml(
+            engine="vectorized",
+            gradient_clip=0.1,
+            meta_schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+        )
+        trainer = small_trainer(callbacks=callbacks, strategy=strategy)
+        trainer.fit(module, small_data())
+        assert trainer.global_step == 10
+        states.append(state_of(module))
+    assert same(states[0], states[1])
+    assert listener.heard == {"backward": 10, "step": 10}
 
 
 def test_images_are_learned_to_be_learned(glyphs_cache: Path) -> None:

@@ -22,7 +22,7 @@ from dmaml_pl import restarts
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
 from dmaml_pl.checkpoints.last_merge import Held, LastMerge
 from dmaml_pl.errors import CheckpointError, ConfigError, NonFiniteError, require_positive
-from dmaml_pl.runs import RunReport, RunStrategy
+from dmaml_pl.runs import RunReport, strategy_of_runs
 
 PATIENCE = 50.0
 """A checkpoint that took a second is not renewed before the runs after it have taken so many: 2 % of their time."""
@@ -214,7 +214,8 @@ def _processes(trainer: pl.Trainer) -> list[Any]:
         CheckpointError: the workers do not stand at the same meta-iteration.
     """
     own = (socket.gethostname(), os.getpid(), trainer.global_step)
-    everyone = trainer.strategy.gather(own) if isinstance(trainer.strategy, RunStrategy) else [own]
+    strategy = strategy_of_runs(trainer)
+    everyone = [own] if strategy is None else strategy.gather(own)
     if len({step for _, _, step in everyone}) > 1:
         raise CheckpointError(
             "The workers go on from different checkpoints, of meta-iterations "

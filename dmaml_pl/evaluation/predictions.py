@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from dmaml_pl.runs import RunStrategy
+from dmaml_pl.runs import strategy_of_runs
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -45,8 +45,8 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Join the workers' shares; worker 0 writes."""
-        strategy = trainer.strategy
-        if isinstance(strategy, RunStrategy):
+        strategy = strategy_of_runs(trainer)
+        if strategy is not None:
             self._rows = [row for share in strategy.gather(self._rows) for row in share]
         if trainer.is_global_zero and self._rows:
             rows = sorted(self._rows, key=lambda row: (row[0], row[1]))

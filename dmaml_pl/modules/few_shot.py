@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,10 +26,11 @@ from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.engines import AdaptationCurve, EngineName, engine_named
 from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
 from dmaml_pl.evaluation.curves import MetaTest, TaskScores, in_order
+from dmaml_pl.modules.meta_step import MetaStep
 from dmaml_pl.modules.run_log import log_evaluation, log_run
 from dmaml_pl.networks.batch_norm import use_batch_statistics
 from dmaml_pl.objectives import ObjectiveName, objective_named
-from dmaml_pl.runs import RunClock, RunReport, RunStrategy
+from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
 from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks, derive_seed, stack_tasks
 
 
@@ -150,7 +152,7 @@ class FewShotModule(pl.LightningModule):
         Raises:
             ConfigError: names `trainer.strategy`.
         """
-        if trainer.num_devices * trainer.num_nodes > 1 and not isinstance(trainer.strategy, RunStrategy):
+        if trainer.num_devices * trainer.num_nodes > 1 and strategy_of_runs(trainer) is None:
             raise ConfigError(
                 f"trainer.strategy is {type(trainer.strategy).__name__}, which does not know about runs: with more "
                 "than one worker it must be dmaml."
@@ -179,6 +181,15 @@ class FewShotModule(pl.LightningModule):
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """Without a GPU, let PyTorch's optimizers ask for one the quick way.
+
+        They ask at every step. Lightning makes PyTorch ask the driver's library (NVML), lest a fork finds CUDA in use;
+        where that library is missing, looking for it took longer than the step.
+        """
+        if not torch.cuda.is_available():
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
     def training_step(self, tasks: TaskSource, batch_idx: int) -> RunReport:
         """Make one run alone: H times a meta-gradient over a meta-batch and a step of the meta-optimizer.
 
@@ -187,22 +198,25 @@ class FewShotModule(pl.LightningModule):
         """
         run, clock = self.runs_done, RunClock()
         limit, seconds = self._limits_of_run()
+        strategy = strategy_of_runs(self.trainer)
+        meta_step, listeners = MetaStep(self, self.gradient_clip), self._listeners("on_meta_iteration_end")
         # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
         torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
         losses: list[float] = []
         metrics: list[Tensor] = []
         failure, seen = None, 0
         while len(losses) < limit and not (losses and clock.seconds() >= seconds):
-            self._answer_the_outside()
+            self._answer_the_outside(strategy)
             self.iteration = len(losses)
             batch = tasks.draw(worker=self.global_rank, run=run, iteration=self.iteration).to(self.device)
-            loss, metric, failure = self._meta_iteration(batch)
+            loss, metric, failure = self._meta_iteration(batch, meta_step, strategy)
             losses.append(loss)
             metrics.append(metric)
             seen += batch.tasks
             if failure is not None:
                 break
-            self._notify(len(losses), limit, loss)
+            for tell in listeners:
+                tell(self.trainer, self, len(losses), limit, loss)
         if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
             failure = self._not_finite("a weight", self.iteration)
         if failure is not None and self.trainer.world_size == 1:
@@ -222,8 +236,8 @@ class FewShotModule(pl.LightningModule):
             "share": 1.0 if math.isinf(seconds) else float(len(losses)),
             "failure": failure,
         }
-        if failure is None and isinstance(self.trainer.strategy, RunStrategy):
-            report |= self._own_validation(self.trainer.strategy.validation_tasks)
+        if failure is None and strategy is not None:
+            report |= self._own_validation(strategy.validation_tasks)
         self.runs_done += 1
         self.tasks_seen += seen
         report["seconds"], report["cpu_seconds"] = clock.seconds(), clock.cpu_seconds()
@@ -250,17 +264,17 @@ class FewShotModule(pl.LightningModule):
             curve = self.engine.adaptation_curve(self.learner, batch, self.algorithm.steps)
         return {"validation_loss": float(curve.loss[:, -1].mean())}
 
-    def _answer_the_outside(self) -> None:
+    def _answer_the_outside(self, strategy: RunStrategy | None) -> None:
         """Within a meta-iteration of a signal, or of a worker's death, a run ends."""
         if self.trainer.received_sigterm:
             raise SIGTERMException
-        if isinstance(self.trainer.strategy, RunStrategy):
-            self.trainer.strategy.check_workers()
+        if strategy is not None:
+            strategy.check_workers()
 
     def planned_run_length(self) -> float:
         """H: the strategy's, where it sets one, else the module's; infinite where a run ends after a time."""
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, RunStrategy):
+        strategy = strategy_of_runs(self.trainer)
+        if strategy is None:
             return self.run_length
         if strategy.run_seconds is not None:
             return math.inf
@@ -271,37 +285,30 @@ class FewShotModule(pl.LightningModule):
         length, steps = self.planned_run_length(), self.trainer.max_steps
         if steps >= 0:
             length = min(length, steps - self.trainer.global_step)
-        strategy = self.trainer.strategy
-        seconds = strategy.run_seconds if isinstance(strategy, RunStrategy) else None
+        strategy = strategy_of_runs(self.trainer)
+        seconds = None if strategy is None else strategy.run_seconds
         return length, math.inf if seconds is None else seconds
 
-    def _meta_iteration(self, batch: TaskBatch) -> tuple[float, Tensor, NonFiniteError | None]:
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        outcome = self.engine.meta_gradient(self.learner, batch, self.manual_backward)
+    def _meta_iteration(
+        self, batch: TaskBatch, meta_step: MetaStep, strategy: RunStrategy | None
+    ) -> tuple[float, Tensor, NonFiniteError | None]:
+        meta_step.zero_grad()
+        outcome = self.engine.meta_gradient(self.learner, batch, meta_step.backward)
         loss = float(outcome.loss)
         failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
-        if isinstance(self.trainer.strategy, RunStrategy):
-            failure = self.trainer.strategy.share_meta_gradient(self.learner.parameters(), failure)
-        if failure is not None:
-            return loss, outcome.metric, failure
-        if self.gradient_clip is not None:
-            self.clip_gradients(optimizer, self.gradient_clip, "norm")
-        optimizer.step()
-        schedule: Any = self.lr_schedulers()
-        if schedule is not None:
-            schedule.step()
-        return loss, outcome.metric, None
+        if strategy is not None:
+            failure = strategy.share_meta_gradient(self.learner.parameters(), failure)
+        if failure is None:
+            meta_step.step()
+        return loss, outcome.metric, failure
 
     def _not_finite(self, what: str, iteration: int) -> NonFiniteError:
         return NonFiniteError(what, worker=self.global_rank, run=self.runs_done, iteration=iteration)
 
-    def _notify(self, done: int, length: float, loss: float) -> None:
-        """Tell callbacks with an `on_meta_iteration_end` that one of the run's meta-iterations is over."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            hook = getattr(callback, "on_meta_iteration_end", None)
-            if hook is not None:
-                hook(self.trainer, self, done, length, loss)
+    def _listeners(self, hook: str) -> list[Callable[..., object]]:
+        """The callbacks' own methods of that name."""
+        found = (getattr(callback, hook, None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [method for method in found if method is not None]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the run that has just been merged, if one has, then tell callbacks with an `on_run_end`."""
@@ -310,10 +317,8 @@ class FewShotModule(pl.LightningModule):
             log_run(self, outputs)
         if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet
             return
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            hook = getattr(callback, "on_run_end", None)
-            if hook is not None:
-                hook(self.trainer, self, outputs)
+        for tell in self._listeners("on_run_end"):
+            tell(self.trainer, self, outputs)
 
     def log_merged_run(self, report: RunReport) -> None:
         """Log a run whose merge the strategy has finished after the run's own end."""
@@ -323,7 +328,7 @@ class FewShotModule(pl.LightningModule):
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Adapt to a share of the validation tasks."""
-        self._answer_the_outside()
+        self._answer_the_outside(strategy_of_runs(self.trainer))
         self._scores.append(self._score(self.learner, batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -363,9 +368,9 @@ class FewShotModule(pl.LightningModule):
         return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
 
     def _gather(self) -> list[TaskScores]:
-        strategy, own = self.trainer.strategy, self._scores
+        strategy, own = strategy_of_runs(self.trainer), self._scores
         self._scores = []
-        return in_order(strategy.gather(own) if isinstance(strategy, RunStrategy) else [own])
+        return in_order([own] if strategy is None else strategy.gather(own))
 
     @contextmanager
     def _adapting(self, batch: TaskBatch) -> Iterator[TaskBatch]:

@@ -1,0 +1,73 @@
+"""What follows a meta-gradient: its clipping, and a step of the meta-optimizer and of its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+
+class MetaStep:
+    """Steps the meta-optimizer; made once a run, as Lightning's optimizers change between trainings.
+
+    Lightning asks every callback before and after each backward and each step, which takes longer than the
+    meta-gradient of a small network. Where nobody listens and nothing is scaled, it is left out.
+
+    Args:
+        module: whose meta-optimizer it is; attached to a Trainer.
+        gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
+
+    Attributes:
+        backward: differentiates a loss.
+    """
+
+    def __init__(self, module: pl.LightningModule, gradient_clip: float | None) -> None:
+        self._module = module
+        self._gradient_clip = gradient_clip
+        optimizer: Any = module.optimizers()
+        schedule: Any = module.lr_schedulers()
+        self._optimizer = optimizer
+        self._advance: Callable[[], object] | None = None if schedule is None else schedule.step
+        self._is_plain = _is_plain(module)
+        self.backward: Callable[[Tensor], object] = Tensor.backward if self._is_plain else module.manual_backward
+
+    def zero_grad(self) -> None:
+        """Forget the last meta-gradient."""
+        self._optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Go one step along the parameters' gradients, which Lightning counts as one of `global_step`."""
+        if self._gradient_clip is not None:
+            self._module.clip_gradients(self._optimizer, self._gradient_clip, "norm")
+        if self._is_plain:
+            self._optimizer._on_before_step()  # noqa: SLF001 - Lightning's counters
+            self._optimizer.optimizer.step()
+            self._optimizer._on_after_step()  # noqa: SLF001
+        else:
+            self._optimizer.step()
+        if self._advance is not None:
+            self._advance()
+
+
+def _is_plain(module: pl.LightningModule) -> bool:
+    """Whether Lightning would do nothing at a backward and a step but call PyTorch."""
+    trainer = module.trainer
+    strategy: Any = trainer.strategy
+    listeners = [(module, pl.LightningModule), *((callback, pl.Callback) for callback in trainer.callbacks)]  # type: ignore[attr-defined]
+    return (
+        type(strategy.precision_plugin) is Precision
+        and type(strategy).backward is Strategy.backward
+        and type(strategy).optimizer_step in (Strategy.optimizer_step, DDPStrategy.optimizer_step)
+        and getattr(strategy, "_model_averager", None) is None
+        and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+        and not is_overridden("backward", module)
+        and not any(is_overridden(hook, listener, base) for listener, base in listeners for hook in _HOOKS)
+    )
