@@ -113,7 +113,7 @@ class Listener(pl.Callback):
         self.heard["step"] += 1
 
 
-@pytest.mark.parametrize("strategy", ["auto", DMAMLStrategy()])
+@pytest.mark.parametrize("strategy", [lambda: "auto", DMAMLStrategy])
 def test_callbacks_hear_of_backwards_and_steps_which_changes_nothing(strategy: Any) -> None:
     states, listener = [], Listener()
     for callbacks in ([listener], []):
@@ -122,7 +122,7 @@ def test_callbacks_hear_of_backwards_and_steps_which_changes_nothing(strategy: A
             gradient_clip=0.1,
             meta_schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
         )
-        trainer = small_trainer(callbacks=callbacks, strategy=strategy)
+        trainer = small_trainer(callbacks=callbacks, strategy=strategy())
         trainer.fit(module, small_data())
         assert trainer.global_step == 10
         states.append(state_of(module))
