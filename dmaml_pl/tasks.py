@@ -6,7 +6,7 @@ Legend: T tasks, S support samples of a task, Q query samples of a task, `...` t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -41,6 +41,12 @@ class TaskBatch(NamedTuple):
     def task(self, number: int) -> TaskBatch:
         """The task at position `number`, without the leading T axis."""
         return self.map(lambda tensor: tensor[number])
+
+    def chunks(self, size: int | None) -> Iterator[TaskBatch]:
+        """The same tasks in meta-batches of at most `size`; all in one where that is None."""
+        size = self.tasks if size is None else size
+        for first in range(0, self.tasks, size):
+            yield self.map(lambda tensor, first=first: tensor[first : first + size])  # type: ignore[misc]
 
     def to(self, device: torch.device) -> TaskBatch:
         """The same tasks on `device`."""

@@ -15,7 +15,7 @@ from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName,
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, require_positive
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
@@ -23,7 +23,14 @@ MANY_TASKS, SLIM_CHANNELS = 8, 16
 """From so many tasks on, and up to so many channels, convolutions of all tasks at once are faster on CPUs."""
 
 
-def engine_named(name: EngineName, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> Engine:
+def engine_named(
+    name: EngineName,
+    algorithm: Algorithm,
+    objective: Objective,
+    *,
+    compiled: bool = False,
+    task_chunk: int | None = None,
+) -> Engine:
     """The engine of that name.
 
     Args:
@@ -31,21 +38,25 @@ def engine_named(name: EngineName, algorithm: Algorithm, objective: Objective, *
         algorithm: the inner loop.
         objective: the loss and the metric.
         compiled: compile the meta-gradient where the engine is the vectorized one.
+        task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
 
     Raises:
-        ConfigError: there is no engine of that name, or it cannot execute the algorithm, or cannot be compiled.
+        ConfigError: there is no engine of that name, or it cannot execute the algorithm, or cannot be compiled;
+            `task_chunk` is not greater than zero.
     """
+    if task_chunk is not None:
+        require_positive(**{"model.task_chunk": task_chunk})
     if compiled and name in ("learn2learn", "per_task"):
         raise ConfigError(f"model.compile is true, but model.engine is {name}: set it to vectorized or auto.")
     if name == "learn2learn":
         return Learn2LearnEngine(algorithm, objective)
     if name == "per_task":
-        return PerTaskEngine(algorithm, objective)
+        return PerTaskEngine(algorithm, objective, task_chunk=task_chunk)
     if name == "vectorized":
-        return VectorizedEngine(algorithm, objective, compiled=compiled)
+        return VectorizedEngine(algorithm, objective, compiled=compiled, task_chunk=task_chunk)
     if name == "auto":
         if algorithm.is_functional:
-            return AutoEngine(algorithm, objective, compiled=compiled)
+            return AutoEngine(algorithm, objective, compiled=compiled, task_chunk=task_chunk)
         return Learn2LearnEngine(algorithm, objective)
     raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, per_task, vectorized.")
 
@@ -61,20 +72,23 @@ class AutoEngine:
         algorithm: the inner loop, which has a functional form.
         objective: the loss and the metric.
         compiled: compile the meta-gradient where the vectorized engine is chosen.
+        task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
     """
 
-    def __init__(self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> None:
+    def __init__(
+        self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False, task_chunk: int | None = None
+    ) -> None:
         self._reference = Learn2LearnEngine(algorithm, objective)
-        self._per_task = PerTaskEngine(algorithm, objective)
-        self._vectorized = VectorizedEngine(algorithm, objective, compiled=compiled)
-        self._compiled = compiled
+        self._per_task = PerTaskEngine(algorithm, objective, task_chunk=task_chunk)
+        self._vectorized = VectorizedEngine(algorithm, objective, compiled=compiled, task_chunk=task_chunk)
+        self._settings: dict[str, Any] = {"compiled": compiled, "task_chunk": task_chunk}
         self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
         self._said: set[str] = set()
         self._slim: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, chooses for itself."""
-        return partial(type(self), compiled=self._compiled), (self._reference.algorithm, self._reference.objective)
+        return partial(type(self), **self._settings), (self._reference.algorithm, self._reference.objective)
 
     def name(self, learner: Learner) -> str:
         """The present choice."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -64,7 +65,10 @@ class Compiler:
         parameters = list(network.parameters())
         values = [*parameters, *network.buffers(), batch.support_x, batch.support_y, batch.query_x, batch.query_y]
         # All that the compiled graph takes for granted; nothing checks it again.
+        device = values[0].device.type
+        lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (
+            lower,
             *((v.shape, v.stride(), v.dtype, v.device, v.requires_grad) for v in values),
             *(module.training for module in network.modules()),
         )
@@ -75,7 +79,8 @@ class Compiler:
         graph = graphs[key]
         if graph is None:
             return None
-        with torch.no_grad():
+        # The conversions of autocast are in the graph already.
+        with torch.no_grad(), nullcontext() if lower is None else torch.autocast(device, enabled=False):
             loss, metric, *gradients = graph.run(*values)
         return MetaGradient(loss, metric, [parameters[number] for number in graph.learned], gradients)
 
@@ -106,7 +111,7 @@ def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Gra
             traced = make_fx(meta_gradient)(*examples)
         merge_products(traced.graph)
         traced.recompile()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(values[0].device.type, enabled=False):
             # Not torch.compile, which checks at every call what `key` has checked, in a fifth of a meta-iteration.
             run = torch._inductor.compile(traced, examples)  # noqa: SLF001 - the compiler of a traced graph
             run(*examples)

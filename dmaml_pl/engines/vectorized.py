@@ -32,18 +32,21 @@ from dmaml_pl.tasks import TaskBatch
 class VectorizedEngine:
     """Adapts the tasks of a meta-batch at once; see `Engine` for what the methods promise.
 
-    The graphs of all tasks are in memory at a time. Frozen and unused weights are left as they are, as by learn2learn.
+    Frozen and unused weights are left as they are, as by learn2learn.
 
     Args:
         algorithm: the inner loop.
         objective: the loss and the metric.
         compiled: compile the meta-gradient (`Compiler`); what cannot be compiled is executed without.
+        task_chunk: tasks that are in memory at a time; the meta-gradients of chunks are added up. All by default.
 
     Raises:
         ConfigError: the algorithm has no functional form (`Algorithm.update`).
     """
 
-    def __init__(self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False) -> None:
+    def __init__(
+        self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False, task_chunk: int | None = None
+    ) -> None:
         if not algorithm.is_functional:
             raise ConfigError(
                 f"model.engine is vectorized, but {type(algorithm).__name__} has no functional step (update): set "
@@ -51,13 +54,15 @@ class VectorizedEngine:
             )
         self.algorithm = algorithm
         self.objective = objective
+        self.task_chunk = task_chunk
         self._adapt = partial(adapt, algorithm)
         self._compiler = Compiler() if compiled else None
         self._checked: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, has tried no network."""
-        return partial(type(self), compiled=self._compiler is not None), (self.algorithm, self.objective)
+        settings: dict[str, Any] = {"compiled": self._compiler is not None, "task_chunk": self.task_chunk}
+        return partial(type(self), **settings), (self.algorithm, self.objective)
 
     def name(self, learner: Learner) -> str:
         """Itself, and whether it compiles."""
@@ -85,8 +90,19 @@ class VectorizedEngine:
         return None
 
     def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
-        """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward."""
+        """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward a chunk."""
         self.check(learner, batch)
+        if self.task_chunk is None or batch.tasks <= self.task_chunk:
+            return self._meta_gradient(learner, batch, backward)
+        losses, metrics = [], []
+        for chunk in batch.chunks(self.task_chunk):
+            share = chunk.tasks / batch.tasks
+            outcome = self._meta_gradient(learner, chunk, lambda loss, share=share: backward(loss * share))  # type: ignore[misc]
+            losses.append(outcome.loss * share)
+            metrics.append(outcome.metric * share)
+        return MetaOutcome(torch.stack(losses).sum(), torch.stack(metrics).sum())
+
+    def _meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward) -> MetaOutcome:
         network = learner.module
 
         def outcome(parameters: Weights, buffers: Weights, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -115,14 +131,17 @@ class VectorizedEngine:
 
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
-        judged = self._walk(learner, batch, steps)
-        losses = torch.stack([losses for losses, _ in judged], dim=1)
-        metrics = [task_metrics(self.objective, *seen, batch.query_y) for seen in judged]
-        return AdaptationCurve(losses, torch.stack(metrics, dim=1).to(losses.dtype))
+        losses, metrics = [], []
+        for chunk in batch.chunks(self.task_chunk):
+            judged = self._walk(learner, chunk, steps)
+            losses.append(torch.stack([losses for losses, _ in judged], dim=1))
+            metrics.append(torch.stack([task_metrics(self.objective, *seen, chunk.query_y) for seen in judged], dim=1))
+        return AdaptationCurve(torch.cat(losses), torch.cat(metrics).to(losses[0].dtype))
 
     def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
-        return torch.stack([predictions for _, predictions in self._walk(learner, batch, steps)], dim=1)
+        walks = (self._walk(learner, chunk, steps) for chunk in batch.chunks(self.task_chunk))
+        return torch.cat([torch.stack([predictions for _, predictions in walk], dim=1) for walk in walks])
 
     def _walk(self, learner: Learner, batch: TaskBatch, steps: int) -> list[tuple[Tensor, Tensor]]:
         """Query losses (T,) and predictions (T, Q, ...) after 0 .. `steps` steps; nothing is meta-learned."""

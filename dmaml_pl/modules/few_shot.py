@@ -51,6 +51,8 @@ class FewShotModule(pl.LightningModule):
             the network where it is.
         compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
             small networks. What the network decides in Python is decided at the first meta-iteration.
+        task_chunk: tasks that are in memory at a time, at most; the meta-gradients of chunks are added up. By default
+            all where they are executed at once, and as many as there are threads where one after another.
 
     Attributes:
         shapes: axes of one "sample" and of one "output" of the network, as the data gave them; empty before.
@@ -71,6 +73,7 @@ class FewShotModule(pl.LightningModule):
         run_length: int = 100,
         engine: EngineName = "auto",
         compile: bool = False,  # noqa: A002 - the name of the setting
+        task_chunk: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
@@ -79,7 +82,7 @@ class FewShotModule(pl.LightningModule):
         self.automatic_optimization = False
         self.algorithm = algorithm
         self.objective = objective_named(objective)
-        self.engine = engine_named(engine, algorithm, self.objective, compiled=compile)
+        self.engine = engine_named(engine, algorithm, self.objective, compiled=compile, task_chunk=task_chunk)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps)
         self.meta_optimizer = meta_optimizer
         self.meta_schedule = meta_schedule
@@ -294,6 +297,7 @@ class FewShotModule(pl.LightningModule):
     ) -> tuple[float, Tensor, NonFiniteError | None]:
         meta_step.zero_grad()
         outcome = self.engine.meta_gradient(self.learner, batch, meta_step.backward)
+        torch.clear_autocast_cache()  # which would keep every task's weights in lower precision until the run ends
         loss = float(outcome.loss)
         failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
         if strategy is not None:
@@ -377,6 +381,7 @@ class FewShotModule(pl.LightningModule):
         """Gradients on inside Lightning's `inference_mode`; tensors made inside it must be copied to be trained on."""
         with torch.inference_mode(False), torch.enable_grad():
             yield batch.map(Tensor.clone)
+        torch.clear_autocast_cache()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

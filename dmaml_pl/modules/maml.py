@@ -32,6 +32,8 @@ class MAML(FewShotModule):
             the network where it is.
         compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
             small networks. What the network decides in Python is decided at the first meta-iteration.
+        task_chunk: tasks that are in memory at a time, at most; the meta-gradients of chunks are added up. By default
+            all where they are executed at once, and as many as there are threads where one after another.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MAML(FewShotModule):
         run_length: int = 100,
         engine: EngineName = "auto",
         compile: bool = False,  # noqa: A002 - the name of the setting
+        task_chunk: int | None = None,
     ) -> None:
         super().__init__(
             network=network,
@@ -60,5 +63,6 @@ class MAML(FewShotModule):
             run_length=run_length,
             engine=engine,
             compile=compile,
+            task_chunk=task_chunk,
         )
         self.save_hyperparameters(ignore=["network", "meta_optimizer", "meta_schedule"])
