@@ -2,7 +2,8 @@
 
 Both draw from the same distribution: N of the classes, in an order that gives them their labels, and of each K + Q
 samples, in an order that makes them support or query; every choice and order is as likely as any other. And in both a
-task follows from its own seed alone, whatever is drawn before it or beside it.
+task follows from its own seed alone, whatever is drawn before it or beside it. learn2learn's transforms define what a
+task is, so they stay: tests compare the batched sampler with them, and `data.sampler` selects them.
 
 Legend: T tasks, N ways, K shots, Q queries a class.
 """
