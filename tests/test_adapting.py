@@ -203,6 +203,18 @@ def test_a_checkpoint_makes_no_class_that_is_not_trusted(sines: Path, network: d
     assert not Path("run").exists()
 
 
+def test_an_algorithm_that_the_configuration_names_is_made(sines: Path) -> None:
+    parts = {
+        "network": {"class_path": "dmaml_pl.networks.MLP", "dict_kwargs": {"hidden": [8, 8]}},
+        "algorithm": {"class_path": "dmaml_pl.MAMLRule", "init_args": {"inner_lr": 0.01, "inner_steps": 2}},
+    }
+    model = {"class_path": "dmaml_pl.FewShotModule", "init_args": parts}
+    file = edited(sines, Path("edited.ckpt"), config={"model": model, "data": SINES["data"]})
+    task = first_task(Sinusoid())
+    predictions = [dmaml_pl.load(f).adapt(task.support_x, task.support_y).predict(task.query_x) for f in (sines, file)]
+    assert torch.equal(*predictions)
+
+
 def test_a_class_of_ones_own_is_made_where_it_is_trusted(sines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_nets.py").write_text("from dmaml_pl import MLP\nclass Wide(MLP):\n    pass\n")
     monkeypatch.syspath_prepend(".")

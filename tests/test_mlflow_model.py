@@ -129,6 +129,7 @@ def test_a_model_that_could_not_be_registered_is_told_before_training(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_worker_0_of_two_registers_a_model_that_mlflow_serves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(LETTERS_SEEN))
     words = ["--trainer.devices=2", "--register=letters", "--checkpoint.dirpath=kept"]

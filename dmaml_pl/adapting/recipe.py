@@ -62,7 +62,7 @@ def _make(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str]) -> 
     made = _find(path, (*TRUSTED, *trust))
     if not issubclass(made, kinds):
         raise CheckpointError(f"it names {path}, which is not a {kind}")
-    arguments = settings.get("init_args") or {}
+    arguments = (settings.get("init_args") or {}) | (settings.get("dict_kwargs") or {})
     try:
         return made(**{name: _value(value, trust) for name, value in arguments.items() if name not in _FOR_TRAINING})
     except (TypeError, ValueError) as error:
