@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
 from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine
-from dmaml_pl.engines.layers import FasterLayers
+from dmaml_pl.engines.layers import use_faster_batch_norm
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from tests.recipes import same, state_of
@@ -187,9 +188,19 @@ def test_batch_norms_derivatives_are_right(shape: tuple[int, ...], layout: torch
     x = (x.contiguous(memory_format=layout) if x.ndim == 4 else x).requires_grad_()
     weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
+    layer = (
+        nn.BatchNorm2d(3, track_running_stats=False)
+        if len(shape) == 4
+        else nn.BatchNorm1d(3, track_running_stats=False)
+    )
+    use_faster_batch_norm(layer)
+
     def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        with FasterLayers():
-            return F.batch_norm(x, None, None, weight, bias, training=True)
+        out: Tensor = functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+        return out
+
+    expected = F.batch_norm(x, None, None, weight, bias, training=True)
+    torch.testing.assert_close(batch_norm(x, weight, bias), expected, **TIGHT)
 
     assert "_BatchNorm" in str(batch_norm(x, weight, bias).grad_fn)
     assert torch.autograd.gradcheck(batch_norm, (x, weight, bias))

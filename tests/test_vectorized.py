@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data_modules import Sinusoid
 from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
 from dmaml_pl.algorithms import Algorithm
-from dmaml_pl.engines import AutoEngine, Engine, EngineName, Learn2LearnEngine, VectorizedEngine, engine_named
+from dmaml_pl.engines import AutoEngine, Engine, EngineName, Learn2LearnEngine, VectorizedEngine, auto, engine_named
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from dmaml_pl.objectives import Objective, objective_named
@@ -281,7 +281,7 @@ def test_auto_takes_the_vectorized_engine_for_convolutions_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(("filters", "tasks", "expected"), [(16, 8, True), (16, 7, False), (20, 8, False)])
-def test_auto_judges_many_tasks_at_once_with_slim_convolutions(
+def test_auto_judges_many_tasks_at_once_with_small_convolutions(
     filters: int, tasks: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = MAMLRule(inner_lr=0.1)
@@ -293,6 +293,7 @@ def test_auto_judges_many_tasks_at_once_with_slim_convolutions(
     engine = AutoEngine(rule, objective_of(network))
     expected_curve = Learn2LearnEngine(rule, objective_of(network)).adaptation_curve(learner, batch, steps=1)
     at_once = VectorizedEngine.adaptation_curve
+    monkeypatch.setattr(auto, "FEW_ELEMENTS", 16 * 16 * 16 * 2)
 
     def watched(*given: Any, **settings: Any) -> Any:
         judged.append(1)

@@ -8,48 +8,32 @@ Legend: B samples, C channels, n samples and pixels of a channel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 
-class FasterLayers(TorchFunctionMode):
-    """While it is active, `F.batch_norm` of CPU tensors is computed as this file says.
+def use_faster_batch_norm(network: nn.Module) -> None:
+    """Make every batch norm of a network on a CPU that has no running statistics compute as this file says.
 
-    Gradients of gradients can be taken, but not gradients of those.
+    Gradients of gradients can be taken then, but not gradients of those.
     """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Takes another way where there is one."""
-        out = _batch_norm(*args, **(kwargs or {})) if func is F.batch_norm else None
-        return func(*args, **(kwargs or {})) if out is None else out
+    for layer in network.modules():
+        if isinstance(layer, BatchNorm) and type(layer).forward is BatchNorm.forward and layer.running_mean is None:
+            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
 
 
-def _batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    """As `F.batch_norm`; None where that must do it."""
-    if not training or running_mean is not None or running_var is not None or x.device.type != "cpu":
-        return None
-    if weight is None or bias is None or not x.dtype == weight.dtype == bias.dtype:
-        return None
-    if x.numel() <= x.shape[1]:  # one value a channel: an error
-        return None
-    out: Tensor = _BatchNorm.apply(x, weight, bias, eps)
+def _forward(layer: BatchNorm, x: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    alike = weight is not None and bias is not None and x.dtype == weight.dtype == bias.dtype
+    if not alike or x.numel() <= x.shape[1]:  # of one value there are no statistics: an error
+        return BatchNorm.forward(layer, x)
+    layer._check_input_dim(x)  # noqa: SLF001 - as its own forward does
+    out: Tensor = _BatchNorm.apply(x, weight, bias, layer.eps)
     return out
 
 

@@ -7,7 +7,7 @@ On CPUs a convolution with other weights for every task gains nothing from being
   added in the order of the tasks, so that the bits do not depend on which thread was faster.
 - Images go through the network with their channels last in memory, where PyTorch's batch norm and max-pooling are
   several times faster.
-- Second derivatives of batch norm take fewer operations (`FasterLayers`); with PyTorch's own, channels last would be
+- Second derivatives of batch norm take fewer operations (`layers.py`); with PyTorch's own, channels last would be
   slower for the support set.
 
 Legend: T tasks, Q query samples, I adaptation steps.
@@ -27,12 +27,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
 
 from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
 from dmaml_pl.engines.inner_loop import Judge, adapt, cut, stacked, task_metrics
-from dmaml_pl.engines.layers import FasterLayers
+from dmaml_pl.engines.layers import use_faster_batch_norm
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
@@ -45,13 +46,17 @@ class _Traits(NamedTuple):
 
     Attributes:
         refusal: why it cannot be run as a function; None if it can.
-        threads: copies of it can be run in several threads, with the same bits at every time.
+        copies: it can be copied, and its copies run on a CPU in its place.
+        threads: also in several threads, with the same bits at every time.
         channels_last: it takes images whose channels are last in memory.
+        widest: elements of the largest output of a convolution, for one sample.
     """
 
     refusal: str | None
+    copies: bool = False
     threads: bool = False
     channels_last: bool = False
+    widest: int = 0
 
 
 class _Judged(NamedTuple):
@@ -109,6 +114,10 @@ class PerTaskEngine:
     def refusal(self, learner: Learner, batch: TaskBatch) -> str | None:
         """Why the network cannot be run as a function; None if it can."""
         return self._traits_of(learner.module, batch).refusal
+
+    def widest(self, learner: Learner, batch: TaskBatch) -> int:
+        """Elements of the largest output of a convolution for the query set of one task."""
+        return self._traits_of(learner.module, batch).widest * batch.query_x.shape[1]
 
     def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
         """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward."""
@@ -187,16 +196,15 @@ class PerTaskEngine:
             task = batch.map(lambda tensor: tensor[number : number + 1])
             if traits.channels_last:
                 task = task._replace(support_x=_channels_last(task.support_x), query_x=_channels_last(task.query_x))
-            with FasterLayers():
-                return work(_judge_of_one(network, self.objective, buffers), cut(stacked(parameters, 1)), task)
+            return work(_judge_of_one(network, self.objective, buffers), cut(stacked(parameters, 1)), task)
 
+        # A network is run as a function by putting the weights in its place, which two threads cannot do in one.
+        copies = [_structure_of(network) for _ in range(workers)] if traits.copies else [network]
         if workers == 1:
             for number in range(batch.tasks):
-                yield one(number, network)
+                yield one(number, copies[0])
             return
         each = max(1, threads // workers)
-        # A network is run as a function by putting the weights in its place, which two threads cannot do in one.
-        copies = [_structure_of(network) for _ in range(workers)]
 
         def one_in_a_thread(number: int) -> Found:
             own = copies.pop()
@@ -243,9 +251,11 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _structure_of(network: nn.Module) -> nn.Module:
-    """A copy of the modules, which holds the same tensors."""
+    """A copy of the modules, which holds the same tensors, and whose batch norms are faster."""
     tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    use_faster_batch_norm(copied)
+    return copied
 
 
 def _settings_of_thread() -> Callable[[], AbstractContextManager[None]]:
@@ -279,17 +289,22 @@ def _try(network: nn.Module, batch: TaskBatch, objective: Objective) -> _Traits:
                 return _Traits(f"{type(network).__name__} writes its buffer {name}, which tasks would share")
         if not on_cpu:
             return _Traits(None)
-        threads = torch.equal(torch.get_rng_state(), drawn)
+        draws = not torch.equal(torch.get_rng_state(), drawn)
         try:
-            _structure_of(network)
-        except Exception:  # whatever the network holds: it is run in this thread then
-            threads = False
+            copied = _structure_of(network)
+        except Exception:  # whatever the network holds: it is run itself, in this thread
+            return _Traits(None)
+        widths = [0]
+        for layer in copied.modules():
+            if isinstance(layer, _ConvNd):
+                layer.register_forward_hook(lambda layer, given, out: widths.append(out[0].numel()))
+        judge, weights = _judge_of_one(copied, objective, buffers), cut(stacked(parameters, 1))
+        judge(weights, task.support_x, task.support_y)
         channels_last = task.support_x.ndim == 5
         if channels_last:
-            judge, weights = _judge_of_one(network, objective, buffers), cut(stacked(parameters, 1))
             try:
                 loss, _ = judge(weights, _channels_last(task.support_x), task.support_y)
                 loss.sum().backward()
             except RuntimeError:  # such as `view` of what is not in one piece
                 channels_last = False
-        return _Traits(None, threads, channels_last)
+        return _Traits(None, copies=True, threads=not draws, channels_last=channels_last, widest=max(widths))
