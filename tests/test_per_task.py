@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
-from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine
+from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine, layers
 from dmaml_pl.engines.layers import use_faster_batch_norm
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
@@ -227,3 +227,13 @@ def test_auto_executes_convolutions_per_task_on_a_cpu() -> None:
     network, rule = network_of("batch"), MAMLRule(inner_lr=0.1)
     expected = gradients_by(per_task(network, rule), network, rule)[0]
     assert same(gradients_by(AutoEngine(rule, objective_of(network)), network, rule)[0], expected)
+
+
+def test_statistics_of_a_channel_that_varies_little_are_exact_in_float32_with_channels_last() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 1 + 0.01 * (torch.rand(20, 4, 28, 28, generator=generator) < 0.1).float()
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.ones(4), torch.zeros(4)
+    found = layers._BatchNorm.apply(x, weight, bias, 1e-5)
+    expected = F.batch_norm(x.double(), None, None, weight.double(), bias.double(), training=True, eps=1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)

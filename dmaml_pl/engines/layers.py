@@ -40,7 +40,13 @@ def _forward(layer: BatchNorm, x: Tensor) -> Tensor:
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        out, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        # PyTorch's own adds up one value after another where channels are last in memory: in float32 its variance of a
+        # channel that varies little was seen to be wrong by a sixth.
+        n, axes, shape = x.numel() // x.shape[1], [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+        mean = x.sum(axes).div_(n)
+        centered = x - mean.view(shape)
+        scale = centered.square().sum(axes).div_(n).add_(eps).rsqrt_()
+        out = torch.addcmul(bias.view(shape), centered, (weight * scale).view(shape))
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.eps = eps
         return out
