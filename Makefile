@@ -6,11 +6,12 @@ READY := .venv/.ready
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format docs ui clean pins
+.PHONY: help setup train test test-all lint format docs benchmark ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
 	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
+	@echo "make benchmark   speed beside other libraries, which it installs; ONLY=\"sinusoid-1 loop\" for a part"
 	@echo "make docs    build the documentation as a site, in site/"
 	@echo "make ui      open the MLflow UI on the trainings made here"
 	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
@@ -47,6 +48,11 @@ lint: $(READY)
 format: $(READY)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+# The other libraries are for comparison only, so they are installed when they are asked for.
+benchmark: $(READY)
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-benchmark.txt
+	@$(BIN)/python -m benchmarks.speed $(if $(ONLY),--only $(ONLY))
 
 # Material for MkDocs announces its successor at each call.
 docs: $(READY)

@@ -1,0 +1,62 @@
+"""The peak memory of a meta-gradient, each in a process of its own.
+
+python -m benchmarks.speed.memory learn2learn cpu
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from benchmarks.speed.peers import PEERS
+from benchmarks.speed.problems import Problem, conv
+from benchmarks.speed.training import ROOT
+
+MEASURED = ("learn2learn", "dmaml_pl, learn2learn", "dmaml_pl, vectorized", "dmaml_pl, auto")
+TASKS, STEPS = 32, 5
+
+
+def problem(device: str) -> Problem:
+    """What is measured: so much that it matters."""
+    return Problem(**(vars(conv(steps=STEPS, tasks=TASKS)) | {"device": device}))
+
+
+def measure(device: str, peers: Sequence[str] = MEASURED) -> dict[str, float]:
+    """Bytes that a meta-gradient needs at its peak beyond what there was before, by peer."""
+    found = {}
+    for peer in peers:
+        done = subprocess.run(  # noqa: S603 - this module
+            [sys.executable, "-m", "benchmarks.speed.memory", peer, device],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[peer] = float(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def main(peer: str, device: str) -> None:
+    """Print the bytes of one peer."""
+    (make,) = (known.make for known in PEERS if known.name == peer)
+    measured = make(problem(device))
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        measured.compute()
+        print(torch.cuda.max_memory_allocated() - before)
+        return
+    before = psutil.Process().memory_info().rss
+    measured.compute()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
