@@ -60,12 +60,8 @@ def test_a_training_registers_a_ready_model_with_signature_and_example(sines: Pa
 def test_the_registered_model_loads_and_answers_as_python_does(sines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     monkeypatch.setattr(sys, "path", sys.path.copy())  # to which MLflow adds the model's own code
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store(sines))
-    try:
-        model = mlflow.pyfunc.load_model("models:/sines/1")
-    finally:
-        mlflow.set_tracking_uri(before)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(sines))  # `set_tracking_uri` would set it for good
+    model = mlflow.pyfunc.load_model("models:/sines/1")
     assert [spec.name for spec in model.metadata.signature.inputs] == ["support_x", "support_y", "query_x"]
     assert {name: array.shape for name, array in model.input_example.items()} == {
         "support_x": (10, 1),
