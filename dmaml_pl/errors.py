@@ -72,3 +72,13 @@ def require_positive(**settings: float) -> None:
             raise ConfigError(f"{name} is {value}, but must be greater than 0.")
         if math.isinf(value):
             raise ConfigError(f"{name} is {value}, but must be finite.")
+
+
+def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that a setting is one of its choices.
+
+    Raises:
+        ConfigError: names the setting and the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{setting} is {value}, but must be {' or '.join(choices)}.")

@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, require_one_of
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
+from dmaml_pl.strategies.group import StartMethod, WorkerFailure
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
 from dmaml_pl.strategies.moments import FlatMoments, Moments, reset
 from dmaml_pl.strategies.payload import WorkerTable
 from dmaml_pl.strategies.transfer import TransferType, transfer_in
-from dmaml_pl.strategies.workers import NonFinite, StartMethod, WorkerFailure, WorkerStrategy, require_one_of
+from dmaml_pl.strategies.workers import NonFinite, WorkerStrategy
 
 
 class DMAMLStrategy(WorkerStrategy):
@@ -81,8 +82,8 @@ class DMAMLStrategy(WorkerStrategy):
         super().__init__(
             run_length, run_seconds, timeout, on_worker_failure, on_non_finite, process_group_backend, start_method
         )
-        require_one_of("moments", moments, ("keep", "average", "reset"))
-        require_one_of("transfer_dtype", transfer_dtype, ("float32", "bfloat16"))
+        require_one_of("trainer.strategy.moments", moments, ("keep", "average", "reset"))
+        require_one_of("trainer.strategy.transfer_dtype", transfer_dtype, ("float32", "bfloat16"))
         if overlap and moments != "keep":
             raise ConfigError(
                 f"trainer.strategy.overlap is true and trainer.strategy.moments is {moments}, which would undo the "

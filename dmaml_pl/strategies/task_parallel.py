@@ -18,8 +18,9 @@ from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Offer
 from dmaml_pl.strategies.flat import FlatState
+from dmaml_pl.strategies.group import StartMethod, WorkerFailure
 from dmaml_pl.strategies.payload import CAUSES
-from dmaml_pl.strategies.workers import NonFinite, StartMethod, WorkerFailure, WorkerStrategy
+from dmaml_pl.strategies.workers import NonFinite, WorkerStrategy
 
 
 class TaskParallelStrategy(WorkerStrategy):

@@ -1,0 +1,294 @@
+"""The workers of a training as a group: started, met, watched over, and heard together.
+
+A worker that has died, or that does not come within `timeout` seconds, ends the training on every other, or is left
+behind. Every collective call goes through `WorkerGroupStrategy.together`, which decides that.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from lightning_fabric.utilities.distributed import _init_dist_connection
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from dmaml_pl import restarts
+from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_one_of, require_positive
+from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher, started_by_us
+from dmaml_pl.strategies.membership import Membership
+
+WorkerFailure = Literal["stop", "continue"]
+StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+
+T = TypeVar("T")
+
+
+class WorkerGroupStrategy(DDPStrategy):
+    """Of Lightning's DDP it takes the launching and the process group, not the wrapper.
+
+    Args:
+        timeout: seconds that a worker waits for the others before it gives up.
+        on_worker_failure: whether the others "stop" or "continue" when a worker is lost.
+        process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
+        start_method: how Lightning starts workers on this machine.
+
+    Raises:
+        ConfigError: a setting out of its range.
+    """
+
+    strategy_name = "worker_group"
+
+    def __init__(
+        self,
+        timeout: float,
+        on_worker_failure: WorkerFailure,
+        process_group_backend: str | None,
+        start_method: StartMethod,
+    ) -> None:
+        require_positive(**{"trainer.strategy.timeout": timeout})
+        require_one_of("trainer.strategy.on_worker_failure", on_worker_failure, ("stop", "continue"))
+        super().__init__(
+            process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout), start_method=start_method
+        )
+        self.on_worker_failure = on_worker_failure
+        self.membership: Membership | None = None
+        self._merging = False
+        self._terminated = False
+        self._reshare_validation = False
+
+    # -- workers ---------------------------------------------------------------------------------------------------
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
+        ours = started_by_us() or not self.cluster_environment.creates_processes_externally
+        if self.on_worker_failure == "continue" and not (
+            ours and self._start_method == "popen" and self.num_nodes == 1
+        ):
+            raise ConfigError(
+                "trainer.strategy.on_worker_failure is continue, for which dmaml itself must start all workers, on one "
+                "machine (--trainer.devices W): with torchrun, SLURM or several machines set it to stop, and let the "
+                "launcher restart the training (torchrun --max-restarts)."
+            )
+        if self._start_method == "popen":
+            self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+        else:
+            super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        """Meet the other workers, all of whom must have come this far.
+
+        Raises:
+            WorkerLostError: one has ended before.
+        """
+        launcher = self._launcher
+        if isinstance(launcher, WorkerLauncher) and self.membership is None:
+            launcher.await_workers(self.check_workers)
+        super().setup_environment()
+        if self.on_worker_failure == "continue" and self.world_size > 1 and self.membership is None:
+            assert isinstance(launcher, WorkerLauncher)  # noqa: S101 (_configure_launcher saw to it)
+            self.membership = Membership(
+                me=self.global_rank,
+                workers=self.world_size,
+                backend=torch.distributed.get_backend(),
+                timeout=self._timeout_seconds(),
+                is_alive=launcher.is_alive,
+                end=launcher.end_worker,
+                check=self.check_workers,
+            )
+
+    def set_world_ranks(self) -> None:
+        """Lightning's; after a worker was lost, the ranks of those who are left."""
+        super().set_world_ranks()
+        if self.membership is not None and self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.membership.rank)
+            self.cluster_environment.set_world_size(self.membership.size)
+            rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]
+
+    def setup_distributed(self) -> None:
+        """Lightning's; where torchrun may have made an attempt before, apart from what that has left behind."""
+        store = restarts.agent_store()
+        if store is not None and not torch.distributed.is_initialized():
+            self.set_world_ranks()
+            fresh = restarts.fresh_store(
+                store,
+                rank=self.global_rank,
+                workers=self.world_size,
+                timeout=max(self._timeout_seconds(), restarts.START_SECONDS),
+                check=self.check_workers,
+            )
+            device = None if self.root_device.type == "cpu" else self.root_device
+            assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
+            _init_dist_connection(
+                self.cluster_environment,
+                self._get_process_group_backend(),
+                store=fresh,
+                timeout=self._timeout,
+                device_id=device,
+            )
+        super().setup_distributed()
+
+    def check_workers(self) -> None:
+        """Cheap enough for every meta-iteration: no communication, only what the launcher has noticed.
+
+        Raises:
+            WorkerLostError: a worker that this process started has ended, and the others are not to continue.
+            SIGTERMException: this process was asked to end.
+        """
+        if self._terminated:
+            raise SIGTERMException
+        if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost and self.membership is None:
+            raise WorkerLostError(
+                f"{self._launcher.lost[0]} while run {self._run()} was under way. Training has stopped on every worker;"
+                " the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
+            )
+
+    def on_train_start(self) -> None:
+        """Answer SIGTERM (pre-emption) within a meta-iteration, on every worker of this machine.
+
+        Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge.
+        """
+        super().on_train_start()
+        self._answer_sigterm(self._end_run)
+
+    def on_test_start(self) -> None:
+        """Answer SIGTERM at once: a test has nothing to lose."""
+        super().on_test_start()
+        self._answer_sigterm(self._end_now)
+
+    def on_predict_start(self) -> None:
+        """As for a test."""
+        super().on_predict_start()
+        self._answer_sigterm(self._end_now)
+
+    def _answer_sigterm(self, handler: Callable[[int, Any], None]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+    def _end_run(self, number: int, frame: Any) -> None:
+        self._terminated = True
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.kill(signal.SIGTERM)
+
+    def _end_now(self, number: int, frame: Any) -> None:
+        self._end_run(number, frame)
+        raise SIGTERMException
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the other workers too; they may be waiting for this one."""
+        super().on_exception(exception)
+        if isinstance(self._launcher, WorkerLauncher) and not isinstance(exception, NonFiniteError):
+            self._launcher.look()  # before they are all ended from here
+            self._launcher.stop_workers()
+
+    # -- calls that all workers make together ----------------------------------------------------------------------
+
+    def together(self, call: Callable[[], T]) -> T:
+        """Make a collective call; where workers may be lost, again with those who are left, until all have made it.
+
+        Raises:
+            WorkerLostError: a worker has died or did not come in time.
+        """
+        if self.membership is None:
+            return self._call_once(call)
+        while True:
+            result: T
+            try:
+                result = call()
+                succeeded = True
+            except RuntimeError:
+                succeeded = False
+            before = self.membership.members
+            if self.membership.agree(succeeded):
+                return result
+            self.membership.regroup()
+            self._close_ranks(before)
+
+    def _call_once(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except RuntimeError as error:
+            self.await_verdict()
+            raise WorkerLostError(
+                f"worker {self.global_rank} lost contact with another worker in run {self._run()}: it has died, "
+                f"or did not come within trainer.strategy.timeout ({self._timeout_seconds():g} s). Training has "
+                "stopped; the last checkpoint is kept. The lost worker's own message, if any, stands above."
+            ) from error
+
+    def _close_ranks(self, before: list[int]) -> None:
+        members = cast("Membership", self.membership).members
+        self.set_world_ranks()
+        self._reshare_validation = True
+        if isinstance(self._launcher, WorkerLauncher):
+            self._launcher.look()
+            lost = "; ".join(self._launcher.lost) or f"worker {sorted(set(before) - set(members))} was lost"
+            rank_zero_info(
+                f"{lost}, in run {self._run()}: training goes on with {len(members)} "
+                f"worker{'s' if len(members) > 1 else ''}."
+            )
+            self._launcher.lost.clear()
+
+    def gather(self, own: Any) -> list[Any]:
+        """What every worker gave, by worker, on every worker."""
+
+        def call() -> list[Any]:
+            everyone: list[Any] = [None] * self.world_size
+            torch.distributed.all_gather_object(everyone, own)
+            return everyone
+
+        return [own] if self.world_size == 1 else self.together(call)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, among those who are left."""
+        self.together(lambda: super(WorkerGroupStrategy, self).barrier(*args, **kwargs))
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Lightning's, among those who are left."""
+        return self.together(lambda: super(WorkerGroupStrategy, self).broadcast(obj, src))
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Lightning's, among those who are left."""
+        own = tensor.clone() if isinstance(tensor, Tensor) else tensor
+
+        def call() -> Any:
+            again = own.clone() if isinstance(own, Tensor) else own
+            return super(WorkerGroupStrategy, self).reduce(again, group, reduce_op)
+
+        return self.together(call)
+
+    def await_verdict(self) -> None:
+        """A broken connection is noticed before the launcher has seen who died; it tells more.
+
+        Raises:
+            WorkerLostError: the launcher knows which worker has ended.
+            SIGTERMException: this process was asked to end.
+        """
+        deadline = time.monotonic() + 4 * POLL_SECONDS
+        while time.monotonic() < deadline:
+            self.check_workers()
+            time.sleep(POLL_SECONDS / 5)
+
+    def _share_validation_anew(self) -> None:
+        """After a worker was lost, let those who are left share all validation tasks."""
+        if self._reshare_validation:
+            self._reshare_validation = False
+            self._module().trainer.fit_loop.epoch_loop.val_loop._combined_loader = None  # noqa: SLF001 - or it is kept
+
+    def _run(self) -> int:
+        """Number of the run under way; the module counts it as done when the merge begins."""
+        return int(getattr(self.lightning_module, "runs_done", 0)) - self._merging
+
+    def _timeout_seconds(self) -> float:
+        return 0.0 if self._timeout is None else self._timeout.total_seconds()
+
+    def _module(self) -> Any:
+        assert self.lightning_module is not None, "Lightning connects the module before it uses the strategy"  # noqa: S101
+        return self.lightning_module
