@@ -5,14 +5,23 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV_VERSION := 0.13.9
 
+# What builds and runs images, and what runs compose files: ENGINE=podman, or any command line.
+ENGINE ?= docker
+COMPOSE ?= $(ENGINE) compose
+BASE_IMAGE ?= python:3.11-slim
+POSTGRES_IMAGE ?= postgres:17
+BUILD = $(ENGINE) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg UV_VERSION=$(UV_VERSION) $(BUILD_FLAGS)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format docs benchmark ui clean pins
+.PHONY: help setup train test test-all lint format docs image image-test benchmark ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
 	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
 	@echo "make benchmark   speed beside other libraries, which it installs; ONLY=\"sinusoid-1 loop\" for a part"
 	@echo "make docs    build the documentation as a site, in site/"
+	@echo "make image   build the container images with docker; ENGINE=podman with another engine"
+	@echo "make image-test   the same, then run them as docs/deploy.md says, and see that its promises hold"
 	@echo "make ui      open the MLflow UI on the trainings made here"
 	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make clean   remove .venv and caches (not mlruns)"
@@ -38,12 +47,14 @@ test: lint
 	@$(BIN)/python -m pytest
 
 test-all: lint
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest -m "not image"
 
 lint: $(READY)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
 
 format: $(READY)
 	@$(BIN)/ruff check --fix
@@ -58,6 +69,15 @@ benchmark: $(READY)
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Documentation: site/index.html"
+
+image:
+	@$(BUILD) --target mlflow --tag dmaml-mlflow:latest .
+	@$(BUILD) --build-arg GIT_COMMIT="$$(git describe --always --abbrev=40 --exclude '*' --dirty)" --tag dmaml:latest .
+
+image-test: $(READY) image
+	@ENGINE="$(ENGINE)" COMPOSE="$(COMPOSE)" BASE_IMAGE="$(BASE_IMAGE)" POSTGRES_IMAGE="$(POSTGRES_IMAGE)" \
+	  $(BIN)/python -m pytest -v --no-header -m image tests/test_image.py tests/test_compose.py
+	@$(ENGINE) images
 
 ui: $(READY)
 	@$(BIN)/python -m dmaml_pl ui

@@ -35,6 +35,7 @@ from dmaml_pl.errors import TrackingError
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.buffer import MetricBuffer
+from dmaml_pl.tracking.environment import GitState
 from dmaml_pl.tracking.params import clean_name, flatten, redact
 
 pytestmark = [
@@ -225,6 +226,12 @@ def test_git_commit_is_logged(folder: Path, tmp_path: Path, monkeypatch: pytest.
     dirty = make(folder)
     dirty.open()
     assert read(folder, dirty).data.tags["dmaml.git_clean"] == "false"
+
+
+@pytest.mark.parametrize(("told", "clean"), [("0a1b2c", "true"), ("0a1b2c-dirty", "false")])
+def test_an_image_says_of_which_commit_it_was_made(told: str, clean: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMAML_GIT_COMMIT", told)
+    assert GitState.current() == GitState("0a1b2c", clean)
 
 
 # Failures at the start: one error that names the setting

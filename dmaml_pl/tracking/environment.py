@@ -17,17 +17,30 @@ from pathlib import Path
 
 from dmaml_pl.tracking.params import redact
 
+COMMIT_VARIABLE = "DMAML_GIT_COMMIT"
+"""Environment variable with the commit that the code was made from, where there is no repository, as in an image: the
+hash, and `-dirty` at its end if files had been changed (`git describe --always --abbrev=40 --exclude '*' --dirty`)."""
+
+_DIRTY = "-dirty"
 _GIT_TIMEOUT_S = 10  # a status on a slow network drive must not hold up a training
 
 
 @dataclass(frozen=True)
 class GitState:
-    """The commit that is checked out, and whether the files are those of the commit.
+    """The commit of the code, and whether the files are those of the commit.
 
     Args:
         commit: full hash, or "unknown" outside a repository, without a commit, or without git.
         clean: "true" where no file is changed or untracked, "false", or "unknown".
     """
+
+    @classmethod
+    def current(cls) -> GitState:
+        """What `DMAML_GIT_COMMIT` says, or else the repository that contains the current directory."""
+        told = os.environ.get(COMMIT_VARIABLE, "").strip()
+        if not told:
+            return cls.of_current_directory()
+        return cls(told.removesuffix(_DIRTY), str(not told.endswith(_DIRTY)).lower())
 
     commit: str = "unknown"
     clean: str = "unknown"
@@ -55,7 +68,7 @@ class Environment:
     def current(cls) -> Environment:
         """Describe this process."""
         command = redact(shlex.join([*_program(), *sys.argv[1:]]))
-        return cls(packages(), GitState.of_current_directory(), command, _user())
+        return cls(packages(), GitState.current(), command, _user())
 
     def to_json(self) -> str:
         """Everything, as the text of `environment.json`."""
