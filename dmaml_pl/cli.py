@@ -37,6 +37,7 @@ from dmaml_pl.messages import ConfigParser, check_config_files, explain, explain
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.progress import RunProgress
 from dmaml_pl.restarts import Restart
+from dmaml_pl.signals import raised_at_sigterm
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
@@ -191,7 +192,8 @@ class DmamlCLI(LightningCLI):
         """Lightning's; what fails outside the Trainer leaves no MLflow run that seems to be running."""
         try:
             try:
-                super()._run_subcommand(subcommand)
+                with raised_at_sigterm(SIGTERMException):
+                    super()._run_subcommand(subcommand)
             except RuntimeError:
                 # A worker that dies while another waits for it elsewhere than at a merge, as in a validation.
                 if isinstance(self.trainer.strategy, WorkerStrategy):

@@ -23,3 +23,24 @@ def interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def raised_at_sigterm(error: type[BaseException]) -> Iterator[None]:
+    """Let SIGTERM raise an error wherever nobody else answers it, as before and after the work of a Trainer.
+
+    A Trainer that takes over calls the handler that it finds, too, which then leaves the answer to it.
+
+    Args:
+        error: what is raised.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if signal.getsignal(number) is end:
+            raise error
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
