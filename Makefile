@@ -76,7 +76,7 @@ image:
 
 image-test: $(READY) image
 	@ENGINE="$(ENGINE)" COMPOSE="$(COMPOSE)" BASE_IMAGE="$(BASE_IMAGE)" POSTGRES_IMAGE="$(POSTGRES_IMAGE)" \
-	  $(BIN)/python -m pytest -v --no-header -m image tests/test_image.py tests/test_compose.py
+	  $(BIN)/python -m pytest -vv --no-header -m image tests/test_image.py tests/test_compose.py
 	@$(ENGINE) images
 
 ui: $(READY)
