@@ -127,6 +127,12 @@ class DmamlCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's; only the one that is asked for, if it exists, as the parser of each takes a while to make."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in sys.argv[1:2] if name in every} or every
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings beside those of the Trainer, the model and the data."""
         parser.add_argument("--meta_test", type=bool, default=True, help="Meta-test the best checkpoint after fit.")

@@ -295,6 +295,6 @@ def test_the_support_is_asked_for(sines: Path, refusal: Refusal) -> None:
 
 def test_help_needs_no_pytorch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('PyTorch was loaded')\n")
-    done = dmaml(tmp_path, "adapt", "--help")
+    done = dmaml(tmp_path, "adapt", "--help", launcher=())
     assert (done.returncode, done.stderr) == (0, "")
     assert "--support DIR" in done.stdout

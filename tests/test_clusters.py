@@ -16,7 +16,8 @@ import yaml
 
 from dmaml_pl.clusters import Launch
 from dmaml_pl.errors import ConfigError
-from tests.trainings import SETTINGS, Training, environment, flags, of, same_weights
+from tests import forked
+from tests.trainings import SETTINGS, Training, environment, flags, lay_store, of, same_weights
 from tests.workers import free_port
 
 SLURM = {
@@ -63,16 +64,10 @@ def test_two_processes_that_a_cluster_starts_train_together(
     variables: Any, launcher: list[str], undisturbed: Training, tmp_path: Path, sinusoid: str
 ) -> None:
     port = free_port()
-    words = ["-m", "dmaml_pl", "fit", "--config", sinusoid, *flags(SETTINGS)]  # two devices on one machine
+    words = ["fit", "--config", sinusoid, *flags(SETTINGS)]  # two devices on one machine
+    lay_store(tmp_path)
     processes = [
-        subprocess.Popen(
-            [sys.executable, *launcher, *words],
-            cwd=tmp_path,
-            env=environment() | {"OMP_NUM_THREADS": "1"} | variables(rank, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(launcher, words, tmp_path, environment() | {"OMP_NUM_THREADS": "1"} | variables(rank, port))
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=120)[1] for process in processes]
@@ -83,6 +78,14 @@ def test_two_processes_that_a_cluster_starts_train_together(
     assert training.run.data.params["trainer.num_nodes"] == "2"
     assert training.run.data.params["trainer.devices"] == "1"
     assert "of 2 workers" in errors[0]
+
+
+def start(launcher: list[str], words: list[str], folder: Path, told: dict[str, str]) -> Any:
+    """A process that has what `subprocess.Popen` has."""
+    if not launcher:
+        return forked.Command(words, folder, told)
+    command = [sys.executable, *launcher, "-m", "dmaml_pl", *words]
+    return subprocess.Popen(command, cwd=folder, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -18,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainings import SMALL, Training, dmaml, environment, flags, same_weights
+from tests import forked
+from tests.trainings import SMALL, Training, dmaml, environment, flags, lay_store, same_weights
 from tests.workers import free_port
 
 
@@ -26,7 +26,7 @@ from tests.workers import free_port
 def trained(tmp_path_factory: pytest.TempPathFactory, sinusoid: str) -> Training:
     folder = tmp_path_factory.mktemp("trained")
     words = ["fit", "--config", sinusoid, *flags(SMALL)]
-    result = dmaml(folder, *words)
+    result = dmaml(folder, *words, launcher=())
     assert result.returncode == 0, result.stderr
     return Training(folder, words, result)
 
@@ -163,14 +163,8 @@ class Running:
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dmaml_pl", *words],
-            cwd=folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        lay_store(folder)
+        self.process = forked.Command(words, folder, environment())
 
     def wait_for_checkpoint(self) -> None:
         deadline = time.monotonic() + 90

@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from mlflow import MlflowClient
 
+from dmaml_pl.tracking.store import Store
+from tests import forked
 from tests.recipes import same
 
 LEFT_BEHIND = (
@@ -47,16 +51,50 @@ def environment() -> dict[str, str]:
     return clean | {"COLUMNS": "100", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
 
 
-def dmaml(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def dmaml(
+    folder: Path, *words: str, launcher: tuple[str, ...] | None = None, timeout: float = 280, new_session: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`dmaml ...` to its end, in a process of its own.
+
+    Args:
+        folder: where it runs.
+        words: those after `dmaml`.
+        launcher: what stands between `python` and `-m dmaml_pl`, possibly nothing: Python is then started anew. By
+            default the process is forked from one that has the imports behind it (see `tests/forked.py`), and finds
+            the empty tracking store that it would make.
+        timeout: seconds.
+        new_session: whether it leads a process group of its own.
+    """
+    if launcher is None:
+        if words[0] == "fit":
+            lay_store(folder)
+        return forked.run(list(words), folder, environment(), timeout, new_session=new_session)
     return subprocess.run(
         [sys.executable, *launcher, "-m", "dmaml_pl", *words],
         cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
         check=False,
+        start_new_session=new_session,
     )
+
+
+@cache
+def _empty_store() -> bytes:
+    """An MLflow store without experiments of ours: making one takes seconds, copying it none."""
+    with tempfile.TemporaryDirectory() as folder:
+        Store.find(f"sqlite:///{folder}/mlflow.db", folder).connect()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
+def lay_store(folder: Path) -> None:
+    """Lay an empty tracking store into `mlruns` of a folder, unless one is there."""
+    file = folder / "mlruns" / "mlflow.db"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(_empty_store())
 
 
 @dataclass
@@ -97,22 +135,18 @@ def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def fit(
-    folder: Path, config: str, *words: str, disturb: dict[str, Any] | None = None, launcher: tuple[str, ...] = ()
+    folder: Path,
+    config: str,
+    *words: str,
+    disturb: dict[str, Any] | None = None,
+    launcher: tuple[str, ...] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`dmaml fit` in a process group of its own, disturbed by `tests/probe.py`."""
+    """`dmaml fit` in a process group of its own, disturbed by `tests/probe.py`; see `dmaml`."""
     shutil.copy(Path(__file__).with_name("probe.py"), folder)
     callbacks = [] if disturb is None else [{"class_path": "probe.Disturber", "init_args": disturb}]
     listed = [f"--trainer.callbacks={json.dumps(callbacks)}"] if callbacks else []
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "dmaml_pl", "fit", "--config", config, *flags(SETTINGS), *words, *listed],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        start_new_session=True,
-    )
+    given = ["fit", "--config", config, *flags(SETTINGS), *words, *listed]
+    return dmaml(folder, *given, launcher=launcher, timeout=120, new_session=True)
 
 
 def of(folder: Path) -> Training:
