@@ -9,6 +9,7 @@ option of the interpreter does, a line that an import prints) must start Python:
 from __future__ import annotations
 
 import atexit
+import fcntl
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +56,7 @@ class Command:
         self._files = [outputs / "stdout", outputs / "stderr"]
         for file in self._files:
             file.touch()
+        self._said: tuple[str, str] | None = None
         context = multiprocessing.get_context("forkserver")
         arguments = (words, str(folder), environment, [str(file) for file in self._files], new_session)
         self._process = context.Process(target=_be_dmaml, args=arguments)
@@ -80,7 +83,7 @@ class Command:
         self._process.kill()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for the end; once, as what it said is then gone.
+        """Wait for the end, also of what it started and what still speaks, as for the end of a pipe.
 
         Returns:
             Standard output and standard error.
@@ -88,12 +91,31 @@ class Command:
         Raises:
             subprocess.TimeoutExpired: it goes on.
         """
+        if self._said is not None:
+            return self._said
+        deadline = time.monotonic() + (3600 if timeout is None else timeout)
         self._process.join(timeout)
+        ended = self.returncode is not None and all(_is_silent(file, deadline) for file in self._files)
         out, err = (file.read_text() for file in self._files)
-        if self.returncode is None:
+        if not ended:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0, out, err)
         shutil.rmtree(self._files[0].parent)
-        return out, err
+        self._said = out, err
+        return self._said
+
+
+def _is_silent(file: Path, deadline: float) -> bool:
+    """Wait until no process can write to a file that is locked by its writers; False if they do not end in time."""
+    with file.open() as reader:
+        while True:
+            try:
+                fcntl.flock(reader, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+            else:
+                return True
 
 
 def run(
@@ -119,7 +141,9 @@ def _be_dmaml(words: list[str], folder: str, environment: dict[str, str], files:
     sys.path.insert(0, folder)
     sys.argv = ["dmaml", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    outputs = (os.open(file, os.O_WRONLY | os.O_APPEND) for file in files)
+    outputs = [os.open(file, os.O_WRONLY | os.O_APPEND) for file in files]
+    for output in outputs:
+        fcntl.flock(output, fcntl.LOCK_EX)  # by all that inherit it, until the last of them has ended
     _connect(os.open(os.devnull, os.O_RDONLY), *outputs)
     _surround(environment)
 
@@ -146,7 +170,7 @@ def _surround(environment: dict[str, str]) -> None:
 
     os.environ.clear()
     os.environ.update(environment)
-    rank_zero_only.rank = _get_rank() or 0
+    vars(rank_zero_only)["rank"] = _get_rank() or 0
 
 
 def _live(program: Callable[[], object]) -> NoReturn:

@@ -179,6 +179,7 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         _, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode is not None
         return self.process.returncode, errors
 
 
