@@ -217,8 +217,11 @@ class _Spare:
         return self._wait(0)
 
     def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
 
     def _wait(self, options: int) -> int | None:
         if self.returncode is None:

@@ -299,7 +299,7 @@ def test_sigterm_in_the_middle_of_a_run_leaves_the_last_merge_and_resumes_to_the
 ) -> None:
     disturb = {"at": [1, 6, 4], "send": "SIGTERM", "to": "main", "when_others_wait": when_others_wait}
     # Without signals, the merge after the validation would be the last one kept.
-    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1000", disturb=disturb)
+    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1000", disturb=disturb, launcher=())
     assert result.returncode == 143, result.stderr
     assert "Traceback" not in result.stderr
     training = of(tmp_path)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -17,8 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import forked
-from tests.trainings import SMALL, Training, dmaml, environment, flags, lay_store, same_weights
+from tests.trainings import SMALL, Training, dmaml, environment, flags, same_weights
 from tests.workers import free_port
 
 
@@ -163,8 +163,14 @@ class Running:
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.folder = folder
-        lay_store(folder)
-        self.process = forked.Command(words, folder, environment())
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dmaml_pl", *words],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def wait_for_checkpoint(self) -> None:
         deadline = time.monotonic() + 90
@@ -179,7 +185,6 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         _, errors = self.process.communicate(timeout=60)
-        assert self.process.returncode is not None
         return self.process.returncode, errors
 
 

@@ -21,7 +21,6 @@ from mlflow.entities import Run
 
 from dmaml_pl.studies.command import main
 from dmaml_pl.studies.runner import Runner
-from tests.trainings import lay_store
 
 TINY = """\
 data: {init_args: {meta_batch: 2, val_tasks: 4}}
@@ -106,7 +105,6 @@ def study(repository: Path, folder: Path, capsys: Any, kind: str, *words: str) -
 def fragile(tmp_path: Path) -> Path:
     """The current folder, where a network may misbehave."""
     (tmp_path / "fragile_network.py").write_text(FRAGILE)
-    lay_store(tmp_path)
     return tmp_path
 
 
@@ -204,7 +202,6 @@ def test_each_number_of_workers_may_have_settings_of_its_own_and_a_metric_to_rea
 ) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("2: {model.meta_optimizer.init_args.lr: 0.02, trainer.max_steps: 4}")
-    lay_store(tmp_path)
     words = ("--workers", "1", "2", "--seeds", "1", "--own", str(own), "--target", "1000")
     given = words_of(repository, tmp_path, "workers", *words)
     studied = Studied(tmp_path, "workers", given, main(given), "")
@@ -314,7 +311,6 @@ def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragi
 def test_a_study_of_scaling_sees_as_many_tasks_through_each_knob(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lay_store(tmp_path)
     done = study(repository, tmp_path, capsys, "scaling", "--factor", "2", "--seeds", "1", "--jobs", "2")
     assert done.code == 0, done.printed
     table = {row["knob"]: row for row in done.table()}
@@ -350,7 +346,6 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
     name = "model.meta_optimizer.init_args.lr"
     merges = "trainer.strategy.merge: {choice: [dmaml_pl.MeanMerge]}"  # a choice among texts, of which there is one
     (tmp_path / "space.yaml").write_text(f"{name}: {{choice: [1e-9, 0.03, 1e30]}}\n{merges}\n")
-    lay_store(tmp_path)
     words = ("--space", "space.yaml", "--workers", "1", "--trials", "8", "--startup", "8", "--seeds", "1")
     done = study(repository, tmp_path, capsys, "sweep", *words)
     assert done.code == 0, done.printed
