@@ -312,7 +312,7 @@ def test_sigterm_in_the_middle_of_a_run_leaves_the_last_merge_and_resumes_to_the
 
 
 def test_sigterm_before_there_is_anything_to_keep_ends_the_mlflow_run_as_well(tmp_path: Path, sinusoid: str) -> None:
-    result = fit(tmp_path, sinusoid, "--trainer.devices=1", "--trainer.callbacks=probe.Early")
+    result = fit(tmp_path, sinusoid, "--trainer.devices=1", "--trainer.callbacks=probe.Early", launcher=())
     assert result.returncode == 143, result.stderr
     assert "Traceback" not in result.stderr
     assert of(tmp_path).run.info.status == "KILLED"
