@@ -28,7 +28,6 @@ help:
 
 setup: $(READY)
 
-# The only C files to compile are those of learn2learn's task transforms: 9 s of processor time with -O1, 20 with -O3.
 $(READY): pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is not: make PYTHON=python3.12 ..."; exit 1; }
@@ -37,7 +36,7 @@ $(READY): pyproject.toml requirements.txt
 	@$(PYTHON) -m venv .venv || \
 	  { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
-	@CFLAGS="-O1 $$CFLAGS" $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)
 
