@@ -101,6 +101,7 @@ def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Draw]:
 
     batched, data = ours("batched")
     images = data.load_splits()["train"]
+    assert isinstance(images, Tensor)  # noqa: S101 - all classes of these have equally many samples
     draws = {
         REFERENCE: by_taskset(data, images, fused=False, converted="each"),
         "the same with FusedNWaysKShots": by_taskset(data, images, fused=True, converted="each"),

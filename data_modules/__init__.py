@@ -1,8 +1,24 @@
 """Where tasks come from: one LightningDataModule a file, all yielding the same `TaskBatch`."""
 
 from data_modules.base import TaskDataModule
+from data_modules.cifar100 import CIFARFS, FC100
 from data_modules.glyphs import Glyphs
+from data_modules.image_folder import ImageFolder
+from data_modules.mini_imagenet import MiniImageNet
 from data_modules.omniglot import Omniglot
 from data_modules.sinusoid import Sinusoid
+from data_modules.tabular import Tabular
+from data_modules.tiered_imagenet import TieredImageNet
 
-__all__ = ["Glyphs", "Omniglot", "Sinusoid", "TaskDataModule"]
+__all__ = [
+    "CIFARFS",
+    "FC100",
+    "Glyphs",
+    "ImageFolder",
+    "MiniImageNet",
+    "Omniglot",
+    "Sinusoid",
+    "Tabular",
+    "TaskDataModule",
+    "TieredImageNet",
+]

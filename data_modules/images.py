@@ -1,16 +1,17 @@
-"""What the image data sets share: N-way K-shot tasks, gathered from images that stay in memory as one tensor a split.
+"""What the image data sets share: N-way K-shot tasks, gathered from images that are one uint8 tensor a split.
 
-Legend: T tasks, N ways, K shots, Q queries a class, H W image axes; a split's images are one uint8 (classes, samples,
-H, W).
+Legend: T tasks, N ways, K shots, Q queries a class, C H W image axes.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_modules.base import Split, TaskDataModule
@@ -18,16 +19,54 @@ from data_modules.samplers import Sampler, SamplerName, sampler_named
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import TaskBatch
 
+MOVED_UP_TO = 4 * 2**30
+"""Bytes of images that are moved to the trainer's device; of larger ones only the tasks are, each when it is drawn."""
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The images of a split whose classes may have different numbers of samples.
+
+    Attributes:
+        pixels: uint8 (rows, C, H, W), possibly of several splits together, and mapped into memory.
+        starts: row of the first sample of each class, int64 (classes,); the others follow it.
+        samples: how many samples each class has, int64 (classes,).
+        names: of the classes.
+    """
+
+    pixels: Tensor
+    starts: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    names: list[str]
+
+    @classmethod
+    def of(cls, images: Tensor | ClassImages) -> ClassImages:
+        """From images (classes, samples, H, W) or (classes, samples, C, H, W) as well."""
+        if isinstance(images, ClassImages):
+            return images
+        classes, samples = images.shape[:2]
+        pixels = images.flatten(0, 1)
+        return cls(
+            pixels.unsqueeze(1) if pixels.ndim == 3 else pixels,
+            np.arange(classes) * samples,
+            np.full(classes, samples),
+            [],
+        )
+
 
 class ImageTasks(TaskDataModule):
     """Base of the image data sets: a subclass says which images each split holds.
 
     A task takes N classes of its split, gives them the labels 0 .. N - 1 by chance, and takes K + Q samples of each,
-    none of them twice. Its samples are sorted by label: support_x is (N * K, 1, H, W), query_x (N * Q, 1, H, W),
+    none of them twice. Its samples are sorted by label: support_x is (N * K, C, H, W), query_x (N * Q, C, H, W),
     float32 from 0 to 1; support_y is (N * K,), query_y (N * Q,), int64.
 
-    The images of a split move to the trainer's device when the first of its tasks is drawn there; the tasks of a
-    meta-batch are then one gather and one conversion on that device.
+    The images of a split move to the trainer's device when the first of its tasks is drawn there, up to 4 GiB of them;
+    the tasks of a meta-batch are then one gather and one conversion on that device. More stay where they are, and each
+    meta-batch is gathered there.
+
+    Attributes:
+        split_remedy: what a message of too few classes says further, such as the setting that deals them out.
 
     Args:
         ways: N, classes of a task.
@@ -42,6 +81,8 @@ class ImageTasks(TaskDataModule):
         sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
             through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
     """
+
+    split_remedy = ""
 
     def __init__(
         self,
@@ -73,8 +114,13 @@ class ImageTasks(TaskDataModule):
         self._images: dict[Split, Tensor] = {}
 
     @abstractmethod
-    def load_splits(self) -> dict[Split, Tensor]:
-        """The images of each split, uint8 (classes, samples, H, W), all classes with equally many samples."""
+    def load_splits(self) -> Mapping[Split, Tensor | ClassImages]:
+        """The images of each split.
+
+        Returns:
+            uint8 (classes, samples, H, W) or (classes, samples, C, H, W), where all classes have equally many samples;
+            else `ClassImages`.
+        """
 
     def setup(self, stage: str | None = None) -> None:
         """Load the images and make ready to draw tasks; a second call does nothing.
@@ -87,27 +133,37 @@ class ImageTasks(TaskDataModule):
         if self.ways < 2:
             raise ConfigError(f"data.ways is {self.ways}, but a task needs at least 2 classes to tell apart.")
         sampler = sampler_named(self.sampler)
-        splits = self.load_splits()
-        smallest = min(splits, key=lambda split: len(splits[split]))  # so that what it allows, every split allows
-        self._check(smallest, *splits[smallest].shape[:2])
+        splits = {split: ClassImages.of(images) for split, images in self.load_splits().items()}
+        # The smallest first, so that what it allows, every split allows.
+        for split in sorted(splits, key=lambda split: len(splits[split].starts)):
+            self._check(split, splits[split])
         for split, images in splits.items():
-            classes, samples = images.shape[:2]
-            self._images[split] = images.flatten(0, 1)
+            self._images[split] = images.pixels
             self._samplers[split] = sampler(
-                classes=classes, samples=samples, ways=self.ways, draws=self.shots + self.queries
+                classes=len(images.starts),
+                samples=images.samples,
+                starts=images.starts,
+                ways=self.ways,
+                draws=self.shots + self.queries,
             )
 
-    def _check(self, split: Split, classes: int, samples: int) -> None:
-        name = type(self).__name__
+    def _check(self, split: Split, images: ClassImages) -> None:
+        name, classes = type(self).__name__, len(images.starts)
         if self.ways > classes:
             raise ConfigError(
                 f"data.ways is {self.ways}, but the {split} split of {name} has {classes} classes: "
-                f"choose 2 to {classes}."
+                f"{f'choose 2 to {classes}' if classes > 1 else 'it needs more'}{self.split_remedy}."
             )
-        if self.shots + self.queries > samples:
+        smallest = int(images.samples.argmin())
+        samples, wanted = int(images.samples[smallest]), self.shots + self.queries
+        if wanted > samples:
+            few = [images.names[number] for number in np.flatnonzero(images.samples < wanted)] if images.names else []
+            named = f"the class {images.names[smallest]}" if few else f"a class of {name}"
+            others = f", and {len(few) - 1} further classes too few" if len(few) > 1 else ""
+            leave_out = ", or leave such classes out" if few else ""
             raise ConfigError(
-                f"data.shots + data.queries is {self.shots} + {self.queries}, but a class of {name} has "
-                f"{samples} samples: choose them to be at most {samples} together."
+                f"data.shots + data.queries is {self.shots} + {self.queries}, but {named} has {samples} "
+                f"samples{others}: choose them to be at most {samples} together{leave_out}."
             )
 
     def draw_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
@@ -117,13 +173,13 @@ class ImageTasks(TaskDataModule):
         # All support sets before all query sets, so that both are views of what is gathered and converted at once.
         support, query = numbers[:, :, : self.shots].reshape(-1), numbers[:, :, self.shots :].reshape(-1)
         index = torch.from_numpy(np.concatenate([support, query])).to(images.device, non_blocking=True)
-        pixels = images.index_select(0, index).float().mul_(1 / 255)
+        pixels = images.index_select(0, index).to(self._device(), non_blocking=True).float().mul_(1 / 255)
         tasks, size = len(seeds), images.shape[1:]
-        labels = torch.arange(self.ways, device=images.device).view(1, -1, 1)
+        labels = torch.arange(self.ways, device=pixels.device).view(1, -1, 1)
         return TaskBatch(
-            pixels[: len(support)].view(tasks, -1, 1, *size),
+            pixels[: len(support)].view(tasks, -1, *size),
             labels.expand(tasks, -1, self.shots).reshape(tasks, -1),
-            pixels[len(support) :].view(tasks, -1, 1, *size),
+            pixels[len(support) :].view(tasks, -1, *size),
             labels.expand(tasks, -1, self.queries).reshape(tasks, -1),
         )
 
@@ -135,9 +191,14 @@ class ImageTasks(TaskDataModule):
         """Meta-test tasks 0 .. `tasks` - 1, (T, ...), on the CPU."""
         return self.evaluation_tasks("test", range(tasks)).to(torch.device("cpu"))
 
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
     def _on_device(self, split: Split) -> Tensor:
-        """The images of a split, (classes * samples, H, W), moved to the trainer's device once."""
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if self._images[split].device != device:
-            self._images[split] = self._images[split].to(device)
+        """The images to draw from (rows, C, H, W), moved to the trainer's device once, if they are not too many."""
+        images, device = self._images[split], self._device()
+        if images.device != device and images.nbytes <= MOVED_UP_TO:
+            moved = images.to(device)
+            # Splits may share their images.
+            self._images = {each: moved if its is images else its for each, its in self._images.items()}
         return self._images[split]

@@ -1,9 +1,10 @@
 """Which classes and samples an image task is made of: drawn for many tasks at once, or by learn2learn's transforms.
 
-Both draw from the same distribution: N of the classes, in an order that gives them their labels, and of each K + Q
-samples, in an order that makes them support or query; every choice and order is as likely as any other. And in both a
-task follows from its own seed alone, whatever is drawn before it or beside it. learn2learn's transforms define what a
-task is, so they stay: tests compare the batched sampler with them, and `data.sampler` selects them.
+Both draw from the same distribution, whether classes have equally many samples or not: N of the classes, in an order
+that gives them their labels, and of each K + Q samples, in an order that makes them support or query; every choice and
+order is as likely as any other. And in both a task follows from its own seed alone, whatever is drawn before it or
+beside it. learn2learn's transforms define what a task is, so they stay: tests compare the batched sampler with them,
+and `data.sampler` selects them.
 
 Legend: T tasks, N ways, K shots, Q queries a class.
 """
@@ -22,6 +23,7 @@ from dmaml_pl import _learn2learn
 from dmaml_pl.errors import ConfigError
 
 SamplerName = Literal["batched", "learn2learn"]
+Counts = int | NDArray[np.int64]
 
 # Of SplitMix64.
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -31,12 +33,16 @@ TO_53_BITS = np.uint64(11)
 
 
 class Sampler(Protocol):
-    """Draws tasks from classes that all have equally many samples; sample s of class c has the number c * samples + s.
+    """Draws tasks from classes whose samples are numbered on from a first one.
 
-    Its arguments are `classes` and `samples`, of each class, to draw from, `ways` (N), and `draws` (K + Q).
+    Its arguments are `classes` and `samples` to draw from, the latter one number for all classes or one for each; the
+    number of the first sample of each class, `starts`, where they do not follow one on another from 0; `ways` (N), and
+    `draws` (K + Q).
     """
 
-    def __init__(self, *, classes: int, samples: int, ways: int, draws: int) -> None: ...
+    def __init__(
+        self, *, classes: int, samples: Counts, ways: int, draws: int, starts: NDArray[np.int64] | None = None
+    ) -> None: ...
 
     def __call__(self, seeds: Sequence[int]) -> NDArray[np.int64]:
         """Sample numbers of the tasks with these seeds, (T, N, K + Q), the classes in the order of their labels.
@@ -68,11 +74,14 @@ class BatchedSampler:
     See `Sampler` for the arguments.
     """
 
-    def __init__(self, *, classes: int, samples: int, ways: int, draws: int) -> None:
-        self.samples = samples
+    def __init__(
+        self, *, classes: int, samples: Counts, ways: int, draws: int, starts: NDArray[np.int64] | None = None
+    ) -> None:
         self.ways = ways
+        self._counts, self._starts = _numbering(classes, samples, starts)
+        self._alike = bool((self._counts == self._counts[0]).all())
         self._classes = _Draws(classes, ways)
-        self._samples = _Draws(samples, draws)
+        self._samples = _Draws(int(self._counts[0]) if self._alike else None, draws)
         numbers = self._classes.numbers + ways * self._samples.numbers
         self._steps = np.arange(1, numbers + 1, dtype=np.uint64) * GAMMA
 
@@ -80,8 +89,9 @@ class BatchedSampler:
         """Sample numbers of the tasks with these seeds, each from 0 to 2^64 - 1; see `Sampler`."""
         bits = self.random_bits(seeds)
         classes = self._classes(bits[:, : self._classes.numbers])
-        samples = self._samples(bits[:, self._classes.numbers :].reshape(-1, self._samples.numbers))
-        return samples.reshape(len(seeds), self.ways, -1) + self.samples * classes[:, :, None]
+        among = None if self._alike else self._counts[classes].reshape(-1)
+        samples = self._samples(bits[:, self._classes.numbers :].reshape(-1, self._samples.numbers), among)
+        return samples.reshape(len(seeds), self.ways, -1) + self._starts[classes][:, :, None]
 
     def random_bits(self, seeds: Sequence[int]) -> NDArray[np.uint64]:
         """The first outputs of SplitMix64 from each seed, as many as a task takes, uniform 64-bit integers (T, ...)."""
@@ -101,25 +111,31 @@ class _Draws:
     takes one random number: its rank among the numbers not drawn before.
 
     Args:
-        among: how many numbers there are.
+        among: how many numbers there are; None where each row has as many as it is told.
         draws: how many of them to draw.
     """
 
     SORTED_UP_TO = 64
     """Measured: from more numbers, sorting takes longer."""
 
-    def __init__(self, among: int, draws: int) -> None:
+    def __init__(self, among: int | None, draws: int) -> None:
         self.draws = draws
-        self.sorts = among <= self.SORTED_UP_TO
-        self.numbers = among if self.sorts else draws
+        self.sorts = among is not None and among <= self.SORTED_UP_TO
+        self.numbers = among if among is not None and self.sorts else draws
         """Random numbers that the draws take."""
-        self._left = (among - np.arange(draws)) * 2.0**-53
+        self._left = self._leaves(np.array([among or 0]))
 
-    def __call__(self, bits: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """From uniform 64-bit integers (rows, `numbers`) to draws (rows, `draws`)."""
+    def _leaves(self, among: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How many numbers each draw chooses from (rows, `draws`), as multiples of 2^-53."""
+        left: NDArray[np.float64] = np.multiply(among[:, None] - np.arange(self.draws), 2.0**-53, dtype=np.float64)
+        return left
+
+    def __call__(self, bits: NDArray[np.uint64], among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """From uniform 64-bit integers (rows, `numbers`) to draws (rows, `draws`); `among` so many numbers, (rows,)."""
         if self.sorts:
             return bits.argsort(axis=1)[:, : self.draws]
-        ranks = ((bits >> TO_53_BITS) * self._left).astype(np.int64)  # with 53 bits a double stays below its limit
+        left = self._left if among is None else self._leaves(among)
+        ranks = ((bits >> TO_53_BITS) * left).astype(np.int64)  # with 53 bits a double stays below its limit
         drawn = np.ascontiguousarray(ranks.T)
         for draw in range(self.draws - 2, -1, -1):
             later = drawn[draw + 1 :]
@@ -135,13 +151,17 @@ class Learn2LearnSampler:
     See `Sampler` for the arguments.
     """
 
-    def __init__(self, *, classes: int, samples: int, ways: int, draws: int) -> None:
+    def __init__(
+        self, *, classes: int, samples: Counts, ways: int, draws: int, starts: NDArray[np.int64] | None = None
+    ) -> None:
         self.ways = ways
+        counts, starts = _numbering(classes, samples, starts)
         data = _learn2learn.load().data
         # The bookkeeping is given because MetaDataset would else load every sample; labels are integers because
         # RemapLabels goes through a set of them, whose order would change from process to process with strings.
-        numbers = {label: list(range(label * samples, (label + 1) * samples)) for label in range(classes)}
-        dataset = data.MetaDataset(_Samples(classes, samples), labels_to_indices=numbers)
+        blocks = zip(starts.tolist(), counts.tolist(), strict=True)
+        numbers = {label: list(range(start, start + count)) for label, (start, count) in enumerate(blocks)}
+        dataset = data.MetaDataset(_Samples(starts, int(counts.sum())), labels_to_indices=numbers)
         transforms = [
             data.transforms.NWays(dataset, n=ways),
             data.transforms.KShots(dataset, k=draws),
@@ -170,12 +190,21 @@ class Learn2LearnSampler:
 class _Samples(Dataset[tuple[int, int]]):
     """Sample number -> (sample number, class number): all that the transforms need; the images stay in one tensor."""
 
-    def __init__(self, classes: int, samples: int) -> None:
-        self.classes = classes
+    def __init__(self, starts: NDArray[np.int64], samples: int) -> None:
+        self.order = starts.argsort()
+        self.starts = starts[self.order]
         self.samples = samples
 
     def __len__(self) -> int:
-        return self.classes * self.samples
+        return self.samples
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        return index, index // self.samples
+        return index, int(self.order[self.starts.searchsorted(index, side="right") - 1])
+
+
+def _numbering(
+    classes: int, samples: Counts, starts: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many samples each class has, and the number of its first one, both (classes,)."""
+    counts: NDArray[np.int64] = np.broadcast_to(np.asarray(samples, dtype=np.int64), (classes,))
+    return counts, counts.cumsum() - counts if starts is None else starts

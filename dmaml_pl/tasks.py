@@ -64,6 +64,34 @@ class TaskBatch(NamedTuple):
         )
 
 
+class Scaling(NamedTuple):
+    """How the units of a regression's data become those that a network sees: (value - mean) / scale, column by column.
+
+    Attributes:
+        x_mean: of each input.
+        x_scale: of each input.
+        y_mean: of each target.
+        y_scale: of each target.
+    """
+
+    x_mean: list[float]
+    x_scale: list[float]
+    y_mean: list[float]
+    y_scale: list[float]
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Inputs (..., inputs) as the network sees them."""
+        return (x - x.new_tensor(self.x_mean)) / x.new_tensor(self.x_scale)
+
+    def targets(self, y: Tensor) -> Tensor:
+        """Targets (..., D) as the network sees them."""
+        return (y - y.new_tensor(self.y_mean)) / y.new_tensor(self.y_scale)
+
+    def values(self, output: Tensor) -> Tensor:
+        """A network's output (..., D) in the units of the data."""
+        return output * output.new_tensor(self.y_scale) + output.new_tensor(self.y_mean)
+
+
 @runtime_checkable
 class TaskSource(Protocol):
     """Where training tasks come from: a pure function, so that there is no position to save or to restore."""
@@ -90,6 +118,14 @@ class SampleReader(Protocol):
             DataError: names the file, which is not a picture that can be read.
         """
         ...
+
+
+@runtime_checkable
+class NamedColumns(Protocol):
+    """A data module whose samples are rows of a table, the columns of which have names."""
+
+    inputs: list[str]
+    targets: list[str]
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["sinusoid", "glyphs", "omniglot"])
+@pytest.mark.parametrize("name", ["sinusoid", "glyphs", "omniglot", "image_folder", "tabular"])
 def test_every_shipped_config_is_whole(name: str, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = resolved(capsys, "--config", str(repository / "configs" / f"{name}.yaml"))
     assert config["trainer"]["logger"]["init_args"]["experiment_name"] == name

@@ -124,7 +124,7 @@ def test_both_samplers_give_batches_of_equal_form_and_pixels() -> None:
 
 def test_pixels_go_from_exactly_zero_to_exactly_one() -> None:
     data = made(ways=30, shots=1, queries=19)
-    data._images["train"][:, 0, 2] = 255
+    data._images["train"][..., 0, 2] = 255
 
     task = data.draw_task("train", 0)
 

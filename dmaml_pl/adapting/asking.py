@@ -12,7 +12,7 @@ from dmaml_pl.adapting.folders import find_query, find_support
 from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner, check_ways
 from dmaml_pl.adapting.loading import is_adapted, load, load_adapted
 from dmaml_pl.errors import CheckpointError, ConfigError, DataError
-from dmaml_pl.tasks import SampleReader
+from dmaml_pl.tasks import NamedColumns, SampleReader
 
 
 def adapt_and_ask(request: Request) -> None:
@@ -79,23 +79,26 @@ def _figures(learner: FewShotLearner | AdaptedLearner, request: Request) -> tupl
             f"The network takes samples of shape {tuple(sample)}, which no CSV file holds: adapt in Python, "
             "dmaml_pl.load(FILE).adapt(x, y)."
         )
-    query = read_columns("--query", request.query, *sample, *output, needs_targets=False)
+    names = (learner.data.inputs, learner.data.targets) if isinstance(learner.data, NamedColumns) else None
+    query = read_columns("--query", request.query, *sample, *output, needs_targets=False, names=names)
     if isinstance(learner, AdaptedLearner):
-        names = query.targets or [f"target {number}" if output[0] > 1 else "target" for number in range(output[0])]
+        targets_named = query.targets or [
+            f"target {number}" if output[0] > 1 else "target" for number in range(output[0])
+        ]
     else:
-        support = read_columns("--support", _support_of(request), *sample, *output, needs_targets=True)
-        names, given, expected = support.targets, query.inputs + query.targets, support.inputs + support.targets
+        support = read_columns("--support", _support_of(request), *sample, *output, needs_targets=True, names=names)
+        targets_named, given, expected = support.targets, query.inputs + query.targets, support.inputs + support.targets
         if given != expected[: len(given)]:
             raise DataError(
                 f"--query {request.query} has the columns {', '.join(given)}, but --support {', '.join(expected)}."
             )
         learner = learner.adapt(support.x, support.y if support.y is not None else [], request.steps)
     values = learner.predict(query.x)
-    targets = {} if query.y is None else dict(zip(names, query.y.unbind(1), strict=True))
+    targets = {} if query.y is None else dict(zip(targets_named, query.y.unbind(1), strict=True))
     return learner, Answers.of_values(
         dict(zip(query.inputs, query.x.unbind(1), strict=True)),
         targets,
-        dict(zip(names, values.unbind(1), strict=True)),
+        dict(zip(targets_named, values.unbind(1), strict=True)),
     )
 
 

@@ -33,7 +33,15 @@ class Columns:
     y: Tensor | None
 
 
-def read_columns(option: str, path: Path, inputs: int, outputs: int, *, needs_targets: bool) -> Columns:
+def read_columns(
+    option: str,
+    path: Path,
+    inputs: int,
+    outputs: int,
+    *,
+    needs_targets: bool,
+    names: tuple[list[str], list[str]] | None = None,
+) -> Columns:
     """Read a CSV file.
 
     Args:
@@ -42,11 +50,13 @@ def read_columns(option: str, path: Path, inputs: int, outputs: int, *, needs_ta
         inputs: figures of a sample.
         outputs: D, targets of a sample.
         needs_targets: whether it must have targets, as a support set must.
+        names: of the input columns and of the target columns, where the training gave them names. The file then has
+            them in any order, and may have others; else they are told by their place.
 
     Raises:
         DataError: names the file, and the line where it is broken.
     """
-    header, rows = _read(option, path)
+    header, rows = _read(option, path, names)
     both = f"{inputs + outputs} ({inputs} of input, {outputs} of target)"
     if len(header) != inputs + outputs and (needs_targets or len(header) != inputs):
         alone = "" if needs_targets else f", or {inputs} without targets"
@@ -56,7 +66,7 @@ def read_columns(option: str, path: Path, inputs: int, outputs: int, *, needs_ta
     return Columns(header[:inputs], header[inputs:], values[:, :inputs], values[:, inputs:] if has_targets else None)
 
 
-def _read(option: str, path: Path) -> tuple[list[str], list[list[float]]]:
+def _read(option: str, path: Path, names: tuple[list[str], list[str]] | None) -> tuple[list[str], list[list[float]]]:
     if not path.is_file():
         raise DataError(f"{option} is {path}, but there is no such file: a CSV file with a header is expected.")
     try:
@@ -70,14 +80,28 @@ def _read(option: str, path: Path) -> tuple[list[str], list[list[float]]]:
     header = [cell.strip() for cell in lines[0][1]]
     if all(_number(cell) is not None for cell in header):
         raise DataError(f"{option} {path} begins with figures: its first line must name the columns.")
-    return header, [_figures(option, path, number, line, len(header)) for number, line in lines[1:]]
+    chosen = header if names is None else _chosen(option, path, header, *names)
+    places = [header.index(name) for name in chosen] if names is not None else list(range(len(header)))
+    return chosen, [_figures(option, path, number, line, len(header), places) for number, line in lines[1:]]
 
 
-def _figures(option: str, path: Path, number: int, line: list[str], columns: int) -> list[float]:
+def _chosen(option: str, path: Path, header: list[str], inputs: list[str], targets: list[str]) -> list[str]:
+    """The columns of a training that a file has: all of the inputs, and all of the targets or none."""
+    wanted = [*inputs, *targets] if any(name in header for name in targets) else inputs
+    missing = [name for name in wanted if header.count(name) != 1]
+    if missing:
+        raise DataError(
+            f"{option} {path} has the columns {', '.join(header)}, but must have {missing[0]} once: the network was "
+            f"trained on {', '.join(inputs)} to predict {', '.join(targets)}."
+        )
+    return wanted
+
+
+def _figures(option: str, path: Path, number: int, line: list[str], columns: int, places: list[int]) -> list[float]:
     if len(line) != columns:
         raise DataError(f"{option} {path}, line {number}: {len(line)} columns, but the header has {columns}.")
     figures = []
-    for cell in line:
+    for cell in (line[place] for place in places):
         figure = _number(cell)
         if figure is None:
             raise DataError(f"{option} {path}, line {number}: {cell!r} is not a finite number.")

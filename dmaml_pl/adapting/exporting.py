@@ -34,15 +34,18 @@ def check_can_export() -> None:
 class _Answers(nn.Module):
     """What `AdaptedLearner.predict` says, as a network."""
 
-    def __init__(self, network: nn.Module, *, classifies: bool) -> None:
+    def __init__(self, learner: AdaptedLearner) -> None:
         super().__init__()
-        self.network = network
-        self.classifies = classifies
+        self.network = learner.network
+        self.classifies = learner.objective.name == "classification"
+        self.scaling = learner.scaling
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities (B, N) or values (B, D) of samples (B, ...)."""
-        output: Tensor = self.network(x)
-        return output.softmax(dim=-1) if self.classifies else output
+        output: Tensor = self.network(x if self.scaling is None else self.scaling.inputs(x))
+        if self.classifies:
+            return output.softmax(dim=-1)
+        return output if self.scaling is None else self.scaling.values(output)
 
 
 def export(learner: AdaptedLearner, path: Path) -> None:
@@ -53,8 +56,7 @@ def export(learner: AdaptedLearner, path: Path) -> None:
         CheckpointError: the file could not be written.
     """
     check_can_export()
-    classifies = learner.objective.name == "classification"
-    answers = _Answers(learner.network, classifies=classifies).eval()
+    answers = _Answers(learner).eval()
     weight = next(learner.network.parameters())
     # Two, as a batch norm has nothing to normalize one alone by; the axis stays free.
     samples = torch.zeros(2, *learner.shapes["sample"], device=weight.device, dtype=weight.dtype)
@@ -65,7 +67,7 @@ def export(learner: AdaptedLearner, path: Path) -> None:
                 answers,
                 (samples,),
                 input_names=["x"],
-                output_names=["probabilities" if classifies else "values"],
+                output_names=["probabilities" if answers.classifies else "values"],
                 dynamic_shapes=({0: torch.export.Dim("samples", min=1)},),
                 dynamo=True,
                 verbose=False,

@@ -19,6 +19,7 @@ from dmaml_pl.checkpoints.files import write_whole
 from dmaml_pl.errors import DataError, require_positive
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.objectives import Objective
+from dmaml_pl.tasks import Scaling
 
 ADAPTED_KEY = "dmaml_adapted"
 """What a file of an adapted learner holds, and no other."""
@@ -58,6 +59,11 @@ class FewShotLearner:
         """Axes of a "sample" and of an "output"; empty where the training did not keep them."""
         return self.module.shapes
 
+    @property
+    def scaling(self) -> Scaling | None:
+        """How the units of the samples become those that the network was trained in, if they are not the same."""
+        return self.module.scaling
+
     def to(self, device: torch.device | str) -> FewShotLearner:
         """The same learner, its weights on `device`; samples follow them there."""
         self.module.to(device)
@@ -81,7 +87,7 @@ class FewShotLearner:
         steps = self.steps if steps is None else steps
         require_positive(steps=steps)
         network, objective = self.module.network, self.objective
-        x = as_samples(x, network, self.shapes)
+        x = _scaled(as_samples(x, network, self.shapes), self.scaling)
         output = _ask(network, x)
         targets, classes = self._targets(y, x, output)
         with torch.inference_mode(False), torch.enable_grad():
@@ -94,7 +100,15 @@ class FewShotLearner:
             raise DataError(f"The weights are not finite after {steps} adaptation steps: ask for fewer steps.")
         shapes = {"sample": list(x.shape[1:]), "output": list(output.shape[1:])}
         return AdaptedLearner(
-            adapted, objective, classes, steps=steps, support=len(x), shapes=shapes, config=self.config, data=self.data
+            adapted,
+            objective,
+            classes,
+            steps=steps,
+            support=len(x),
+            shapes=shapes,
+            scaling=self.scaling,
+            config=self.config,
+            data=self.data,
         )
 
     def save(self, path: str | Path) -> None:
@@ -103,7 +117,12 @@ class FewShotLearner:
         Raises:
             CheckpointError: the file could not be written.
         """
-        kept = {"state_dict": self.module.state_dict(), CONFIG_KEY: self.config, "shapes": self.shapes}
+        kept = {
+            "state_dict": self.module.state_dict(),
+            CONFIG_KEY: self.config,
+            "shapes": self.shapes,
+            "scaling": _plain(self.scaling),
+        }
         write_whole(kept, Path(path), _REMEDY)
 
     def _targets(self, y: Samples, x: Tensor, output: Tensor) -> tuple[Tensor, tuple[ClassName, ...]]:
@@ -123,7 +142,7 @@ class FewShotLearner:
                 f"y has shape {tuple(targets.shape)}, but the network was trained for targets of shape "
                 f"{tuple(output.shape)}."
             )
-        return targets, ()
+        return targets if self.scaling is None else self.scaling.targets(targets), ()
 
 
 class AdaptedLearner:
@@ -136,6 +155,8 @@ class AdaptedLearner:
         steps: adaptation steps that were made.
         support: support samples that they were made on.
         shapes: axes of a "sample" and of an "output".
+        scaling: how the units of the samples become those that the network was trained in; None where they are the
+            same.
         config: configuration that the module was built from, if it was.
         data: the data module of the training, which knows how to read a user's pictures.
     """
@@ -149,9 +170,11 @@ class AdaptedLearner:
         steps: int,
         support: int,
         shapes: dict[str, list[int]],
+        scaling: Scaling | None = None,
         config: dict[str, Any] | None = None,
         data: Any = None,
     ) -> None:
+        self.scaling = scaling
         self.network = network.eval().requires_grad_(False)
         self.objective = objective
         self.classes = classes
@@ -178,8 +201,12 @@ class AdaptedLearner:
             DataError: the samples do not fit the network.
         """
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        output = _ask(self.network, as_samples(x, self.network, self.shapes))
-        return (output.softmax(dim=-1) if self.objective.name == "classification" else output).to(device)
+        output = _ask(self.network, _scaled(as_samples(x, self.network, self.shapes), self.scaling))
+        if self.objective.name == "classification":
+            output = output.softmax(dim=-1)
+        elif self.scaling is not None:
+            output = self.scaling.values(output)
+        return output.to(device)
 
     def to(self, device: torch.device | str) -> AdaptedLearner:
         """The same learner, its weights on `device`; samples follow them there."""
@@ -202,6 +229,7 @@ class AdaptedLearner:
             "state_dict": self.network.state_dict(),
             CONFIG_KEY: self.config,
             "shapes": self.shapes,
+            "scaling": _plain(self.scaling),
         }
         write_whole(kept, Path(path), _REMEDY)
 
@@ -255,6 +283,14 @@ def as_samples(x: Samples, network: nn.Module, shapes: dict[str, list[int]]) -> 
         raise DataError("x holds values that are not finite.")
     weight = next(network.parameters())
     return tensor.to(weight.device, weight.dtype)
+
+
+def _scaled(x: Tensor, scaling: Scaling | None) -> Tensor:
+    return x if scaling is None else scaling.inputs(x)
+
+
+def _plain(scaling: Scaling | None) -> dict[str, list[float]] | None:
+    return None if scaling is None else scaling._asdict()
 
 
 def _as_tensor(values: Samples, name: str) -> Tensor:

@@ -17,6 +17,7 @@ from dmaml_pl.checkpoints.finding import read_plain
 from dmaml_pl.errors import CheckpointError, DmamlError
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.objectives import objective_named
+from dmaml_pl.tasks import Scaling
 
 
 def load(path: str | Path, module: FewShotModule | None = None, trust: Sequence[str] = ()) -> FewShotLearner:
@@ -41,6 +42,7 @@ def load(path: str | Path, module: FewShotModule | None = None, trust: Sequence[
     check_fits(checkpoint, module, Path(path), option="")
     module.load_state_dict(checkpoint["state_dict"])
     module.shapes = checkpoint.get("shapes") or module.shapes
+    module.scaling = _scaling(checkpoint) or module.scaling
     return FewShotLearner(module, config, data)
 
 
@@ -72,6 +74,7 @@ def load_adapted(path: str | Path, module: FewShotModule | None = None, trust: S
         steps=adapted["steps"],
         support=adapted["support"],
         shapes=kept["shapes"],
+        scaling=_scaling(kept),
         config=config,
         data=data,
     )
@@ -97,6 +100,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"{path} holds no weights: give the checkpoint of a training, such as best.ckpt.")
     return content
+
+
+def _scaling(content: dict[str, Any]) -> Scaling | None:
+    kept = content.get("scaling")
+    return None if kept is None else Scaling(**kept)
 
 
 def _assemble(

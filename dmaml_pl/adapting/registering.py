@@ -22,7 +22,7 @@ from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.adapting.loading import load
 from dmaml_pl.adapting.recipe import EVERYTHING, TRUSTED, classes_named, is_trusted
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import TaskBatch
+from dmaml_pl.tasks import Scaling, TaskBatch
 from dmaml_pl.tracking import MLflowTracker
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def save_model(learner: FewShotLearner, task: TaskBatch, folder: Path, model: Mo
         import mlflow.pyfunc  # noqa: PLC0415 - takes seconds, and worker 0 alone needs it
 
     names = classes_named(learner.config)
-    example = {name: getattr(task, name).cpu().numpy() for name in ("support_x", "support_y", "query_x")}
+    example = _example(task, learner.scaling)
     example["query_x"] = example["query_x"][:2]
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary) / "weights.pt"
@@ -103,6 +103,18 @@ def save_model(learner: FewShotLearner, task: TaskBatch, folder: Path, model: Mo
             pip_requirements=_requirements(),
             code_paths=_code(names),
         )
+
+
+def _example(task: TaskBatch, scaling: Scaling | None) -> dict[str, np.ndarray]:
+    """A request of a task's samples, in the units of the data."""
+    if scaling is not None:
+        inputs = Scaling(scaling.x_mean, scaling.x_scale, scaling.x_mean, scaling.x_scale)
+        task = task._replace(
+            support_x=inputs.values(task.support_x),
+            support_y=scaling.values(task.support_y),
+            query_x=inputs.values(task.query_x),
+        )
+    return {name: getattr(task, name).cpu().numpy() for name in ("support_x", "support_y", "query_x")}
 
 
 def _signature(learner: FewShotLearner, example: dict[str, np.ndarray]) -> ModelSignature:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,6 +136,7 @@ def draw_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
     figure.savefig(path)
 
 
-def _picture(image: Tensor) -> Tensor:
+def _picture(image: Tensor) -> np.ndarray:
     """(C, H, W) as matplotlib wants it."""
-    return image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    picture: np.ndarray = (image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy()
+    return picture

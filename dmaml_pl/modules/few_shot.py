@@ -31,7 +31,7 @@ from dmaml_pl.modules.run_log import log_evaluation, log_run
 from dmaml_pl.networks.batch_norm import use_batch_statistics
 from dmaml_pl.objectives import ObjectiveName, objective_named
 from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
-from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks, derive_seed, stack_tasks
+from dmaml_pl.tasks import Scaling, TaskBatch, TaskSource, check_tasks, derive_seed, stack_tasks
 
 
 class FewShotModule(pl.LightningModule):
@@ -56,6 +56,7 @@ class FewShotModule(pl.LightningModule):
 
     Attributes:
         shapes: axes of one "sample" and of one "output" of the network, as the data gave them; empty before.
+        scaling: how the units of the data became those of its tasks, if they are not the same.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -99,6 +100,7 @@ class FewShotModule(pl.LightningModule):
         self._loaded_step: int | None = None
         self._judged_on: TaskBatch | None = None
         self.shapes: dict[str, list[int]] = {}
+        self.scaling: Scaling | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -142,6 +144,7 @@ class FewShotModule(pl.LightningModule):
         trainer = self.trainer
         self.check_workers_can_merge(trainer)
         task = getattr(getattr(trainer, "datamodule", None), "evaluation_task", None)
+        self.scaling = getattr(getattr(trainer, "datamodule", None), "scaling", None) or self.scaling
         if task is not None:
             self.check_task(task("val" if stage == "fit" else "test", 0))
         if not self._untrained:
@@ -389,6 +392,7 @@ class FewShotModule(pl.LightningModule):
         """Keep the number of the next run, from which its tasks follow, and what the network was trained on."""
         checkpoint["runs"] = {"done": self.runs_done, "tasks_seen": self.tasks_seen}
         checkpoint["shapes"] = self.shapes
+        checkpoint["scaling"] = None if self.scaling is None else self.scaling._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the run after the last one that was merged."""
