@@ -75,7 +75,7 @@ class PhotoReader:
             raise DataError(
                 f"{name or picture} is not a picture that can be read ({_reason(error)}): mend it, or leave it out."
             ) from error
-        return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+        return np.array(np.atleast_3d(pixels).transpose(2, 0, 1), order="C")  # a copy: Pillow's must not be written to
 
     def read_all(self, files: Sequence[Path]) -> Iterator[Pixels]:
         """The pixels of many files in their order, read by as many threads as there are cores.

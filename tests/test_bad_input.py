@@ -605,3 +605,29 @@ def test_devices_and_strategies_that_cannot_be_had_are_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     config = changed(SINUSOID, {f"trainer.{name}": value for name, value in settings.items()})
     assert refusal(config=config).startswith(expected)
+
+
+# ---- a user's own data
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("ImageFolder", {}, "Not set: data.root, which data_modules.ImageFolder needs."),
+        ("ImageFolder", {"root": "none"}, "data.root is none, but there is no such folder: root/CLASS/PICTURE"),
+        ("ImageFolder", {"root": ".", "channels": 2}, "data.channels is 2, but must be one of 1, 3."),
+        ("ImageFolder", {"root": ".", "fit": "cut"}, "data.fit is cut, but must be one of crop, pad, stretch."),
+        ("MiniImageNet", {"root": "none"}, "data.root (none) does not hold mini-ImageNet: expected are "),
+        ("Tabular", {"path": "a.csv"}, "Not set: data."),
+        (
+            "Tabular",
+            {"path": "none.csv", "task_column": "t", "inputs": ["x"], "targets": ["y"]},
+            "data.path is none.csv, but there is no such file: a CSV or Parquet file is expected.",
+        ),
+    ],
+)
+def test_own_data_that_cannot_be_used_is_told_before_anything_is_trained(
+    name: str, settings: dict[str, Any], expected: str, refusal: Refusal
+) -> None:
+    data = {"class_path": f"data_modules.{name}", "init_args": settings}
+    assert refusal(config=GLYPHS | {"data": data}).startswith(expected)

@@ -158,8 +158,9 @@ def test_pictures_that_are_not_square_are_cropped_squeezed_or_padded(
         assert pixels[0, 1] == pixels[-1, 1] == left
 
 
-def test_a_users_own_picture_is_read_as_those_of_training_are(root: Path) -> None:
-    data = ready(root)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_users_own_picture_is_read_as_those_of_training_are(channels: int, root: Path) -> None:
+    data = ready(root, channels=channels)
     store = data.load_splits()["train"]
     assert isinstance(data, SampleReader)
 
