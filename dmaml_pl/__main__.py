@@ -24,6 +24,7 @@ commands:
   study      compare trainings: numbers of workers, ways to see more tasks, best settings
   compare    the settings in which trainings differ, their figures, and their curves
   ui         open the MLflow UI on the local store
+  sync       send what trainings have kept while the MLflow server was away
 
   dmaml fit --config configs/sinusoid.yaml             train
   dmaml fit --config configs/sinusoid.yaml --print_config      show every setting
@@ -40,6 +41,7 @@ LIGHT = {
     "study": "dmaml_pl.studies.command",
     "compare": "dmaml_pl.studies.compare",
     "ui": "dmaml_pl.tracking.ui",
+    "sync": "dmaml_pl.tracking.sync",
 }
 """Commands whose `main` begins without PyTorch."""
 

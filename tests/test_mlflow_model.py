@@ -11,8 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -99,9 +101,31 @@ def test_a_model_that_cannot_be_logged_costs_the_model_only(sines: Path, caplog:
     ]
     tracker.finalize("success")
     client = MlflowClient(store(sines))
-    (logged,) = client.search_logged_models([experiment_of(client, "unlucky")])
-    assert logged.status == "FAILED"
+    assert not client.search_logged_models([experiment_of(client, "unlucky")])
     assert client.get_run(str(tracker.version)).info.status == "FINISHED"
+
+
+def test_a_model_that_cannot_be_sent_is_kept_and_registered_once(
+    sines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MLflowTracker("late", tracking_uri=store(sines), save_dir=str(tmp_path), system_metrics=False)
+    tracker.open()
+    create = MlflowClient.create_model_version
+
+    def create_and_fail(client: MlflowClient, *args: Any, **settings: Any) -> None:
+        create(client, *args, **settings)
+        raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", create_and_fail)
+    learner = dmaml_pl.load(sines)
+    assert tracker.log_model("late", partial(save_model, learner, first_task(Sinusoid()))) is None
+    tracker.finalize("success")
+    client = MlflowClient(store(sines))
+    (logged,) = client.search_logged_models([experiment_of(client, "late")])
+    (version,) = client.search_model_versions("name = 'late'")
+    assert (logged.status, version.source, version.run_id) == ("READY", logged.artifact_location, tracker.version)
+    answers = mlflow.pyfunc.load_model(logged.artifact_location)
+    assert answers.metadata.model_id == logged.model_id
 
 
 @pytest.mark.parametrize(

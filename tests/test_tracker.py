@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import socket
@@ -34,9 +35,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import patience as patience_module
-from dmaml_pl.tracking.buffer import MetricBuffer
+from dmaml_pl.tracking.description import wrap
 from dmaml_pl.tracking.environment import GitState
 from dmaml_pl.tracking.params import clean_name, flatten, redact
+from dmaml_pl.tracking.sender import Pace
 
 pytestmark = [
     # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
@@ -101,6 +103,13 @@ def files(tracker: MLflowTracker) -> dict[str, Path]:
     assert tracker.artifact_uri is not None
     root = Path(tracker.artifact_uri)
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +445,7 @@ def test_metrics_keep_steps_and_times(folder: Path) -> None:
     for step in range(3):
         tracker.log_metrics({"val/acc@5": step / 2, "nan": math.nan, "inf": math.inf}, step)
     after = int(time.time() * 1000)
-    tracker.save()
+    assert tracker.flush()
     assert tracker.version is not None
     history = client(folder).get_metric_history(tracker.version, "val/acc_5")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 0.5), (2, 1.0)]
@@ -444,63 +453,29 @@ def test_metrics_keep_steps_and_times(folder: Path) -> None:
     assert math.isnan(read(folder, tracker).data.metrics["nan"])
 
 
-def test_buffer_sends_itself_when_it_is_full(folder: Path) -> None:
+def test_metrics_reach_the_store_without_being_sent_on_purpose(folder: Path) -> None:
     tracker = make(folder)
     tracker.open()
-    for step in range(999):
+    for step in range(10):
         tracker.log_metrics({"a": step}, step)
-    assert not read(folder, tracker).data.metrics
-    tracker.log_metrics({"a": 999, "b": 1}, 999)
-    assert read(folder, tracker).data.metrics == {"a": 999, "b": 1}
+        tracker.save()
+    wait_until(lambda: read(folder, tracker).data.metrics == {"a": 9})
 
 
 def test_sending_takes_a_bounded_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    buffer = MetricBuffer(share=0.1, credit_s=1.0)
+    pace = Pace(share=0.1, credit_s=1.0)
     requests = 0
-
-    def send(_rows: object) -> None:
-        nonlocal requests
-        requests += 1
-        now[0] += 1.0
-
-    for step in range(1000):
+    for _ in range(1000):
         now[0] += 0.1
-        buffer.add({"loss": 1.0}, step)
-        if buffer.due:
-            buffer.flush(send)
+        if not pace.wait_s:
+            requests += 1
+            now[0] += 1.0
+            pace.spend(1.0)
     assert requests / now[0] == pytest.approx(0.1, rel=0.3)
     now[0] += 1000
-    assert buffer.due
-
-
-def test_store_that_breaks_does_not_stop_the_training(
-    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = make(folder)
-    tracker.open()
-    run_id = tracker.version
-    assert run_id is not None
-    assert tracker._run is not None
-    working = tracker._run.client
-    tracker._run.client = MlflowClient("http://127.0.0.1:9")
-    for step in range(2000):
-        tracker.log_metrics({"a": step}, step)
-        tracker.save()
-    tracker.set_tags({"a": "b"})
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-        "MLflow did not take the metrics",
-        "MLflow did not take the tags",
-    ]
-    tracker.finalize("failed")
-    assert "2000 metric values" in caplog.records[-1].getMessage()
-
-    tracker._run.client = working
-    tracker.finalize("success")
-    history = working.get_metric_history(run_id, "a")
-    assert [metric.step for metric in history] == list(range(2000))
-    assert read(folder, tracker).info.status == "FINISHED"
+    assert pace.wait_s == 0
 
 
 # The end
@@ -585,13 +560,89 @@ def test_system_metrics_start_and_stop(
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     tracker = make(folder, system_metrics=True)
     tracker.open()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and len(read(folder, tracker).data.metrics) == 0:
-        time.sleep(0.05)
+    wait_until(lambda: bool(read(folder, tracker).data.metrics))
     tracker.finalize("success")
     assert any(name.startswith("system/cpu") for name in read(folder, tracker).data.metrics)
     assert not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
     assert capfd.readouterr() == ("", "")
+
+
+# What the UI shows
+
+
+def test_the_description_tells_how_it_ended_its_figures_and_what_repeats_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/dmaml", "fit", "--config", "mine.yaml"])
+    tracker = make(folder)
+    tracker.open()
+    tracker.log_metrics({"train/run": 3, "train/tasks_seen": 12_000, "train/loss": 0.5, "train/loss_worker_0": 9.0}, 30)
+    tracker.log_metrics({"val/mse": 0.25, "val/mse_ci95": 0.0123, "val/mse_step_1": 7.0}, 30)
+    with pytest.raises(ValueError, match="no luck"):
+        trainer(tracker).fit(Tiny(fail), loader())
+    note = read(folder, tracker).data.tags["mlflow.note.content"]
+    assert note.startswith(
+        "**Failed** after 3 runs and 12 000 tasks seen\n\n`ValueError: no luck with http://***@host`\n"
+    )
+    assert "\n\nval/mse **0.25 ± 0.012** · train/loss **" in note
+    assert "\n```\ndmaml fit --config mine.yaml\n```\n" in note
+    assert "worker_0" not in note
+    assert "step_1" not in note
+
+    monkeypatch.setattr(sys, "argv", ["/somewhere/dmaml", "fit", "--config", "mine.yaml", "--ckpt_path", "last"])
+    resumed = make(folder, run_id=tracker.version)
+    resumed.open()
+    resumed.log_metrics({"test/mse": 0.125}, 30)
+    resumed.finalize("success")
+    note = read(folder, tracker).data.tags["mlflow.note.content"]
+    assert note.startswith(
+        "**Finished** after 3 runs and 12 000 tasks seen\n\ntest/mse **0.125** · val/mse **0.25 ± 0.012**"
+    )
+    assert "ckpt_path" not in note
+
+
+def test_a_long_command_is_broken_where_a_shell_joins_it_again() -> None:
+    words = ["printf", "%s.", "--run_name=a 'b", *(f"--setting.number.{index}={index}" for index in range(20))]
+    command = shlex.join(words)
+    broken = wrap(command)
+    assert max(map(len, broken.splitlines())) <= 82
+    said = [
+        subprocess.run(["/bin/sh", "-c", text], capture_output=True, check=True).stdout for text in (command, broken)
+    ]
+    assert said[0] == said[1]
+
+
+def test_a_description_that_a_person_wrote_stays(folder: Path) -> None:
+    by_setting = make(folder, tags={"mlflow.note.content": "my own"})
+    by_setting.open()
+    by_setting.finalize("success")
+    assert read(folder, by_setting).data.tags["mlflow.note.content"] == "my own"
+
+    tracker = make(folder)
+    tracker.open()
+    tracker.finalize("success")
+    client(folder).set_tag(str(tracker.version), "mlflow.note.content", "written in the UI")
+    resumed = make(folder, run_id=tracker.version)
+    resumed.open()
+    resumed.finalize("success")
+    assert read(folder, tracker).data.tags["mlflow.note.content"] == "written in the UI"
+
+
+def test_an_experiment_has_views_over_runs_and_tasks_seen_which_a_user_may_change(folder: Path) -> None:
+    make(folder).open()
+    store = client(folder)
+    experiment = store.get_experiment_by_name("dmaml")
+    assert experiment is not None
+    axes = {}
+    for view in ("by-run", "by-tasks"):
+        axis = json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])["globalLineChartConfig"]
+        axes[view] = (axis["xAxisKey"], axis["selectedXAxisMetricKey"])
+    assert axes == {"by-run": ("metric", "train/run"), "by-tasks": ("metric", "train/tasks_seen")}
+    store.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.by-run", "{}")
+    make(folder).open()
+    changed = store.get_experiment_by_name("dmaml")
+    assert changed is not None
+    assert changed.tags["mlflow.sharedViewState.by-run"] == "{}"
 
 
 # Everything else

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking.ui import serve
+from tests.browser import CHROMIUM, DRIVER, MISSING, Browser, browsing, curves, picture
 
 # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -32,9 +34,10 @@ class Served:
     """A store of one MLflow run, and the process that serves it."""
 
     def __init__(self, folder: Path) -> None:
-        self.tracker = MLflowTracker(save_dir=str(folder), system_metrics=False)
-        self.tracker.log_config({"lr": 0.1}, "lr: 0.1\n")
-        self.tracker.finalize("success")
+        self.figure = folder / "curve.png"
+        Image.new("RGB", (600, 400), "white").save(self.figure)
+        self.trackers = [self.log(str(folder), workers) for workers in (1, 2)]
+        self.tracker = self.trackers[0]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -46,6 +49,19 @@ class Served:
                 stderr=err,
                 env={**os.environ, "PYTHONPATH": str(Path.cwd())},
             )
+
+    def log(self, folder: str, workers: int) -> MLflowTracker:
+        tracker = MLflowTracker(run_name=f"{workers} workers", save_dir=folder, system_metrics=False)
+        tracker.log_config({"lr": 0.1, "devices": workers}, "lr: 0.1\n")
+        for run in (1, 2, 3):
+            tracker.log_metrics({"val/mse": 1 / run, "val/mse_ci95": 0.1}, run * 10)
+            tracker.log_metrics({"train/run": run, "train/tasks_seen": run * 100 * workers}, run * 10)
+        tracker.log_artifact(self.figure, "figures")
+        tracker.finalize("success")
+        return tracker
+
+    def page(self, tracker: MLflowTracker) -> str:
+        return f"http://127.0.0.1:{self.port}/{tracker.run_url}"
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -80,7 +96,8 @@ def test_run_page_and_artifacts_are_served(served: Served) -> None:
     assert served.tracker.run_url is not None
     _, _, experiment_id, _, run_id = served.tracker.run_url.split("/")
     found = json.loads(served.ask("POST", "/api/2.0/mlflow/runs/search", {"experiment_ids": [experiment_id]}))
-    assert [run["info"]["run_id"] for run in found["runs"]] == [run_id]
+    assert {run["info"]["run_id"] for run in found["runs"]} == {tracker.version for tracker in served.trackers}
+    assert run_id == served.tracker.version
     assert found["runs"][0]["info"]["status"] == "FINISHED"
     assert served.ask("GET", f"/get-artifact?path=config.yaml&run_id={run_id}") == "lr: 0.1\n"
 
@@ -102,17 +119,52 @@ def test_tracker_writes_to_a_server(served: Served, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip(MISSING)
+    with browsing() as browser:
+        yield browser
+
+
+def test_the_page_loads_in_a_browser_and_shows_the_trainings(served: Served, browser: Browser) -> None:
+    experiment = served.page(served.tracker).rsplit("/", 1)[0]
+    browser.open(experiment)
+    browser.wait_for_text("1 workers", "2 workers", "matching runs")
+    assert browser.evaluate("document.title").endswith("MLflow")
+
+
+def test_the_description_tells_the_figures_and_leads_to_curves_of_all_trainings_over_the_tasks_they_have_seen(
+    served: Served, browser: Browser
+) -> None:
+    browser.open(served.page(served.trackers[1]))
+    browser.wait_for_text("Finished after 3 runs and 600 tasks seen", "val/mse 0.3333 ± 0.1")
+    for view, axis in (("by-run", "train/run"), ("by-tasks", "train/tasks_seen")):
+        browser.open(served.page(served.trackers[1]))
+        link = f"document.querySelector('a[href*=\"viewStateShareKey={view}\"]')"
+        browser.wait_for(f"{link} !== null")
+        browser.open(browser.evaluate(f"{link}.href"))
+        browser.wait_for(curves(2))
+        titles = browser.evaluate("[...document.querySelectorAll('.xtitle')].map(title => title.textContent)")
+        assert set(titles) == {axis}
+
+
+def test_the_metric_chart_and_the_figure_of_a_training_are_shown(served: Served, browser: Browser) -> None:
+    browser.open(f"{served.page(served.tracker)}/model-metrics")
+    browser.wait_for_text("val/mse")
+    browser.wait_for(curves(1))
+    browser.open(f"{served.page(served.tracker)}/artifacts/figures/curve.png")
+    browser.wait_for(picture())
+
+
 def test_port_in_use(served: Served) -> None:
     with pytest.raises(TrackingError, match="--port"):
         serve(served.tracker._save_dir, port=served.port)
 
 
-def test_ctrl_c_ends_it_quietly(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_ctrl_c_ends_it_quietly(served: Served) -> None:
     """The last test: it ends the server."""
     uri = f"http://127.0.0.1:{served.port}"
-    tracker = MLflowTracker("remote", tracking_uri=uri, save_dir=served.tracker._save_dir, system_metrics=False)
-    tracker.open()
-
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(30) == 0
     assert served.out.read_text().strip() == f"MLflow is starting ... open {uri} (Ctrl-C stops it)"
@@ -120,15 +172,6 @@ def test_ctrl_c_ends_it_quietly(served: Served, caplog: pytest.LogCaptureFixture
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", served.port))
-
-    tracker.log_metrics({"loss": 1.0}, 0)
-    tracker.save()
-    tracker.finalize("success")
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages == [
-        "MLflow did not take the metrics: Connection refused. They are kept and sent later.",
-        "MLflow lacks 1 metric values, the status FINISHED and the checkpoints.",
-    ]
 
 
 def test_missing_store(tmp_path: Path) -> None:

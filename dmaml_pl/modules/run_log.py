@@ -1,11 +1,12 @@
 """What a training writes down: one place that names the metrics.
 
 Training figures come a run at a time and are averaged over `trainer.log_every_n_steps` meta-iterations, so that a long
-run is a few rows and not H. Every step is a number of meta-iterations.
+run is a few rows and not H; each worker's own are averaged over the run. Every step is a number of meta-iterations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 
 
 def log_run(module: FewShotModule, report: RunReport) -> None:
-    """Log a merged run: `train/...` per meta-iteration, each worker's own loss, and the merge."""
+    """Log a merged run: `train/...` per meta-iteration, each worker's own mean, and the merge; a call for each step."""
     trainer = module.trainer
     end = report.get("end", trainer.global_step)
+    rows: dict[int, dict[str, float]] = {}
     for name, values in report["series"].items():
-        _log_windows(module, f"train/{name}", values, end)
+        for step, mean in _windows(module, values, end):
+            rows.setdefault(step, {})[f"train/{name}"] = mean
+    last = rows.setdefault(end, {})
+    for name in report["series"]:
         for worker, own in enumerate(report.get("workers", {}).get(name, ())):
-            _log_windows(module, f"train/{name}_worker_{worker}", own, end)
-    metrics = {
+            last[f"train/{name}_worker_{worker}"] = float(own.nanmean())
+    last |= {
         "train/run": module.runs_done,
         "train/tasks_seen": module.tasks_seen,
         "train/tasks_per_second": report["tasks"] / max(report["seconds"], 1e-9),
@@ -35,7 +40,8 @@ def log_run(module: FewShotModule, report: RunReport) -> None:
         "train/meta_lr": _learning_rate(module),
         **report.get("merge", {}),
     }
-    _log(module, metrics, end)
+    for step, metrics in rows.items():
+        _log(module, metrics, step)
 
 
 def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores]) -> None:
@@ -49,14 +55,14 @@ def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores]) 
     _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.meta_iterations)
 
 
-def _log_windows(module: FewShotModule, name: str, values: Tensor, end: int) -> None:
-    """Log means over windows of a run's (H,) figures; the windows lie on multiples of `log_every_n_steps`."""
+def _windows(module: FewShotModule, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
+    """Last steps and means of windows of a run's (H,) figures; they lie on multiples of `log_every_n_steps`."""
     every = max(int(module.trainer.log_every_n_steps), 1)  # type: ignore[attr-defined]
     steps = torch.arange(end - len(values) + 1, end + 1)
     windows = (steps - 1) // every
     for window in windows.unique():
         inside = windows == window
-        _log(module, {name: float(values[inside].mean())}, int(steps[inside][-1]))
+        yield int(steps[inside][-1]), float(values[inside].mean())
 
 
 def _learning_rate(module: FewShotModule) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.studies.plan import Request, Training
 from dmaml_pl.studies.resolved import Resolved
 from dmaml_pl.studies.runner import Ended
+from dmaml_pl.tracking.delivery import deliver_left
 from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
 from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.store import reason
@@ -64,10 +66,12 @@ class Ledger:
 
     Args:
         parent: the MLflow run of the study.
+        save_dir: folder where its trainings keep what they could not send.
     """
 
-    def __init__(self, parent: MLflowRun) -> None:
+    def __init__(self, parent: MLflowRun, save_dir: Path) -> None:
         self.parent = parent
+        self._save_dir = save_dir
         self._finished: dict[str, str] = {}
         self._diverged: dict[str, tuple[str, str]] = {}
 
@@ -90,10 +94,10 @@ class Ledger:
                 wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
                 known = client.search_runs([experiment.experiment_id], wanted, max_results=1)
         if known:
-            ledger = cls(MLflowRun.resume(store, known[0].info.run_id, again=True))
+            ledger = cls(MLflowRun.resume(store, known[0].info.run_id, again=True), Path(base.save_dir))
             ledger._look()
         else:
-            ledger = cls(MLflowRun.create(store, base.experiment_name, request.name))
+            ledger = cls(MLflowRun.create(store, base.experiment_name, request.name), Path(base.save_dir))
             ledger.parent.set_tags({STUDY: request.name, KIND: request.kind, ROLE: "parent"})
         return ledger
 
@@ -146,6 +150,10 @@ class Ledger:
         if run is None:
             return Child(training, None, ended.error())
         run_id = run.info.run_id
+        if run.info.status == "RUNNING":
+            with _requests():
+                deliver_left(self._save_dir, MLflowRun(self.parent.client, run, resumed=0))
+                run = self.parent.client.get_run(run_id)
         if ended.code == 0 and run.info.status == "FINISHED":
             self._finished[digest] = run_id
             return Child(training, run_id)

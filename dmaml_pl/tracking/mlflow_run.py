@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.tracking.buffer import Row
 from dmaml_pl.tracking.environment import Environment
 from dmaml_pl.tracking.params import clean_name, redact
 from dmaml_pl.tracking.patience import UPLOAD_TIMEOUT_S, brief_requests
 from dmaml_pl.tracking.store import SETTING, Store, reason
+from dmaml_pl.tracking.views import add_views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.models import Model
 
 CHANGED_PARAMS = "dmaml.changed_params"
 ERROR = "dmaml.error"
 RESUMED = "dmaml.resumed"
+COMMAND, COMMIT = "dmaml.first_command", "dmaml.first_git_commit"
+"""What started the training; `dmaml.command` and `dmaml.git_commit` tell what resumed it last."""
 
+_MODEL_KEY = "dmaml.model_key"
 _PARAMS_PER_REQUEST = 100  # MLflow's limit, for tags as well
 _MAX_TAG = 5000
+
+
+class Row(NamedTuple):
+    """One value of one metric; the fields are those of `mlflow.entities.Metric`, in its order."""
+
+    key: str
+    value: float
+    timestamp: int  # milliseconds since 1970
+    step: int
 
 
 class MLflowRun:
@@ -44,7 +57,10 @@ class MLflowRun:
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.artifact_uri: str = run.info.artifact_uri
+        self.name: str = run.info.run_name
+        self.note: str | None = run.data.tags.get("mlflow.note.content")
         self.resumed = resumed
+        self.started_by = {name: run.data.tags[name] for name in (COMMAND, COMMIT) if name in run.data.tags}
         self._changed: dict[str, str] = {}
 
     @classmethod
@@ -144,7 +160,8 @@ class MLflowRun:
         """Log versions, machine, command and commit of this process: a file for each process, tags for the latest."""
         environment = Environment.current()
         name = f"environment.resumed-{self.resumed}.json" if self.resumed else "environment.json"
-        self.set_tags(environment.to_tags())
+        self.started_by = {COMMAND: environment.command, COMMIT: environment.git.commit} | self.started_by
+        self.set_tags(environment.to_tags() | self.started_by)
         self.log_text(environment.to_json(), name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -171,22 +188,60 @@ class MLflowRun:
                 path = link
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_model(self, name: str, save: Callable[[Path, Model], object]) -> str:
+    def log_model(self, name: str, save: Callable[[Path, Model], object], key: str) -> str:
         """Log a model, and register it as a new version of the registered model of the same name.
 
         Args:
             name: of both.
             save: writes the model to a folder that is not there yet, with the record of it that MLflow gets.
+            key: names this model for ever: what was done of it before is not done again.
 
         Returns:
             The version.
         """
+        with brief_requests(UPLOAD_TIMEOUT_S):
+            client = self.client
+            logged = self._model_of(key) or self._upload_model(name, save, key)
+            _make_registered_model(client, name)
+            versions = client.search_model_versions(f"name = '{name}'")
+            known = [version for version in versions if version.tags.get(_MODEL_KEY) == key]
+            version = (
+                known[0]
+                if known
+                else client.create_model_version(
+                    name,
+                    logged.artifact_location,  # "models:/..." would be looked for in MLflow's global store
+                    run_id=self.run_id,
+                    tags={_MODEL_KEY: key},
+                    model_id=logged.model_id,
+                    await_creation_for=0,
+                )
+            )
+            link = json.dumps([{"name": name, "version": str(version.version)}])
+            client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})  # by which the UI leads there
+            return str(version.version)
+
+    def _model_of(self, key: str) -> LoggedModel | None:
+        """The model that was logged whole by this key; what is left of attempts that failed is removed."""
+        found = self.client.search_logged_models([self.experiment_id], f"tags.`{_MODEL_KEY}` = '{key}'")
+        whole = None
+        for model in found:
+            if model.status == "READY":
+                whole = model
+            else:
+                self.client.delete_logged_model(model.model_id)
+        return whole
+
+    def _upload_model(self, name: str, save: Callable[[Path, Model], object], key: str) -> LoggedModel:
         from mlflow.entities import LoggedModelOutput  # noqa: PLC0415 (slow import)
         from mlflow.models import Model  # noqa: PLC0415 (slow import)
 
-        with brief_requests(UPLOAD_TIMEOUT_S), tempfile.TemporaryDirectory() as temporary:
-            client, folder = self.client, Path(temporary) / "model"
-            logged = client.create_logged_model(self.experiment_id, name=name, source_run_id=self.run_id)
+        client = self.client
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            logged = client.create_logged_model(
+                self.experiment_id, name=name, source_run_id=self.run_id, tags={_MODEL_KEY: key}
+            )
             record = Model(
                 artifact_path=logged.artifact_location,
                 run_id=self.run_id,
@@ -201,29 +256,30 @@ class MLflowRun:
                 client.finalize_logged_model(logged.model_id, "FAILED")
                 raise
             client.finalize_logged_model(logged.model_id, "READY")
-            _make_registered_model(client, name)
-            version = client.create_model_version(
-                name,
-                logged.artifact_location,  # "models:/..." would be looked for in MLflow's global store
-                run_id=self.run_id,
-                model_id=logged.model_id,
-                await_creation_for=0,
-            )
-            link = json.dumps([{"name": name, "version": str(version.version)}])
-            client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})  # by which the UI leads there
-            return str(version.version)
+        return logged
 
     def restart(self, *, failed: bool) -> None:
         """Set the status to RUNNING again, and take away the error of a failure before."""
         with brief_requests():
             self.client.update_run(self.run_id, status="RUNNING")
-            if failed:
+            if failed and ERROR in self.client.get_run(self.run_id).data.tags:
                 self.client.delete_tag(self.run_id, ERROR)
 
-    def end(self, status: str) -> None:
-        """Set the status, FINISHED, FAILED or KILLED, and the time of now as the end."""
+    def end(self, status: str, time_ms: int | None = None) -> None:
+        """Set the status, FINISHED, FAILED or KILLED, and the end, in ms since 1970; by default the time of now."""
         with brief_requests():
-            self.client.set_terminated(self.run_id, status)
+            self.client.set_terminated(self.run_id, status, end_time=time_ms)
+
+    def is_running(self) -> bool:
+        """Whether the status is RUNNING."""
+        with brief_requests():
+            return bool(self.client.get_run(self.run_id).info.status == "RUNNING")
+
+    def latest(self) -> dict[str, Row]:
+        """The last value of each metric."""
+        with brief_requests():
+            metrics = self.client.get_run(self.run_id).data._metric_objs  # noqa: SLF001 (else it tells no steps)
+        return {metric.key: Row(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics}
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:
@@ -255,11 +311,11 @@ def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException as error:
+            client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:  # another process may have been faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        experiment = client.get_experiment_by_name(name)  # another process was faster
+        experiment = client.get_experiment_by_name(name)
         assert experiment is not None  # noqa: S101 (the store has just said that it exists)
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
@@ -272,6 +328,8 @@ def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
             f"Experiment {name!r} keeps its files in {known}, which is not on this machine: the store was moved, or "
             f"made in a container. Set {SETTING}.experiment_name to another name, or {store.setting} to another store."
         )
+    with contextlib.suppress(MlflowException):  # who may add trainings may not be allowed to change the experiment
+        add_views(client, experiment)
     return str(experiment.experiment_id)
 
 

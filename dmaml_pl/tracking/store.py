@@ -73,7 +73,7 @@ class Store:
             return redact(self.uri) if page is None else f"{redact(self.uri).rstrip('/')}/{page}"
         if not self.is_default:
             return f"mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}"
-        words = [_own_command(), "ui"]
+        words = [own_command(), "ui"]
         if save_dir != "mlruns":
             words += ["--save_dir", save_dir]
         if page is not None:
@@ -178,8 +178,8 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _own_command() -> str:
-    """`dmaml`, by a path where the shell would not find this very one."""
+def own_command() -> str:
+    """How a person types this program: `dmaml`, by a path where the shell would not find this very one."""
     here = Path(sys.executable).with_name("dmaml")
     found = shutil.which("dmaml")
     if found is not None and Path(found).resolve() == here.resolve():

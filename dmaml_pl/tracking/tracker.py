@@ -2,14 +2,16 @@
 
 Unlike Lightning's own MLFlowLogger it touches no store before it is opened, and never off rank zero; cuts no
 parameter; tells a failure from an interruption; continues a run in its place; and lets no failure of the store stop a
-training that has begun.
+training that has begun: what the store does not take is kept on this machine's disk, and sent when it does.
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
-import time
+import tempfile
+import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,15 +25,21 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.tracking.buffer import MetricBuffer
+from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.checkpoints import CheckpointFiles
-from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
+from dmaml_pl.tracking.description import NOTE, Description
+from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR, MLflowRun
+from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.outcome import Outcome
 from dmaml_pl.tracking.params import flatten, redact
-from dmaml_pl.tracking.store import Store, reason
+from dmaml_pl.tracking.sender import Sender
+from dmaml_pl.tracking.store import Store, own_command, reason
 from dmaml_pl.tracking.system import SystemMetrics
+from dmaml_pl.tracking.views import VIEWS, view_page
 
-_PAUSE_S = 30.0  # between two attempts to reach a store that has stopped answering
+_AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
+_PATIENCE_S = {Outcome.FINISHED: 10.0, Outcome.FAILED: 10.0, Outcome.KILLED: 2.0}
+"""Seconds that the end of a training waits for a store that is away; who is killed may not have long."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,10 +84,11 @@ class MLflowTracker(Logger):
         """Start without anything that belongs to one process and one opened MLflow run."""
         self._run: MLflowRun | None = None
         self._monitor: SystemMetrics | None = None
+        self._sender: Sender | None = None
+        self._next_sample = 0
         self._outcome = Outcome.RUNNING
-        self._buffer = MetricBuffer()
-        self._paused_until = 0.0
         self._checkpoints = CheckpointFiles()
+        self._description = Description()
         self._configured = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -160,18 +169,34 @@ class MLflowTracker(Logger):
             run = MLflowRun.resume(store, self._run_id, again=not self._is_copy)
         self._forget()
         self._run = run
+        about = {
+            "run_id": run.run_id,
+            "run_name": run.name,
+            "tracking_uri": redact(store.uri),
+            "has_password": redact(store.uri) != store.uri,
+        }
+        outbox = Outbox.claim(Path(self._save_dir), run.run_id, about)
+        sender = self._sender = Sender(run, outbox)
+        if outbox.waits:  # what a process left that was killed, or whose store was away until its end
+            sender.put(operations.restart(failed=True))
+            sender.wait(_AT_MOST_S)
         if not self._is_copy:
             with self._required("the environment"):
                 run.set_tags(self._tags)
                 run.log_environment()
+                latest = run.latest()
+            self._description = Description(
+                {row.key: row.value for row in latest.values()}, run.note, ours=NOTE not in self._tags
+            )
+            samples = [row.step for name, row in latest.items() if name.startswith("system/")]
+            self._next_sample = max(samples, default=-1) + 1
         self._start_monitor()
 
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
         """Lightning calls this once in every trainer function: one after the first makes the MLflow run go on."""
-        run = self._run
-        if run is not None and self._outcome != Outcome.RUNNING:
-            failed = self._outcome == Outcome.FAILED
-            self._attempt("the status RUNNING", lambda: run.restart(failed=failed))
+        sender = self._sender
+        if sender is not None and self._outcome != Outcome.RUNNING:
+            self._put(operations.restart(failed=self._outcome == Outcome.FAILED))
             self._outcome = Outcome.RUNNING
             self._start_monitor()
 
@@ -203,46 +228,30 @@ class MLflowTracker(Logger):
 
         After `log_config` there is nothing to add: the module's hyperparameters are part of the configuration.
         """
-        run = self._run
-        if run is not None and not self._configured:
-            self._attempt("the hyperparameters", lambda: run.log_params(flatten(params)))
+        if not self._configured:
+            self._put(operations.params(flatten(params)))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Take metrics of a step (0 if none is given); they reach the store with the next `save`."""
-        self._buffer.add(metrics, step or 0)
-        if len(self._buffer) >= 1000:
-            self.save()
+        """Take metrics of a step (0 if none is given): they are written down, and sent in the background.
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Send the waiting metrics, unless that would take more than 2 % of the training's time.
-
-        Lightning calls this after every `log_metrics`, so metrics arrive one by one where a run takes seconds, and in
-        bundles where it takes milliseconds. `flush` sends them in any case.
+        Sending takes 1 % of the time at most, so metrics arrive one by one where a run takes seconds, and in bundles
+        where it takes milliseconds. `flush` sends them in any case.
         """
-        if self._buffer.due and time.monotonic() >= self._paused_until:
-            self.flush()
+        sender = self._sender
+        if sender is not None:
+            self._description.take(metrics)
+            sender.put(operations.metrics(metrics, step or 0))
 
     @rank_zero_only
     def flush(self) -> bool | None:
-        """Send all waiting metrics now; what a store does not take waits for the next attempt.
+        """Send now all that waits; where the store is away, it goes on waiting.
 
         Returns:
             Whether nothing waits any more.
         """
-        run = self._run
-        if run is None or not len(self._buffer):
-            return run is not None
-        try:
-            self._buffer.flush(run.send)
-        except Exception as error:  # whatever it is, hours of training are worth more
-            if not self._paused_until:  # told once, not every 30 s
-                _log.warning("MLflow did not take the metrics: %s They are kept and sent later.", reason(error))
-            self._paused_until = time.monotonic() + _PAUSE_S
-            return False
-        self._paused_until = 0.0
-        return True
+        sender = self._sender
+        return sender is not None and sender.wait(patience_s=0)
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
@@ -259,53 +268,70 @@ class MLflowTracker(Logger):
                 requeues) mean a stop from outside, KILLED. Once FAILED or KILLED, the status stays until the next
                 trainer function starts.
         """
-        run = self._run
-        if run is None:
+        sender = self._sender
+        if sender is None:
             return
         error = None if status == "success" else sys.exc_info()[1]
         outcome = Outcome.of(status, error)
         self._stop_monitor()
-        if not self.flush():
-            _log.warning(
-                "MLflow lacks %d metric values, the status %s and the checkpoints.", len(self._buffer), outcome
-            )
-            return
-        if self._outcome in (Outcome.FAILED, Outcome.KILLED):
-            return
-        self._outcome = outcome
-        if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
-            self._upload_checkpoints(run)
-        elif outcome == Outcome.FAILED and error is not None:
-            message = redact(f"{type(error).__name__}: {error}")
-            self._attempt("the error", lambda: run.set_tags({ERROR: message}))
-        self._attempt(f"the status {outcome}", lambda: run.end(outcome))
-        if outcome != Outcome.FINISHED:  # a process that is being killed may not live to the end of an upload
-            self._upload_checkpoints(run)
+        if self._outcome not in (Outcome.FAILED, Outcome.KILLED):
+            self._outcome = outcome
+            message = "" if error is None else redact(f"{type(error).__name__}: {error}")
+            if outcome == Outcome.FAILED and message:
+                sender.put(operations.tags({ERROR: message}))
+            self._describe(sender, outcome, message)
+            if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
+                self._put_checkpoints(sender)
+            sender.put(operations.end(outcome))
+            if outcome != Outcome.FINISHED:
+                self._put_checkpoints(sender)
+        self._finish(sender, outcome)
 
     @rank_zero_only
     def was_stopped(self) -> None:
         """Correct what was taken for a failure: the training had been asked to stop, and the others were faster."""
-        run = self._run
-        if run is not None and self._outcome == Outcome.FAILED:
-            self._attempt("the error", lambda: run.restart(failed=True))
+        sender = self._sender
+        if sender is not None and self._outcome == Outcome.FAILED:
             self._outcome = Outcome.KILLED
-            self._attempt(f"the status {Outcome.KILLED}", lambda: run.end(Outcome.KILLED))
+            sender.put(operations.restart(failed=True))
+            self._describe(sender, Outcome.KILLED, "")
+            sender.put(operations.end(Outcome.KILLED))
+            self._finish(sender, Outcome.KILLED)
+
+    def _describe(self, sender: Sender, outcome: Outcome, error: str) -> None:
+        run = sender.run
+        views = {key.replace("-", " "): view_page(run.experiment_id, key) for key in VIEWS}
+        command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
+        text = self._description.text(outcome, error, command, commit, views)
+        if text is not None:
+            sender.put(operations.tags({NOTE: text}))
+
+    def _finish(self, sender: Sender, outcome: Outcome) -> None:
+        """Send what waits, and say so where that cannot be."""
+        if not sender.wait(_PATIENCE_S[outcome]):
+            words = [own_command(), "sync", *(["--save_dir", self._save_dir] if self._save_dir != "mlruns" else [])]
+            _log.warning(
+                "MLflow lacks %s. They are kept in %s, and sent by:  %s",
+                operations.describe(sender.outbox.everything()),
+                sender.outbox.folder,
+                shlex.join(words),
+            )
+        sender.stop()
 
     # Further things to keep
 
     @rank_zero_only
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
-        run = self._run
-        if run is not None:
-            self._attempt(str(path), lambda: run.log_file(Path(path), folder))
+        sender = self._sender
+        if sender is not None:
+            sender.put_file(Path(path), lambda staged: operations.upload(staged, folder, None))
+            self._send_at_once(sender)
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
         """Keep a text with the MLflow run, as the file `artifact_file` of its artifacts."""
-        run = self._run
-        if run is not None:
-            self._attempt(artifact_file, lambda: run.log_text(text, artifact_file))
+        self._put(operations.text(text, artifact_file))
 
     @rank_zero_only
     def log_model(self, name: str, save: Callable[[Path, Any], object]) -> str | None:
@@ -313,22 +339,49 @@ class MLflowTracker(Logger):
 
         Args:
             name: of the registered model.
-            save: writes the model to a folder that is not there yet, with MLflow's record of it (a `Model`).
+            save: writes the model to a folder that is not there yet, with a record of it (MLflow's `Model`).
 
         Returns:
-            The new version; None if there is no MLflow run, off rank zero, or if the store did not take it.
+            The new version; None if there is no MLflow run, off rank zero, or if the store is away: then the model is
+            kept with all else that waits.
         """
-        run, versions = self._run, []
-        if run is not None:
-            self._attempt(f"the model {name}", lambda: versions.append(run.log_model(name, save)))
+        run, sender = self._run, self._sender
+        if run is None or sender is None:
+            return None
+        from mlflow.models import Model  # noqa: PLC0415 (slow import)
+
+        key, versions, what = uuid.uuid4().hex, [], f"the model {name}"
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            if not self._attempt(what, lambda: save(folder, Model(run_id=run.run_id))):
+                return None
+            if sender.wait(0, _AT_MOST_S):
+                self._attempt(what, lambda: versions.append(operations.log_model(run, folder, name, key)))
+            if not versions:
+                sender.put_file(folder, partial(operations.model, name=name, key=key))
         return versions[0] if versions else None
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the MLflow run."""
-        run = self._run
-        if run is not None:
-            self._attempt("the tags", lambda: run.set_tags(tags))
+        self._put(operations.tags(tags))
+
+    def _put(self, operation: Operation) -> None:
+        """Log something at once, where the store answers; else it waits, and nobody waits for it."""
+        sender = self._sender
+        if sender is not None:
+            sender.put(operation)
+            self._send_at_once(sender)
+
+    def _send_at_once(self, sender: Sender) -> None:
+        sent = sender.wait(0, _AT_MOST_S)
+        if sent and self._outcome != Outcome.RUNNING:  # the training is over, and nothing may be left behind
+            sender.stop()
+
+    def _put_checkpoints(self, sender: Sender) -> None:
+        for name, path in self._checkpoints.pending().items():
+            sender.put_file(path, partial(operations.upload, folder="checkpoints", name=name), replaced_whole=True)
+            self._checkpoints.mark(name, path)
 
     # Failures
 
@@ -355,6 +408,8 @@ class MLflowTracker(Logger):
             if run is not None:
                 self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
             self._stop_monitor()
+            if self._sender is not None:
+                self._sender.stop()
             self._forget()
             store = self._store
             raise TrackingError(
@@ -363,20 +418,16 @@ class MLflowTracker(Logger):
             ) from error
 
     def _start_monitor(self) -> None:
-        if self._system_metrics and self._run is not None:
-            run_id = self._run.run_id
+        run = self._run
+        if self._system_metrics and run is not None and self._monitor is None:
 
             def start() -> None:
-                self._monitor = SystemMetrics(run_id, self._store.uri)
+                self._monitor = SystemMetrics(run.run_id, self._store.uri, self.log_metrics, self._next_sample)
 
             self._attempt("system metrics", start)
 
     def _stop_monitor(self) -> None:
         if self._monitor is not None:
             self._monitor.stop()
+            self._next_sample = self._monitor.next_sample
             self._monitor = None
-
-    def _upload_checkpoints(self, run: MLflowRun) -> None:
-        for name, path in self._checkpoints.pending().items():
-            if self._attempt(str(path), partial(run.log_file, path, "checkpoints", name)):
-                self._checkpoints.mark(name, path)

@@ -1,0 +1,85 @@
+"""`dmaml sync`: sends what trainings could not send to MLflow while it was away."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dmaml_pl.errors import DmamlError, TrackingError
+from dmaml_pl.options import Options
+from dmaml_pl.tracking.delivery import Delivery
+from dmaml_pl.tracking.mlflow_run import MLflowRun
+from dmaml_pl.tracking.operations import describe
+from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
+from dmaml_pl.tracking.outcome import Outcome
+from dmaml_pl.tracking.patience import brief_requests
+from dmaml_pl.tracking.store import Store, reason
+
+INTERRUPTED = 130
+
+
+def main(words: list[str]) -> int:
+    """Send all that waits; returns the exit code, which is 1 where something still does.
+
+    Args:
+        words: the command line after `dmaml sync`.
+    """
+    parser = Options(
+        "dmaml sync",
+        description="Send to MLflow what trainings have kept in SAVE_DIR/outbox while it was away.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--save_dir", default="mlruns", help="folder of the trainings' tracking (default: mlruns)")
+    parser.add_argument("--tracking_uri", help="the server's address, if it has another one now")
+    try:
+        given = parser.parse_args(words)
+    except DmamlError as error:
+        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    try:
+        outboxes = find_outboxes(Path(given.save_dir))
+        left = [folder for folder, about in outboxes if not _sync(folder, about, given.tracking_uri)]
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if not outboxes:
+        print(f"Nothing waits in {given.save_dir}: all was sent.")
+    return 1 if left else 0
+
+
+def _sync(folder: Path, about: Operation, tracking_uri: str | None) -> bool:
+    """Send one outbox, and say so; returns whether nothing is left."""
+    name = f"{about['run_name']} ({about['run_id'][:8]})"
+    outbox = Outbox(folder, about)
+    if not outbox.adopt():
+        print(f"{name}: the training is under way, and sends it itself.")
+        return False
+    try:
+        wanted = describe(outbox.everything())
+        run = _open(about, tracking_uri)
+        Delivery(run, outbox).everything()
+        if run.is_running():  # by no process, as the outbox was free
+            run.end(Outcome.KILLED, outbox.last_written_ms())
+            wanted += "; its process was killed, so its status is KILLED now"
+        print(f"{name}: sent {wanted}.")
+    except Exception as error:
+        waiting = describe(outbox.everything())
+        why = str(error) if isinstance(error, DmamlError) else reason(error)
+        print(f"{name}: not sent, and still in {folder}: {waiting}. {why}", file=sys.stderr)
+        return False
+    finally:
+        refused = outbox.refused
+        outbox.close()
+    if refused:
+        print(f"{name}: MLflow refused {refused} of it for good, see {folder}/refused.jsonl.", file=sys.stderr)
+    return not refused
+
+
+def _open(about: Operation, tracking_uri: str | None) -> MLflowRun:
+    if tracking_uri is None and about["has_password"]:
+        raise TrackingError(
+            f"The server's address had a password, which is not kept: give --tracking_uri ({about['tracking_uri']})."
+        )
+    store = Store.find(tracking_uri or about["tracking_uri"], ".")
+    with brief_requests():
+        client = store.connect()
+        return MLflowRun(client, client.get_run(about["run_id"]), resumed=0)

@@ -1,0 +1,44 @@
+"""Views of an experiment for MLflow's UI: all its trainings' curves over runs, or over the tasks they have seen.
+
+MLflow keeps a view that somebody shares as a tag of the experiment, and shows it at an address with the view's key. A
+view of ours sets the horizontal axis of all charts, and shows the losses and the metric of validation first; clearing
+the search above the charts shows all.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+VIEWS = {"by-run": "train/run", "by-tasks": "train/tasks_seen"}
+"""Metric on the horizontal axis, by the view's key."""
+
+_TAG = "mlflow.sharedViewState."
+_SHOWN = r"^(train/loss|val/(?!.*_(step_|ci95)).*)$"
+
+
+def view_state(metric: str) -> str:
+    """What MLflow's UI reads from the tag of a view.
+
+    Args:
+        metric: on the horizontal axis of all line charts; values are matched by their step.
+    """
+    axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": metric, "lineSmoothness": 0}
+    return json.dumps({"globalLineChartConfig": axis, "chartsSearchFilter": _SHOWN})
+
+
+def add_views(client: MlflowClient, experiment: Experiment) -> None:
+    """Give an experiment the views that it lacks; a user may have changed one, which then stays."""
+    for key, metric in VIEWS.items():
+        if _TAG + key not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, _TAG + key, view_state(metric))
+
+
+def view_page(experiment_id: str, key: str) -> str:
+    """Path of a view below the address of the UI."""
+    shown = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={key}"
+    return f"#/experiments/{experiment_id}/runs?{shown}"

@@ -1,0 +1,342 @@
+"""What waits for MLflow waits on disk: in order, whole, and for whoever comes next."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from dmaml_pl.__main__ import main
+from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking import outbox as outbox_module
+from dmaml_pl.tracking.mlflow_run import MLflowRun
+from dmaml_pl.tracking.outbox import Outbox
+
+ABOUT = {"run_id": "a" * 32}
+
+
+def claim(folder: Path) -> Outbox:
+    return Outbox.claim(folder, ABOUT["run_id"], ABOUT)
+
+
+def numbers(outbox: Outbox) -> list[int]:
+    return [operation["n"] for operation in outbox.everything()]
+
+
+def make(folder: Path, **settings: Any) -> MLflowTracker:
+    return MLflowTracker(save_dir=str(folder), **{"system_metrics": False, **settings})
+
+
+def history(folder: Path, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """All rows of the store's table, in which a doubled one would be seen."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        rows = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY step, value"
+        return list(database.execute(rows, (run_id, metric)))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another process holds the SQLite store."""
+    with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        yield
+        database.execute("ROLLBACK")
+
+
+@contextmanager
+def full_disk(bytes_left_in_a_file: int) -> Iterator[None]:
+    """No file can be written beyond so many bytes; Python ignores the signal that comes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left_in_a_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# The journal
+
+
+def test_operations_come_out_in_order_and_only_what_was_not_acknowledged_comes_again(tmp_path: Path) -> None:
+    first = claim(tmp_path)
+    for number in range(5):
+        first.append({"n": number})
+    entries = first.read()
+    assert [entry.operation["n"] for entry in entries] == [0, 1, 2, 3, 4]
+    first.acknowledge(entries[:2])
+    first.close()
+    second = claim(tmp_path)
+    assert numbers(second) == [2, 3, 4]
+    second.append({"n": 5})
+    second.acknowledge(second.read())
+    assert not second.waits
+    second.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_writer_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    first = claim(tmp_path)
+    first.append({"n": 1})
+    second = claim(tmp_path)
+    second.append({"n": 2})
+    assert (numbers(first), numbers(second)) == ([1], [2])
+    assert first.folder != second.folder
+
+
+def test_half_a_line_that_a_killed_process_wrote_is_dropped(tmp_path: Path) -> None:
+    first = claim(tmp_path)
+    first.append({"n": 1})
+    first.close()
+    with (first.folder / "00000001.jsonl").open("ab") as file:
+        file.write(b'{"n": 2')
+    second = claim(tmp_path)
+    second.append({"n": 3})
+    assert numbers(second) == [1, 3]
+
+
+def test_a_long_training_leaves_no_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "_LONG", 1000)
+    outbox = claim(tmp_path)
+    for number in range(500):
+        outbox.append({"n": number})
+        if number % 10 == 9:
+            assert [entry.operation["n"] for entry in outbox.read()] == list(range(number - 9, number + 1))
+            outbox.acknowledge(outbox.read())
+    outbox.append({"n": 500})
+    (file,) = outbox.folder.glob("*.jsonl")
+    assert file.stat().st_size < 1100
+    outbox.close()
+    assert numbers(claim(tmp_path)) == [500]
+
+
+def test_lines_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    outbox = claim(tmp_path)
+    outbox.append({"n": 1, "text": "x" * 1_000_000})
+    outbox.append({"n": 2})
+    first = outbox.read()[0]
+    assert len(first.operation["text"]) == 1_000_000
+    outbox.acknowledge([first])
+    assert numbers(outbox) == [2]
+
+
+def test_where_no_more_can_be_written_operations_wait_in_memory_and_keep_their_order(tmp_path: Path) -> None:
+    outbox = claim(tmp_path)
+    outbox.append({"n": 0})
+    with full_disk(bytes_left_in_a_file=20):
+        for number in range(1, 4):
+            outbox.append({"n": number})
+        assert numbers(outbox) == [0, 1, 2, 3]
+        outbox.acknowledge(outbox.read())
+        assert [entry.operation["n"] for entry in outbox.read()] == [2, 3]
+        outbox.acknowledge(outbox.read()[:1])
+    outbox.append({"n": 4})
+    outbox.close()
+    assert numbers(claim(tmp_path)) == [3, 4]
+
+
+@pytest.mark.parametrize("replaced_whole", [True, False])
+def test_a_staged_file_stays_as_it_was(tmp_path: Path, *, replaced_whole: bool) -> None:
+    file = tmp_path / "last.ckpt"
+    file.write_text("first")
+    outbox = claim(tmp_path)
+    name = outbox.stage(file, replaced_whole=replaced_whole)
+    if replaced_whole:
+        other = tmp_path / "other"
+        other.write_text("second")
+        other.replace(file)
+    else:
+        file.write_text("second")
+    assert (outbox.folder / name).read_text() == "first"
+    outbox.unstage(name)
+    assert not (outbox.folder / name).exists()
+
+
+# With a store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    tracker = make(folder)
+    tracker.open()
+    tracker.finalize("success")
+    return folder
+
+
+def test_a_full_disk_costs_nothing_but_time(store: Path) -> None:
+    tracker = make(store)
+    tracker.open()
+    run_id = tracker.version or ""
+    with full_disk(bytes_left_in_a_file=100_000):
+        for step in range(1000):
+            tracker.log_metrics({"a": step, "b": step}, step)
+        assert not tracker.flush()
+        for step in range(1000, 3000):  # now, the journal itself is full, too
+            tracker.log_metrics({"a": step, "b": step}, step)
+    tracker.finalize("success")
+    assert history(store, run_id, "a") == [(step, step) for step in range(3000)]
+    assert MlflowClient(f"sqlite:///{store}/mlflow.db").get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow  # MLflow itself tries for half a minute
+def test_a_locked_store_costs_no_time_and_gets_everything_once_when_it_is_free(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = make(store)
+    tracker.open()
+    run_id = tracker.version or ""
+    with locked(store):
+        for step in range(300):
+            tracker.log_metrics({"a": step, "nan": math.nan}, step)
+        assert not tracker.flush()
+        start = time.monotonic()
+        tracker.set_tags({"a": "b"})
+        assert time.monotonic() - start < 2
+    tracker.finalize("success")
+    assert history(store, run_id, "a") == [(step, step) for step in range(300)]
+    run = MlflowClient(f"sqlite:///{store}/mlflow.db").get_run(run_id)
+    assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
+    told = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert told == ["MLflow does not answer", "MLflow answers again, and gets what was kept."]
+    assert not (store / "outbox" / run_id).exists()
+
+
+def test_a_process_that_dies_between_sending_and_writing_it_down_doubles_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = make(store)
+    tracker.open()
+    run_id = tracker.version or ""
+    send = MLflowRun.send
+
+    def send_and_fail(run: MLflowRun, rows: Any) -> None:
+        send(run, rows)
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MLflowRun, "send", send_and_fail)
+        tracker.log_metrics({"a": 1.0, "inf": math.inf, "nan": math.nan}, 0)
+        tracker.log_metrics({"a": 2.0}, 1)
+        assert not tracker.flush()
+        assert tracker._sender is not None
+        tracker._sender.stop()
+    assert history(store, run_id, "a")
+    assert main(["sync", "--save_dir", str(store)]) == 0
+    assert history(store, run_id, "a") == [(0, 1.0), (1, 2.0)]
+    assert [len(history(store, run_id, name)) for name in ("inf", "nan")] == [1, 1]
+    assert f"({run_id[:8]}): sent 4 metric values" in capsys.readouterr().out
+
+
+def log_and_be_killed(folder: Path, run_id: Any) -> None:
+    tracker = make(folder)
+    tracker.open()
+    run_id.send(tracker.version)
+    tracker._sender._pace.spend(1e9)  # type: ignore[union-attr]  # it will send nothing by itself
+    for step in range(10):
+        tracker.log_metrics({"a": step}, step)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_training_left_is_sent_and_its_status_told(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=log_and_be_killed, args=(store, there))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    run_id = here.recv()
+    assert history(store, run_id, "a") == []
+    assert main(["sync", "--save_dir", str(store)]) == 0
+    assert "sent 10 metric values; its process was killed, so its status is KILLED now." in capsys.readouterr().out
+    assert history(store, run_id, "a") == [(step, step) for step in range(10)]
+    run = MlflowClient(f"sqlite:///{store}/mlflow.db").get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.info.end_time >= run.info.start_time
+    assert main(["sync", "--save_dir", str(store)]) == 0
+    assert capsys.readouterr().out == f"Nothing waits in {store}: all was sent.\n"
+
+
+def test_a_resumed_training_first_sends_what_the_killed_one_left(store: Path) -> None:
+    first = make(store)
+    first.open()
+    run_id = first.version or ""
+    first.finalize("success")
+    outbox = Outbox.claim(store, run_id, {"run_id": run_id, "run_name": "x", "tracking_uri": "", "has_password": False})
+    outbox.append({"do": "tags", "tags": {"order": "old"}})
+    outbox.append({"do": "end", "status": "FAILED", "time": 1})
+    outbox.close()
+    second = make(store, run_id=run_id, tags={"order": "new"})
+    second.open()
+    run = MlflowClient(f"sqlite:///{store}/mlflow.db").get_run(run_id)
+    assert (run.info.status, run.data.tags["order"]) == ("RUNNING", "new")
+    second.finalize("success")
+
+
+def test_sync_leaves_a_training_alone_that_is_under_way(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = make(store)
+    tracker.open()
+    with locked(store):
+        tracker.log_metrics({"a": 1.0}, 0)
+        assert main(["sync", "--save_dir", str(store)]) == 1
+    assert "under way" in capsys.readouterr().out
+    tracker.finalize("success")
+    assert history(store, tracker.version or "", "a") == [(0, 1.0)]
+
+
+def test_what_the_store_will_never_take_is_kept_apart_and_holds_up_nothing(
+    store: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = make(store)
+    tracker.open()
+    assert tracker._sender is not None
+    tracker.log_metrics({"a": 1.0}, 0)
+    tracker._sender.put({"do": "metrics", "rows": [["a" * 300, 1.0, 1, 0]]})
+    tracker.log_metrics({"a": 2.0}, 1)
+    assert tracker.flush()
+    assert history(store, tracker.version or "", "a") == [(0, 1.0), (1, 2.0)]
+    assert caplog.records[0].getMessage().startswith("MLflow refuses metrics:")
+    folder = tracker._sender.outbox.folder
+    assert json.loads((folder / "refused.jsonl").read_text())["rows"][0][0] == "a" * 300
+    tracker.finalize("success")
+    assert main(["sync", "--save_dir", str(store)]) == 1
+    assert "MLflow refused 1 of it for good" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--port", "1"], "unrecognized arguments: --port 1"), (["x"], "unrecognized arguments: x")],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", *words]) == 1
+    assert capsys.readouterr().err == f"dmaml: error: {message}. dmaml sync --help lists all.\n"
+
+
+def test_a_server_that_is_still_away_is_told_and_all_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": "http://127.0.0.1:9", "has_password": False}
+    outbox = Outbox.claim(tmp_path, "a" * 32, about)
+    outbox.append({"do": "metrics", "rows": [["a", 1.0, 1, 0]]})
+    outbox.append({"do": "end", "status": "FINISHED", "time": 1})
+    outbox.close()
+    for words in ([], ["--tracking_uri", "http://127.0.0.1:9"]):
+        assert main(["sync", "--save_dir", str(tmp_path), *words]) == 1
+        error = capsys.readouterr().err
+        assert "mine (aaaaaaaa): not sent, and still in" in error
+        assert "1 metric value and the status FINISHED. No MLflow server can be used at http://127.0.0.1:9" in error
+        assert error.count("\n") == 1
+    assert len(list(Outbox.claim(tmp_path, "a" * 32, about).everything())) == 2
