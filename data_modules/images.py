@@ -17,7 +17,7 @@ from torch import Tensor
 from data_modules.base import Split, TaskDataModule
 from data_modules.samplers import Sampler, SamplerName, sampler_named
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import TaskBatch
+from dmaml_pl.tasks import LabelledSamples, TaskBatch
 
 MOVED_UP_TO = 4 * 2**30
 """Bytes of images that are moved to the trainer's device; of larger ones only the tasks are, each when it is drawn."""
@@ -112,6 +112,7 @@ class ImageTasks(TaskDataModule):
         self.sampler: SamplerName = sampler
         self._samplers: dict[Split, Sampler] = {}
         self._images: dict[Split, Tensor] = {}
+        self._rows: dict[Split, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     @abstractmethod
     def load_splits(self) -> Mapping[Split, Tensor | ClassImages]:
@@ -139,6 +140,7 @@ class ImageTasks(TaskDataModule):
             self._check(split, splits[split])
         for split, images in splits.items():
             self._images[split] = images.pixels
+            self._rows[split] = (images.starts, images.samples)
             self._samplers[split] = sampler(
                 classes=len(images.starts),
                 samples=images.samples,
@@ -186,6 +188,17 @@ class ImageTasks(TaskDataModule):
     def draw_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis; the same as `draw_tasks` draws among others."""
         return self.draw_tasks(split, [seed]).task(0)
+
+    def draw_labelled(self, samples: int, seed: int) -> LabelledSamples:
+        """Images of the training split and their classes, (samples, C, H, W), all images equally likely."""
+        images = self._on_device("train")
+        starts, counts = self._rows["train"]
+        ends = counts.cumsum()
+        drawn = torch.randint(int(ends[-1]), (samples,), generator=torch.Generator().manual_seed(seed)).numpy()
+        classes = ends.searchsorted(drawn, side="right")
+        rows = torch.from_numpy(starts[classes] + drawn - (ends - counts)[classes]).to(images.device)
+        pixels = images.index_select(0, rows).to(self._device()).float().mul_(1 / 255)
+        return LabelledSamples(pixels, torch.from_numpy(classes).to(pixels.device), len(starts))
 
     def figure_tasks(self, tasks: int) -> TaskBatch:
         """Meta-test tasks 0 .. `tasks` - 1, (T, ...), on the CPU."""

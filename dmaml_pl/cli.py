@@ -30,6 +30,7 @@ from dmaml_pl.checkpoints import (
     read_checkpoint,
 )
 from dmaml_pl.clusters import Launch
+from dmaml_pl.commands import meta_test_command, resume_command
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
@@ -206,16 +207,21 @@ class DmamlCLI(LightningCLI):
                     self.trainer.strategy.await_verdict()
                 raise
         except BaseException as error:
-            if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
-                for tracker in self._trackers():
-                    tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
-            if isinstance(error, SIGTERMException):
-                for tracker in self._trackers():
-                    tracker.was_stopped()
-            if not self.trainer.interrupted:  # else the Trainer has told its loggers
-                for tracker in self._trackers():
-                    tracker.finalize("failed")
+            self._tell_trackers(error)
+            if isinstance(error, SIGTERMException | SystemExit | KeyboardInterrupt):
+                error.add_note(self._where_to_go_on())
             raise
+
+    def _tell_trackers(self, error: BaseException) -> None:
+        if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
+            for tracker in self._trackers():
+                tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
+        if isinstance(error, SIGTERMException):
+            for tracker in self._trackers():
+                tracker.was_stopped()
+        if not self.trainer.interrupted:  # else the Trainer has told its loggers
+            for tracker in self._trackers():
+                tracker.finalize("failed")
 
     def before_fit(self) -> None:
         """Check everything, and open the MLflow run, before workers are started."""
@@ -254,11 +260,41 @@ class DmamlCLI(LightningCLI):
         """Predict; the predictions go to a file, not through memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
+    def _where_to_go_on(self) -> str:
+        """What a user types after the command was stopped, with the words that were given."""
+        words = sys.argv[1:]
+        if self.subcommand != "fit":
+            return "Stopped. The same command begins it again."
+        callback = self.trainer.checkpoint_callback
+        folder = getattr(callback, "dirpath", None)
+        kept = None if folder is None else Path(folder) / "last.ckpt"
+        if self.trainer.state.fn == "test":
+            best = getattr(callback, "best_model_path", "") or kept
+            again = meta_test_command(words, str(best)) if self._launch is None else None
+            return "Stopped in the meta-test; the training is finished." + (
+                f" The meta-test alone:\n  {again}" if again else " dmaml test --ckpt_path best makes it alone."
+            )
+        if kept is None or not kept.is_file():
+            return "Stopped before anything was kept. The same command begins again."
+        where = f"Stopped. The last merge is kept in {_from_here(kept)}."
+        if self._launch is not None:
+            return f"{where} The same command with --ckpt_path last goes on from it."
+        return f"{where} To go on:\n  {resume_command(words, self._shortest_name(kept))}"
+
+    def _shortest_name(self, kept: Path) -> str:
+        """`last`, where that means this file."""
+        try:
+            newest = find_checkpoint("last", self._folder)
+        except CheckpointError:
+            return _from_here(kept)
+        return "last" if newest.samefile(kept) else _from_here(kept)
+
     def _trackers(self) -> list[MLflowTracker]:
         return [logger for logger in self.trainer.loggers if isinstance(logger, MLflowTracker)]
 
     def _prepare(self, stage: str) -> None:
         trainer, data = self.trainer, self.datamodule
+        self._folder = self._checkpoint_folder(self._trackers())
         judged = "val" if stage in ("fit", "validate") else "test"
         self.model.check_workers_can_merge(trainer)
         if stage == "fit":
@@ -271,6 +307,7 @@ class DmamlCLI(LightningCLI):
             preflight.check_registering(trainer)
         ends_in_test = stage == "fit" and self._get(self.config_init, "meta_test")
         preflight.check_shares(trainer, data, val=judged == "val", test=judged == "test" or ends_in_test)
+        preflight.check_outputs(trainer, stage, meta_test=stage == "test" or ends_in_test)
         optimizers = self.model.configure_optimizers()
         optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
         trackers = self._trackers()
@@ -353,11 +390,11 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         front(prepared)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SIGTERMException:
-        return _stopped(TERMINATED)
+    except SIGTERMException as stop:
+        return _stopped(TERMINATED, stop)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
-            return _stopped(INTERRUPTED)
+            return _stopped(INTERRUPTED, stop)
         raise
     except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
         if _speaks(error, prepared=prepared.is_set()):
@@ -370,13 +407,15 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
     return 0
 
 
-def _stopped(code: int) -> int:
+def _stopped(code: int, stop: BaseException) -> int:
     if _is_worker_zero():
-        print(
-            "Stopped. The same command with --ckpt_path last goes on from the last merge kept.",
-            file=sys.stderr,
-        )
+        print(*getattr(stop, "__notes__", ["Stopped."]), sep="\n", file=sys.stderr, flush=True)
     return code
+
+
+def _from_here(path: Path) -> str:
+    """The path from here, where it lies below."""
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 
 
 def _one_line(error: Exception) -> str:

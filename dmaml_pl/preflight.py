@@ -11,6 +11,8 @@ from data_modules import TaskDataModule
 from dmaml_pl.adapting.registering import ModelRegistrar
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.evaluation.predictions import PredictionWriter
+from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.modules import FewShotModule
 
 
@@ -78,6 +80,24 @@ def check_registering(trainer: pl.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelRegistrar):
             callback.check(trainer)
+
+
+def check_outputs(trainer: pl.Trainer, stage: str, *, meta_test: bool) -> None:
+    """Check that what comes at the end will find its place.
+
+    Args:
+        trainer: with its callbacks.
+        stage: "fit", "validate", "test" or "predict".
+        meta_test: whether it ends in one.
+
+    Raises:
+        ConfigError: names the setting of the folder or file that cannot be written.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, MetaTestReport) and meta_test:
+            callback.check_writable(trainer)
+        if isinstance(callback, PredictionWriter) and stage == "predict":
+            callback.check_writable()
 
 
 def check_shares(trainer: pl.Trainer, data: TaskDataModule, *, val: bool, test: bool) -> None:

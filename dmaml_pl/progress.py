@@ -1,22 +1,20 @@
-"""Progress that moves with every meta-iteration: a bar on a terminal, else a plain line now and then."""
+"""Progress that moves with every meta-iteration, and with every batch of tasks that is judged."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-PLAIN_SECONDS = 60.0
+from dmaml_pl.meter import Meter, say
+from dmaml_pl.tasks import TaskBatch
 
 
 class RunProgress(ProgressBar):
-    """Shows the run, the loss, the last validation, the speed, and the time left, on standard error.
+    """Shows the run, the metric, the tasks per second and the time left, on standard error.
 
     Args:
         refresh_per_second: how often a terminal's bar is drawn at most.
@@ -26,12 +24,9 @@ class RunProgress(ProgressBar):
         super().__init__()
         self.refresh_per_second = refresh_per_second
         self._shown = True
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._meter: Meter | None = None
         self._began = 0.0
-        self._last_line = 0.0
-        self._next_look = 0.0
-        self._done_before = 0
+        self._judged = 0
         self._validation = ""
 
     def enable(self) -> None:
@@ -43,33 +38,54 @@ class RunProgress(ProgressBar):
         self._shown = False
         self._close()
 
+    # -- training --------------------------------------------------------------------------------------------------
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Open the bar at the place where a resumed training stands."""
-        self._began = self._last_line = time.monotonic()
-        self._done_before = trainer.global_step
+        self._began = time.monotonic()
         title = f"training with the {pl_module.engine_in_use} engine"
-        self._open(title, _planned_iterations(trainer, pl_module), completed=trainer.global_step)
+        total, done = _planned_iterations(trainer, pl_module), trainer.global_step
+        self._open(title, total, done=done, unit="meta-iteration", tasks=pl_module.tasks_seen)
 
     def on_meta_iteration_end(self, trainer: pl.Trainer, pl_module: Any, done: int, length: float, loss: float) -> None:
         """One of the run's `length` meta-iterations (infinite: unknown) is over, the `done`-th."""
-        now = time.monotonic()
-        if now < self._next_look or not self._shown:
+        if self._meter is None or not self._meter.wants():
             return
-        self._next_look = now + 1.0 / self.refresh_per_second  # so seldom that a meta-iteration may be short
-        if self._bar is not None:
-            text = f"run {pl_module.runs_done + 1}  loss {loss:.3f}{self._validation}"
-            self._bar.update(self._task, completed=trainer.global_step, description=text)
-        elif now - self._last_line >= PLAIN_SECONDS:
-            place = f"{done}" if math.isinf(length) else f"{done}/{length:.0f}"
-            self._plain(trainer, pl_module, f"run {pl_module.runs_done + 1} ({place}), loss {loss:.3f}")
+        place = f"{done}" if math.isinf(length) else f"{done}/{length:.0f}"
+        text = f"run {pl_module.runs_done + 1} ({place}), loss {loss:.3f}{self._validation}"
+        tasks = pl_module.tasks_seen + pl_module.tasks_under_way * trainer.world_size
+        self._meter.show(trainer.global_step, text, tasks)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """In a training, count the tasks that are judged."""
+        if trainer.state.fn == "fit" and self._meter is not None:
+            self._judged = 0
+            self._meter.restart_rate(0)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
+    ) -> None:
+        """One batch of validation tasks more, in a training or alone."""
+        if trainer.state.fn != "fit":
+            self._count_judged(trainer, pl_module, batch, "validation", _loader(trainer.val_dataloaders))
+            return
+        self._judged += batch.tasks * trainer.world_size
+        if self._meter is not None and not trainer.sanity_checking and self._meter.wants():
+            batches = sum(trainer.num_val_batches)
+            text = f"run {pl_module.runs_done}, validation ({batch_idx + 1}/{batches:.0f}){self._validation}"
+            self._meter.show(trainer.global_step, text, self._judged)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep the last validation's figure beside the bar."""
+        if trainer.state.fn == "validate":
+            self._close()
         if trainer.sanity_checking or not self._shown or trainer.state.fn != "fit":
             return
+        if self._meter is not None:
+            self._meter.restart_rate(pl_module.tasks_seen)
         name = pl_module.objective.metric
         value = float(trainer.callback_metrics.get(f"val/{name}", math.nan))
-        self._validation = f"  val/{name} {value:.3f}"
+        self._validation = f", val/{name} {value:.3f}"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Close the bar, and say in one line what was done."""
@@ -77,7 +93,7 @@ class RunProgress(ProgressBar):
         if self._shown:
             seconds = time.monotonic() - self._began
             workers = f"{trainer.world_size} worker{'s' if trainer.world_size > 1 else ''}"
-            _say(
+            say(
                 f"Trained {pl_module.runs_done} runs, {trainer.global_step} meta-iterations on each of {workers}, "
                 f"{pl_module.tasks_seen} tasks, in {seconds:.0f} s."
             )
@@ -86,54 +102,74 @@ class RunProgress(ProgressBar):
         """Leave the terminal as it was."""
         self._close()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open a bar over the meta-test's batches of tasks."""
-        self._open("meta-test", float(sum(trainer.num_test_batches)), completed=0)
+    # -- judging ---------------------------------------------------------------------------------------------------
 
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """One batch of tasks more."""
-        if self._bar is not None:
-            self._bar.advance(self._task)
+    def on_plain_step(self, trainer: pl.Trainer, pl_module: Any, done: int, steps: int, loss: float) -> None:
+        """One of the `steps` of the plain training that a meta-test compares with is over."""
+        if done == 1:
+            self._open("training plainly, to compare with", steps, unit="step")
+        if done == steps:
+            self._close()
+        elif self._meter is not None and self._meter.wants():
+            self._meter.show(done, f"training plainly, to compare with, loss {loss:.3f}")
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
+    ) -> None:
+        """One batch of meta-test tasks more."""
+        self._count_judged(trainer, pl_module, batch, "meta-test", _loader(trainer.test_dataloaders))
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Open the bar with the first batch, when nothing comes before any more."""
+        if self._meter is None:
+            self._open("meta-test", _tasks(trainer, _loader(trainer.test_dataloaders)), unit="task")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar before the report is printed."""
         self._close()
 
-    def _open(self, title: str, total: float, *, completed: int) -> None:
-        if not self._shown:
-            return
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            _say(f"{title.capitalize()} ...")
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            refresh_per_second=self.refresh_per_second,
-            transient=True,
-        )
-        self._task = self._bar.add_task(title, total=None if math.isinf(total) else total, completed=completed)
-        self._bar.start()
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
+    ) -> None:
+        """One batch of predicted tasks more."""
+        self._count_judged(trainer, pl_module, batch, "prediction", _loader(trainer.predict_dataloaders))
 
-    def _plain(self, trainer: pl.Trainer, module: Any, text: str) -> None:
-        self._last_line = time.monotonic()
-        total = _planned_iterations(trainer, module)
-        left = ""
-        done = trainer.global_step - self._done_before
-        if done and not math.isinf(total):
-            seconds = (self._last_line - self._began) / done * (total - trainer.global_step)
-            left = f", about {seconds / 60:.0f} min left" if seconds >= 60 else ", less than a minute left"
-        _say(f"{text}{self._validation.replace('  ', ', ')}, meta-iteration {trainer.global_step}/{total:.0f}{left}")
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar before the file is told of."""
+        self._close()
+
+    def _count_judged(self, trainer: pl.Trainer, module: Any, batch: TaskBatch, what: str, loader: Any) -> None:
+        total = _tasks(trainer, loader)
+        if self._meter is None:
+            self._open(what, total, unit="task")
+        self._judged = min(self._judged + batch.tasks * trainer.world_size, int(min(total, 2**62)))
+        if self._meter is not None and self._meter.wants():
+            value = module.judged_so_far()
+            text = what if value is None else f"{what}, {module.objective.metric} {value:.3f}"
+            self._meter.show(self._judged, text, self._judged)
+
+    # -- the bar ---------------------------------------------------------------------------------------------------
+
+    def _open(self, title: str, total: float, *, unit: str, done: int = 0, tasks: int = 0) -> None:
+        self._close()
+        self._judged = 0
+        if self._shown:
+            refresh = self.refresh_per_second
+            self._meter = Meter(title, total, done=done, unit=unit, tasks=tasks, refresh_per_second=refresh)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
+
+
+def _loader(loaders: Any) -> Any:
+    return loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+
+
+def _tasks(trainer: pl.Trainer, loader: Any) -> float:
+    """Tasks that all workers judge together; infinite where nothing says so."""
+    return float(getattr(loader, "tasks", math.inf))
 
 
 def _planned_iterations(trainer: pl.Trainer, module: Any) -> float:
@@ -141,7 +177,3 @@ def _planned_iterations(trainer: pl.Trainer, module: Any) -> float:
     by_steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     return float(min(by_steps, epochs * trainer.num_training_batches * module.planned_run_length()))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

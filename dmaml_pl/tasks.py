@@ -128,6 +128,32 @@ class NamedColumns(Protocol):
     targets: list[str]
 
 
+class LabelledSamples(NamedTuple):
+    """Training samples with their classes, apart from any task.
+
+    Attributes:
+        x: samples, (B, ...).
+        y: number of each one's class, from 0 to `classes` - 1, (B,).
+        classes: that the training split has.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: int
+
+
+@runtime_checkable
+class LabelledSource(Protocol):
+    """A data module that can tell of which of its training classes a sample is, whatever label a task gives it.
+
+    A network can be trained on it plainly, without meta-learning, to compare with.
+    """
+
+    def draw_labelled(self, samples: int, seed: int) -> LabelledSamples:
+        """`samples` of the training split, as a pure function of the arguments."""
+        ...
+
+
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part, the same on every machine.
 

@@ -277,6 +277,29 @@ def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expe
     assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
 
 
+def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work(refusal: Refusal) -> None:
+    told = ", which cannot be written (No such file or directory): set it to another one."
+    config = changed(SINUSOID, {"report.folder": "/proc/nope/report", "meta_test": True})
+    assert refusal(config=config) == f"report.folder is /proc/nope/report{told}"
+    assert refusal("test", "--ckpt_path", "best", config=config) == f"report.folder is /proc/nope/report{told}"
+    config = changed(SINUSOID, {"predictions.file": "/proc/nope/out.csv"})
+    assert refusal("predict", "--ckpt_path", "best", config=config) == f"predictions.file is /proc/nope/out.csv{told}"
+    Path("taken").mkdir()
+    config = changed(SINUSOID, {"predictions.file": "taken"})
+    assert refusal("predict", "--ckpt_path", "best", config=config).startswith("predictions.file is taken, which cann")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("plain_budget", -1, "report.plain_budget is -1.0, but must be 0 or greater, and finite."),
+        ("tasks", 0, "report.tasks is 0, but must be greater than 0."),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused(name: str, value: float, expected: str, refusal: Refusal) -> None:
+    assert refusal(config=changed(SINUSOID, {f"report.{name}": value})) == expected
+
+
 def test_a_validation_that_would_never_come_in_an_epoch_is_refused(refusal: Refusal) -> None:
     config = changed(SINUSOID, {"trainer.val_check_interval": 50, "trainer.check_val_every_n_epoch": 1})
     assert refusal(config=config).startswith(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,9 +35,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, sinusoid: str) -> Training
 def test_fit_prints_the_table_the_figures_and_the_command_that_shows_this_training(trained: Training) -> None:
     out = trained.result.stdout
     assert "Mean squared error on the query sets of 20 held-out" in out
-    rows = re.findall(r"│\s+(\d+) │ +([\d.]+) ± ([\d.]+) │ +([\d.]+) ± ([\d.]+) │", out)
+    rows = re.findall(r"│\s+(\d+) │ +([\d.]+) ± [\d.]+ │ +([\d.]+) ± [\d.]+ │ +([\d.]+) ± [\d.]+ │", out)
     assert [row[0] for row in rows] == ["0", "1", "5", "10"]
-    for name in ("adaptation_curve.png", "tasks.png"):
+    for name in ("figures/adaptation_curve.png", "figures/tasks.png"):
         (shown,) = re.findall(rf"^  (mlruns/.*{name})$", out, re.MULTILINE)
         assert (trained.folder / shown).read_bytes().startswith(b"\x89PNG")
     assert f"ui --run {trained.run.info.run_id}" in out
@@ -47,6 +48,7 @@ def test_fit_says_nothing_but_its_progress(trained: Training) -> None:
     expected = [
         r"Training with the vectorized engine \.\.\.",
         r"Trained 6 runs, 60 meta-iterations on each of 2 workers, 600 tasks, in \d+ s\.",
+        r"Training plainly, to compare with \.\.\.",
         r"Meta-test \.\.\.",
     ]
     assert len(lines) == len(expected), trained.result.stderr
@@ -86,7 +88,8 @@ def test_the_metrics_stand_at_their_meta_iterations(trained: Training) -> None:
     assert list(trained.history("val/mse_step_10")) == [20, 40, 60]
     for name in ("merge/seconds", "merge/drift", "merge/bytes", "train/tasks_per_second", "val/loss", "val/mse_step_0"):
         assert metrics[name] > 0
-    assert metrics["test/mse_step_1"] > 0
+    for name in ("test/mse_step_1", "test/plain_mse_step_1", "test/untrained_mse_step_1", "test/plain_mse_ci95"):
+        assert metrics[name] > 0
     assert any(name.startswith("system/") for name in metrics)
 
 
@@ -97,7 +100,8 @@ def test_the_artifacts_are_there(trained: Training) -> None:
         kept = torch.load(trained.artifact(f"checkpoints/{name}.ckpt"), weights_only=True)
         assert same_weights(kept, trained.checkpoint(name))
     assert trained.artifact("figures/tasks.png").stat().st_size > 10_000
-    assert json.loads(trained.artifact("figures/meta_test.json").read_text())["tasks"] == 20
+    assert json.loads(trained.artifact("report.json").read_text())["tasks"] == 20
+    assert "(figures/tasks.png)" in trained.artifact("report.md").read_text()
 
 
 def test_the_config_artifact_repeats_the_training(trained: Training, tmp_path: Path) -> None:
@@ -122,8 +126,10 @@ def test_torchrun_gives_the_same_weights(trained: Training, tmp_path: Path) -> N
     assert again.run.info.status == "FINISHED"
 
 
-def test_test_prints_the_same_table_and_adds_no_mlflow_run(trained: Training) -> None:
-    result = dmaml(trained.folder, "test", *trained.words[1:], "--ckpt_path=best")
+def test_the_command_in_the_report_prints_the_same_table_and_adds_no_mlflow_run(trained: Training) -> None:
+    report = trained.artifact("report.md").read_text()
+    (command,) = re.findall(r"^python -m dmaml_pl (test .*)$", report, re.MULTILINE)
+    result = dmaml(trained.folder, *shlex.split(command))
     assert result.returncode == 0, result.stderr
     table = re.findall(r"^[│┃].*$", result.stdout, re.MULTILINE)
     assert table == re.findall(r"^[│┃].*$", trained.result.stdout, re.MULTILINE)
@@ -163,6 +169,7 @@ class Running:
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.folder = folder
+        self.words = words
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dmaml_pl", *words],
             cwd=folder,
@@ -221,7 +228,10 @@ def test_a_stop_signal_ends_in_killed_and_says_how_to_go_on(
     training.process.send_signal(number)
     returncode, errors = training.end()
     assert returncode == code
-    assert "--ckpt_path last goes on from the last merge kept" in errors
+    kept = r"Stopped\. The last merge is kept in (mlruns/checkpoints/sinusoid/.*/last\.ckpt)\. To go on:\n  (.*)\n"
+    ((file, command),) = re.findall(kept, errors)
+    assert (tmp_path / file).is_file()
+    assert shlex.split(command) == ["python", "-m", "dmaml_pl", *training.words, "--ckpt_path", "last"]
     assert "Traceback" not in errors
     assert status_of(tmp_path)[0] == "KILLED"
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
@@ -268,9 +278,10 @@ def test_the_training_of_make_train_cuts_the_error_to_a_fifth_and_improves_with_
 ) -> None:
     result = dmaml(tmp_path, "fit", "--config", sinusoid)
     assert result.returncode == 0, result.stderr
-    (file,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/figures/meta_test.json")
+    (file,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/report.json")
     found = json.loads(file.read_text())
     assert found["tasks"] == 600
     trained = [row["trained"] for row in found["steps"]]
+    assert trained[1] < found["steps"][1]["plain"] / 2
     assert trained[1] < found["steps"][1]["untrained"] / 5
     assert trained[10] < trained[5] < trained[1] < trained[0]

@@ -18,6 +18,10 @@ Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution; the mean of some hundred tasks is normal enough."""
 
 
+TRAINED, PLAIN, UNTRAINED = NETWORKS = ("trained", "plain", "untrained")
+"""The networks that a meta-test compares: meta-trained; trained plainly, then fine-tuned; not trained at all."""
+
+
 class TaskScores(NamedTuple):
     """Tasks of one evaluation batch.
 
@@ -25,13 +29,13 @@ class TaskScores(NamedTuple):
         numbers: number of each task, (N,).
         loss: query loss after 0 .. I adaptation steps, (N, I + 1).
         metric: query metric, likewise.
-        untrained: whether the untrained weights were judged.
+        network: which of the networks was judged, one of `NETWORKS`.
     """
 
     numbers: Tensor
     loss: Tensor
     metric: Tensor
-    untrained: bool = False
+    network: str = TRAINED
 
 
 def in_order(shares: list[list[TaskScores]]) -> list[TaskScores]:
@@ -57,22 +61,34 @@ class MetaTest:
 
     Attributes:
         objective: the metric's name and direction.
-        trained: the metric of each task after 0 .. I adaptation steps from the trained weights, (N, I + 1).
-        untrained: the same from the weights before training.
+        metrics: by network (`NETWORKS`; `PLAIN` may be missing), the metric of each task after 0 .. I adaptation steps,
+            (N, I + 1), the same tasks for each network.
         inner_steps: adaptation steps in training.
+        plain: what the plainly trained network is; None where it is missing.
+        no_plain: why it is missing.
     """
 
     objective: Objective
-    trained: Tensor
-    untrained: Tensor
+    metrics: dict[str, Tensor]
     inner_steps: int
+    plain: str | None = None
+    no_plain: str | None = None
 
     @classmethod
-    def from_scores(
-        cls, objective: Objective, trained: list[TaskScores], untrained: list[TaskScores], inner_steps: int
-    ) -> MetaTest:
+    def from_scores(cls, objective: Objective, scores: list[TaskScores], inner_steps: int) -> MetaTest:
         """Join the scores of all evaluation batches."""
-        return cls(objective, join(trained)[1], join(untrained)[1], inner_steps)
+        by_network = {name: [item for item in scores if item.network == name] for name in NETWORKS}
+        return cls(objective, {name: join(own)[1] for name, own in by_network.items() if own}, inner_steps)
+
+    @property
+    def trained(self) -> Tensor:
+        """The metric of each task from the trained weights, (N, I + 1)."""
+        return self.metrics[TRAINED]
+
+    @property
+    def untrained(self) -> Tensor:
+        """The same from the weights before training."""
+        return self.metrics[UNTRAINED]
 
     @property
     def tasks(self) -> int:
@@ -89,11 +105,19 @@ class MetaTest:
         return sorted({step for step in (0, 1, 5, 10, self.inner_steps, self.steps) if step <= self.steps})
 
     def row(self, step: int) -> dict[str, float]:
-        """Mean and half width of the 95 % confidence interval after `step` steps, of both sets of weights."""
-        return {
-            "step": step,
-            "trained": float(self.trained[:, step].mean()),
-            "trained_ci95": float(half_width(self.trained)[step]),
-            "untrained": float(self.untrained[:, step].mean()),
-            "untrained_ci95": float(half_width(self.untrained)[step]),
-        }
+        """Mean and half width of the 95 % confidence interval after `step` steps, of each network."""
+        row: dict[str, float] = {"step": step}
+        for name, values in self.metrics.items():
+            row |= {name: float(values[:, step].mean()), f"{name}_ci95": float(half_width(values)[step])}
+        return row
+
+    def advantage(self, other: str, step: int) -> tuple[float, float]:
+        """How much better the trained network is than another after `step` steps; greater than zero is better.
+
+        Returns:
+            The mean of the differences on the same tasks, and half the width of its 95 % confidence interval, which is
+            narrower than those of the two means suggest, as a hard task is hard for both.
+        """
+        sign = 1 if self.objective.better == "max" else -1
+        differences = sign * (self.trained - self.metrics[other])
+        return float(differences[:, step].mean()), float(half_width(differences)[step])

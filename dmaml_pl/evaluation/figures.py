@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmaml_pl.evaluation.curves import MetaTest, half_width
+from dmaml_pl.evaluation.curves import PLAIN, TRAINED, UNTRAINED, MetaTest, half_width
 from dmaml_pl.tasks import TaskBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRAINED, BETWEEN, UNTRAINED, TRUTH, SUPPORT = "#1f5fa8", "#6fb1e8", "#b0b0b0", "#2b2b2b", "#d1495b"
+BLUE, LIGHT_BLUE, GREY, BLACK, RED, ORANGE = "#1f5fa8", "#6fb1e8", "#b0b0b0", "#2b2b2b", "#d1495b", "#d98b1f"
+
+MANY_WAYS = 12
+"""From more ways on, a confusion matrix is shown by its colours alone."""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -31,14 +34,18 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
-    """Mean and 95 % confidence band of the metric over adaptation steps, trained and untrained."""
+    """Mean and 95 % confidence band of the metric over adaptation steps, of each network."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     steps = range(result.steps + 1)
-    for values, colour, label in (
-        (result.untrained, UNTRAINED, "untrained weights"),
-        (result.trained, TRAINED, "meta-trained weights"),
+    for name, colour, label in (
+        (UNTRAINED, GREY, "untrained"),
+        (PLAIN, ORANGE, "trained plainly, then fine-tuned"),
+        (TRAINED, BLUE, "meta-trained"),
     ):
+        if name not in result.metrics:
+            continue
+        values = result.metrics[name]
         mean, width = values.mean(dim=0), half_width(values)
         axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=label)
         axes.fill_between(steps, mean - width, mean + width, color=colour, alpha=0.2, linewidth=0)
@@ -48,7 +55,7 @@ def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
     axes.set_title(f"Adaptation to {result.tasks} held-out tasks (mean, 95 % confidence)", fontsize=10)
     axes.set_ylim(0, 1 if result.objective.metric == "accuracy" else None)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(result.metrics), frameon=False, fontsize=9)
     figure.savefig(path)
 
 
@@ -67,12 +74,12 @@ def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[in
     for number, axes in enumerate(panels):
         task = tasks.task(number)
         x = task.query_x.squeeze(-1)
-        axes.plot(x, task.query_y.squeeze(-1), color=TRUTH, linewidth=1.5, label="true curve")
+        axes.plot(x, task.query_y.squeeze(-1), color=BLACK, linewidth=1.5, label="true curve")
         for place, step in enumerate(shown):
             axes.plot(
                 x,
                 predictions[number, step].squeeze(-1).cpu(),
-                color=UNTRAINED if step == 0 else TRAINED if place == len(shown) - 1 else BETWEEN,
+                color=GREY if step == 0 else BLUE if place == len(shown) - 1 else LIGHT_BLUE,
                 linestyle="--" if step == 0 else "-",
                 linewidth=1.2,
                 label="before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}",
@@ -80,7 +87,7 @@ def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[in
         axes.scatter(
             task.support_x.squeeze(-1),
             task.support_y.squeeze(-1),
-            color=SUPPORT,
+            color=RED,
             s=18,
             zorder=5,
             label="support points",
@@ -124,9 +131,9 @@ def draw_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
             query = int(pick[column - ways])
             right = bool(guess[query] == task.query_y[query])
             axes.imshow(_picture(task.query_x[query]), cmap="gray_r")
-            axes.set_title(f"{int(guess[query])}", fontsize=8, color=TRAINED if right else SUPPORT)
+            axes.set_title(f"{int(guess[query])}", fontsize=8, color=BLUE if right else RED)
             for spine in axes.spines.values():
-                spine.set_color(TRAINED if right else SUPPORT)
+                spine.set_color(BLUE if right else RED)
                 spine.set_linewidth(2)
     figure.suptitle(
         f"A support sample per class, and queries with their predicted class after {step} adaptation steps "
@@ -134,6 +141,55 @@ def draw_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
         fontsize=9,
     )
     figure.savefig(path)
+
+
+def draw_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
+    """Which classes of a task are taken for which others: a matrix a task, beside a support picture of each class.
+
+    Args:
+        tasks: T tasks of images (C, H, W).
+        predictions: logits (T, I + 1, Q, N) after 0 .. I steps.
+        step: the number of steps to show.
+        path: the PNG file.
+    """
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: PLC0415 - with the rest of matplotlib
+
+    count, ways = tasks.tasks, predictions.shape[-1]
+    size = min(max(2.6, 0.42 * ways + 1.0), 7.0)
+    figure = _figure(size * count, size + 0.5)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for number, axes in enumerate(panels):
+        task = tasks.task(number)
+        matrix = confusion(predictions[number, step], task.query_y)
+        axes.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=max(int(matrix.sum(dim=1).max()), 1))
+        most = int(matrix.max())
+        for true in range(ways):
+            for said in range(ways):
+                times = int(matrix[true, said])
+                if times and ways <= MANY_WAYS:
+                    colour = "white" if times > most / 2 else BLACK
+                    axes.text(said, true, str(times), ha="center", va="center", color=colour, fontsize=8)
+            if ways > MANY_WAYS:
+                continue
+            picture = _picture(task.support_x[int((task.support_y == true).nonzero()[0])])
+            for place, shift in (((-0.5, true), (-13, 0)), ((true, ways - 0.5), (0, -13))):
+                box = OffsetImage(picture, zoom=18 / max(picture.shape[:2]), cmap="gray_r")
+                box.image.axes = axes
+                axes.add_artist(AnnotationBbox(box, place, xybox=shift, boxcoords="offset points", frameon=False))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(f"task {number}: {float(matrix.trace() / matrix.sum()):.2f}", fontsize=9)
+        axes.set_xlabel("predicted class", labelpad=26, fontsize=8)
+        axes.set_ylabel("true class", labelpad=26, fontsize=8)
+    figure.suptitle(f"Confusion within a task: query samples after {step} adaptation steps", fontsize=9)
+    figure.savefig(path)
+
+
+def confusion(logits: Tensor, targets: Tensor) -> Tensor:
+    """How often each class (rows) was taken for each (columns), (N, N), from logits (Q, N) and classes (Q,)."""
+    ways = logits.shape[-1]
+    pairs = targets.cpu() * ways + logits.cpu().argmax(dim=-1)
+    return torch.bincount(pairs, minlength=ways * ways).reshape(ways, ways)
 
 
 def _picture(image: Tensor) -> np.ndarray:

@@ -12,6 +12,9 @@ from pytorch_lightning.callbacks import Callback
 
 from dmaml_pl.runs import strategy_of_runs
 from dmaml_pl.tasks import TaskBatch
+from dmaml_pl.writable import require_file, unwritable
+
+SETTING = "predictions.file"
 
 
 class PredictionWriter(Callback):
@@ -24,6 +27,14 @@ class PredictionWriter(Callback):
     def __init__(self, file: str = "predictions.csv") -> None:
         self.file = file
         self._rows: list[list[Any]] = []
+
+    def check_writable(self) -> None:
+        """Check that the file can be written, before there is anything to write.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        require_file(SETTING, Path(self.file))
 
     def on_predict_batch_end(
         self,
@@ -44,7 +55,11 @@ class PredictionWriter(Callback):
                 self._rows.append([int(numbers[task]), query, *target, *values[task, query].reshape(-1).tolist()])
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Join the workers' shares; worker 0 writes."""
+        """Join the workers' shares; worker 0 writes.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
         strategy = strategy_of_runs(trainer)
         if strategy is not None:
             self._rows = [row for share in strategy.gather(self._rows) for row in share]
@@ -54,9 +69,14 @@ class PredictionWriter(Callback):
             names = [
                 f"{kind}_{k}" if outputs > 1 else kind for kind in ("target", "prediction") for k in range(outputs)
             ]
-            with Path(self.file).open("w", newline="") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(["task", "query", *names])
-                writer.writerows(rows)
+            path = Path(self.file)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("w", newline="") as stream:
+                    writer = csv.writer(stream)
+                    writer.writerow(["task", "query", *names])
+                    writer.writerows(rows)
+            except OSError as error:
+                raise unwritable(SETTING, path, error) from error
             print(f"Predictions of {rows[-1][0] + 1} tasks: {self.file}")
         self._rows = []

@@ -1,10 +1,9 @@
-"""Shows a meta-test: a table on the terminal, and figures as PNG files and MLflow artifacts."""
+"""Shows a meta-test: a table on the terminal, a report to read and one for machines, and figures, in MLflow as well."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +12,118 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.curves import MetaTest
-from dmaml_pl.evaluation.figures import draw_adaptation_curve, draw_image_tasks, draw_regression_tasks
+from dmaml_pl.evaluation.facts import facts_of
+from dmaml_pl.evaluation.figures import (
+    draw_adaptation_curve,
+    draw_confusion,
+    draw_image_tasks,
+    draw_regression_tasks,
+)
+from dmaml_pl.evaluation.plain import PlainTraining
+from dmaml_pl.evaluation.written import TITLES, Figure, advantage, as_json, as_markdown, cell
+from dmaml_pl.runs import strategy_of_runs
+from dmaml_pl.writable import require_folder, unwritable
+
+SETTING = "report.folder"
 
 
 class MetaTestReport(pl.Callback):
-    """Prints and draws what `dmaml test` found.
+    """Reports what a meta-test found, beside a plainly trained network that it trains for that.
+
+    Writes `report.md`, `report.json` and figures in `figures/`, and logs the same to MLflow.
 
     Args:
-        folder: where the figures go; by default `figures` beside the training's checkpoints.
+        folder: where to write them; by default beside the training's checkpoints.
         tasks: tasks to draw.
+        plain_budget: samples that the plainly trained network may see, as a share of those that the training saw; 0
+            leaves it out. A quarter costs about a tenth of the training's time; more did not help where it was measured
+            (docs/judge.md).
+        per_task: whether report.json holds the metric of every single task, too.
+
+    Raises:
+        ConfigError: a value out of its range.
     """
 
-    def __init__(self, folder: str | None = None, tasks: int = 4) -> None:
+    def __init__(
+        self, folder: str | None = None, tasks: int = 4, plain_budget: float = 0.25, per_task: bool = False
+    ) -> None:
+        if tasks < 1:
+            raise ConfigError(f"report.tasks is {tasks}, but must be greater than 0.")
+        if not 0 <= plain_budget < float("inf"):
+            raise ConfigError(f"report.plain_budget is {plain_budget}, but must be 0 or greater, and finite.")
         self.folder = folder
         self.tasks = tasks
+        self.plain_budget = plain_budget
+        self.per_task = per_task
+        self._no_plain: str | None = None
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Worker 0 reports; the others wait for nothing."""
-        result = getattr(pl_module, "meta_test", None)
+    def check_writable(self, trainer: pl.Trainer) -> None:
+        """Check that the report can be written, before the work that it reports on.
+
+        Raises:
+            ConfigError: names the setting of the folder that cannot be written.
+        """
+        if self.folder is not None:
+            require_folder(SETTING, Path(self.folder))
+        elif getattr(trainer.checkpoint_callback, "dirpath", None) is None:  # else that has been checked
+            for logger in trainer.loggers:
+                if logger.save_dir is not None:
+                    require_folder("trainer.logger.save_dir", Path(logger.save_dir))
+
+    # -- Lightning's hooks -----------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Train the plain network, all workers together; after the strategy has learned how to answer SIGTERM."""
+        pl_module.plain, self._no_plain = None, None
+        data = getattr(trainer, "datamodule", None)
+        if not self.plain_budget:
+            self._no_plain = "report.plain_budget is 0"
+            return
+        training = PlainTraining(pl_module.untrained.module, pl_module.objective, data, trainer.strategy)
+        if training.refusal is not None:
+            self._no_plain = training.refusal
+            return
+        task = data.evaluation_task("val", 0)  # type: ignore[union-attr]
+        seen = pl_module.tasks_seen * (len(task.support_x) + len(task.query_x))
+        steps = training.steps_for(self.plain_budget * seen)
+        if steps < 1:
+            self._no_plain = "the training has seen too few samples for it"
+            return
+        pl_module.plain = training.make(steps, pl_module.evaluation_steps, _told_of_steps(trainer, pl_module, steps))
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Worker 0 reports; the others wait for nothing.
+
+        Raises:
+            ConfigError: the report cannot be written.
+        """
+        result: MetaTest | None = getattr(pl_module, "meta_test", None)
         if not trainer.is_global_zero or result is None:
             return
-        print_table(result)
+        about = None if pl_module.plain is None else pl_module.plain.about()
+        print_table(result, about, self._no_plain)
         folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / "adaptation_curve.png", folder / "meta_test.json"]
-        draw_adaptation_curve(result, files[0])
-        rows = [result.row(step) for step in range(result.steps + 1)]
-        files[1].write_text(
-            json.dumps({"metric": result.objective.metric, "tasks": result.tasks, "steps": rows}, indent=1) + "\n"
-        )
-        files += self._draw_tasks(trainer, pl_module, result, folder)
+        try:
+            figures = self._draw(trainer, pl_module, result, folder / "figures")
+            facts = facts_of(trainer, pl_module)
+            report, data = folder / "report.md", folder / "report.json"
+            report.write_text(as_markdown(result, facts, figures, about, self._no_plain), encoding="utf-8")
+            data.write_text(as_json(result, facts, figures, about, per_task=self.per_task), encoding="utf-8")
+        except OSError as error:
+            raise unwritable(SETTING, folder, error) from error
+        where = "Report and figures"
         for logger in trainer.loggers:
             log_artifact = getattr(logger, "log_artifact", None)
             if log_artifact is not None:
-                for file in files:
-                    log_artifact(file, "figures")
-        print("\nFigures, also in MLflow:", *(f"  {_shown(file)}" for file in files if file.suffix == ".png"), sep="\n")
+                where = "Report and figures, also in MLflow"
+                for file in (report, data):
+                    log_artifact(file)
+                for figure in figures:
+                    log_artifact(folder / figure.file, "figures")
+        files = [report, data, *(folder / figure.file for figure in figures)]
+        print(f"\n{where}:", *(f"  {_shown(file)}" for file in files), sep="\n")
         for logger in trainer.loggers:
             command = getattr(logger, "ui_command", None)
             if command is not None:
@@ -58,41 +132,75 @@ class MetaTestReport(pl.Callback):
     def _folder(self, trainer: pl.Trainer) -> Path:
         if self.folder is not None:
             return Path(self.folder)
-        checkpoint = getattr(trainer.checkpoint_callback, "dirpath", None)
-        return Path(checkpoint).parent / "figures" if checkpoint else Path(trainer.default_root_dir) / "figures"
+        checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if not checkpoints:
+            return Path(trainer.default_root_dir)
+        own = Path(checkpoints)
+        return own.parent if own.name == "checkpoints" else own
 
-    def _draw_tasks(self, trainer: pl.Trainer, module: Any, result: MetaTest, folder: Path) -> list[Path]:
+    def _draw(self, trainer: pl.Trainer, module: Any, result: MetaTest, folder: Path) -> list[Figure]:
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_adaptation_curve(result, folder / "adaptation_curve.png")
+        figures = [Figure("figures/adaptation_curve.png", "The metric over adaptation steps")]
         tasks_to_draw = getattr(getattr(trainer, "datamodule", None), "figure_tasks", None)
         if tasks_to_draw is None:
-            return []
+            return figures
         tasks = tasks_to_draw(self.tasks)
         predictions = module.predictions_from(tasks).cpu()
         path = folder / "tasks.png"
         if result.objective.name == "regression":
             shown = tuple(sorted({0, min(1, result.steps), result.steps}))
             draw_regression_tasks(tasks, predictions, shown, path)
+            figures.append(Figure("figures/tasks.png", "Some tasks, before and after adaptation"))
         else:
             draw_image_tasks(tasks, predictions, result.steps, path)
-        return [path]
+            figures.append(Figure("figures/tasks.png", "Some tasks: support, queries, and what they were taken for"))
+            draw_confusion(tasks, predictions, result.steps, folder / "confusion.png")
+            figures.append(Figure("figures/confusion.png", "Which classes of a task are taken for which others"))
+        return figures
 
 
-def print_table(result: MetaTest) -> None:
-    """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks."""
+def _told_of_steps(trainer: pl.Trainer, module: Any, steps: int) -> Callable[[int, float], None]:
+    """Tells callbacks with an `on_plain_step` of each step, and ends at once where a worker is lost, or on SIGTERM."""
+    listeners = [
+        callback.on_plain_step
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if hasattr(callback, "on_plain_step")
+    ]
+    strategy = strategy_of_runs(trainer)
+
+    def tell(done: int, loss: float) -> None:
+        module.answer_the_outside(strategy)
+        for listener in listeners:
+            listener(trainer, module, done, steps, loss)
+
+    return tell
+
+
+def print_table(result: MetaTest, about_plain: str | None, no_plain: str | None) -> None:
+    """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks.
+
+    Args:
+        result: of the meta-test.
+        about_plain: what the plainly trained network is, in words.
+        no_plain: why there is none.
+    """
     table = Table()
     table.add_column("adaptation steps", justify="right")
-    table.add_column("trained", justify="right")
-    table.add_column("untrained", justify="right")
+    for name in result.metrics:
+        table.add_column(TITLES[name], justify="right")
     for step in result.table_steps():
         row = result.row(step)
-        table.add_row(
-            str(step),
-            f"{row['trained']:.4f} ± {row['trained_ci95']:.4f}",
-            f"{row['untrained']:.4f} ± {row['untrained_ci95']:.4f}",
-        )
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
+        table.add_row(str(step), *(cell(row, name) for name in result.metrics))
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100, highlight=False)
     console.print(f"\n{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks")
     console.print(table)
-    console.print("mean ± half width of the 95 % confidence interval over the tasks", style="dim")
+    console.print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted", style="dim")
+    if about_plain is not None:
+        console.print(f"{TITLES['plain']}: {about_plain}.", style="dim")
+        console.print(advantage(result))
+    elif no_plain is not None:
+        console.print(f"No plainly trained network to compare with: {no_plain}.", style="dim")
 
 
 def print_metrics(metrics: Mapping[str, Tensor]) -> None:

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmaml_pl.algorithms.base import Algorithm
-from dmaml_pl.engines import AdaptationCurve, EngineName, engine_named
+from dmaml_pl.engines import AdaptationCurve, Engine, EngineName, engine_named
 from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
-from dmaml_pl.evaluation.curves import MetaTest, TaskScores, in_order
+from dmaml_pl.evaluation.curves import NETWORKS, PLAIN, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
+from dmaml_pl.evaluation.plain import PlainNetwork
 from dmaml_pl.modules.meta_step import MetaStep
 from dmaml_pl.modules.run_log import log_evaluation, log_run
 from dmaml_pl.networks.batch_norm import use_batch_statistics
 from dmaml_pl.objectives import ObjectiveName, objective_named
-from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
+from dmaml_pl.runs import CHECKPOINT_KEY, RunClock, RunReport, RunStrategy, strategy_of_runs
 from dmaml_pl.tasks import Scaling, TaskBatch, TaskSource, check_tasks, derive_seed, stack_tasks
 
 
@@ -57,6 +58,9 @@ class FewShotModule(pl.LightningModule):
     Attributes:
         shapes: axes of one "sample" and of one "output" of the network, as the data gave them; empty before.
         scaling: how the units of the data became those of its tasks, if they are not the same.
+        meta_test: what the last meta-test found.
+        plain: a plainly trained network for the meta-test to compare with; `MetaTestReport` sets it.
+        trained_by: the number of workers that made the checkpoint loaded last.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -93,8 +97,11 @@ class FewShotModule(pl.LightningModule):
         self.learner: Any = algorithm.wrap(network)
         self.runs_done = 0
         self.tasks_seen = 0
+        self.tasks_under_way = 0
         self.iteration = 0
         self.meta_test: MetaTest | None = None
+        self.plain: PlainNetwork | None = None
+        self.trained_by: int | None = None
         self._untrained: tuple[Any, ...] = ()
         self._scores: list[TaskScores] = []
         self._loaded_step: int | None = None
@@ -107,6 +114,11 @@ class FewShotModule(pl.LightningModule):
         """The network that is meta-learned, with the meta-weights."""
         network: nn.Module = self.learner.module
         return network
+
+    @property
+    def untrained(self) -> Any:
+        """The learner with the weights before training, from the start of any trainer function on."""
+        return self._untrained[0].to(self.device)
 
     @property
     def engine_in_use(self) -> str:
@@ -212,13 +224,14 @@ class FewShotModule(pl.LightningModule):
         metrics: list[Tensor] = []
         failure, seen = None, 0
         while len(losses) < limit and not (losses and clock.seconds() >= seconds):
-            self._answer_the_outside(strategy)
+            self.answer_the_outside(strategy)
             self.iteration = len(losses)
             batch = tasks.draw(worker=self.global_rank, run=run, iteration=self.iteration).to(self.device)
             loss, metric, failure = self._meta_iteration(batch, meta_step, strategy)
             losses.append(loss)
             metrics.append(metric)
             seen += batch.tasks
+            self.tasks_under_way = seen
             if failure is not None:
                 break
             for tell in listeners:
@@ -246,6 +259,7 @@ class FewShotModule(pl.LightningModule):
             report |= self._own_validation(strategy.validation_tasks)
         self.runs_done += 1
         self.tasks_seen += seen
+        self.tasks_under_way = 0
         report["seconds"], report["cpu_seconds"] = clock.seconds(), clock.cpu_seconds()
         return report
 
@@ -270,8 +284,13 @@ class FewShotModule(pl.LightningModule):
             curve = self.engine.adaptation_curve(self.learner, batch, self.algorithm.steps)
         return {"validation_loss": float(curve.loss[:, -1].mean())}
 
-    def _answer_the_outside(self, strategy: RunStrategy | None) -> None:
-        """Within a meta-iteration of a signal, or of a worker's death, a run ends."""
+    def answer_the_outside(self, strategy: RunStrategy | None) -> None:
+        """Called often in long work, so that a signal, or a worker's death, soon ends it.
+
+        Raises:
+            SIGTERMException: this process was asked to end.
+            WorkerLostError: a worker was lost.
+        """
         if self.trainer.received_sigterm:
             raise SIGTERMException
         if strategy is not None:
@@ -335,7 +354,7 @@ class FewShotModule(pl.LightningModule):
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Adapt to a share of the validation tasks."""
-        self._answer_the_outside(strategy_of_runs(self.trainer))
+        self.answer_the_outside(strategy_of_runs(self.trainer))
         self._scores.append(self._score(self.learner, batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -345,34 +364,48 @@ class FewShotModule(pl.LightningModule):
             log_evaluation(self, "val", scores)
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """Adapt to a share of the meta-test tasks, from the trained and from the untrained weights."""
-        (untrained,) = self._untrained
+        """Adapt to a share of the meta-test tasks: the trained, the untrained, and the plainly trained network."""
         self._scores.append(self._score(self.learner, batch))
-        self._scores.append(self._score(untrained.to(self.device), batch)._replace(untrained=True))
+        self._scores.append(self._score(self.untrained, batch)._replace(network=UNTRAINED))
+        if self.plain is not None:
+            scores = self._score(self.plain.learner, batch, self.plain.engine)
+            self._scores.append(scores._replace(network=PLAIN))
 
     def on_test_epoch_end(self) -> None:
         """Join the workers' shares into `meta_test`; log them as `test/...`."""
         scores = self._gather()
-        trained, untrained = ([s for s in scores if s.untrained is flag] for flag in (False, True))
-        log_evaluation(self, "test", trained)
-        self.meta_test = MetaTest.from_scores(self.objective, trained, untrained, self.algorithm.steps)
+        for network in NETWORKS:
+            own = [item for item in scores if item.network == network]
+            if own:
+                log_evaluation(self, "test", own, "" if network == TRAINED else f"{network}_")
+        self.meta_test = MetaTest.from_scores(self.objective, scores, self.algorithm.steps)
 
     def predict_step(self, batch: TaskBatch, batch_idx: int = 0) -> Tensor:
         """Query predictions of each task before adaptation and after each step of it, (T, I + 1, Q, ...)."""
         with self._adapting(batch) as tasks:
             return self.engine.predict(self.learner, tasks, self.evaluation_steps)
 
-    def predictions_from(self, batch: TaskBatch, *, untrained: bool = False) -> Tensor:
-        """As `predict_step`, if asked for from the untrained weights; `batch` may be on any device."""
-        learner = self._untrained[0].to(self.device) if untrained else self.learner
+    def predictions_from(self, batch: TaskBatch, *, untrained: bool = False, plain: bool = False) -> Tensor:
+        """As `predict_step`, if asked for by the untrained or the plainly trained network; `batch` is on any device."""
+        learner, engine = self.learner, self.engine
+        if plain and self.plain is not None:
+            learner, engine = self.plain.learner, self.plain.engine
+        elif untrained:
+            learner = self.untrained
         with self._adapting(batch.to(self.device)) as tasks:
-            return self.engine.predict(learner, tasks, self.evaluation_steps)
+            return engine.predict(learner, tasks, self.evaluation_steps)
 
-    def _score(self, learner: Any, batch: TaskBatch) -> TaskScores:
+    def _score(self, learner: Any, batch: TaskBatch, engine: Engine | None = None) -> TaskScores:
+        judge = self.engine if engine is None else engine
         with self._adapting(batch) as tasks:
-            curve: AdaptationCurve = self.engine.adaptation_curve(learner, tasks, self.evaluation_steps)
+            curve: AdaptationCurve = judge.adaptation_curve(learner, tasks, self.evaluation_steps)
         numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
         return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
+
+    def judged_so_far(self) -> float | None:
+        """Mean metric, after as many steps as in training, of the tasks that this worker has judged; None before."""
+        own = [item.metric[:, self.algorithm.steps] for item in self._scores if item.network == TRAINED]
+        return float(torch.cat(own).mean()) if own else None
 
     def _gather(self) -> list[TaskScores]:
         strategy, own = strategy_of_runs(self.trainer), self._scores
@@ -400,6 +433,7 @@ class FewShotModule(pl.LightningModule):
         self.runs_done = int(runs.get("done", 0))
         self.tasks_seen = int(runs.get("tasks_seen", 0))
         self._loaded_step = int(checkpoint.get("global_step", 0))
+        self.trained_by = checkpoint.get(CHECKPOINT_KEY, {}).get("workers")
         self.shapes = self.shapes or checkpoint.get("shapes", {})
 
     @property

@@ -44,13 +44,22 @@ def log_run(module: FewShotModule, report: RunReport) -> None:
         _log(module, metrics, step)
 
 
-def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores]) -> None:
-    """Log validation or test: the mean after each adaptation step, and after the steps of training for callbacks."""
+def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores], whose: str = "") -> None:
+    """Log validation or test: the mean after each adaptation step; of the trained network also for callbacks.
+
+    Args:
+        module: the module.
+        stage: "val" or "test".
+        scores: of one network, from all workers.
+        whose: put before the names of the metrics of a network other than the trained one.
+    """
     loss, metric = join(scores)
     steps, name = module.algorithm.steps, module.objective.metric
-    summary = {f"{stage}/loss": loss[:, steps].mean(), f"{stage}/{name}": metric[:, steps].mean()}
+    name = f"{whose}{name}"
+    summary = {f"{stage}/{whose}loss": loss[:, steps].mean(), f"{stage}/{name}": metric[:, steps].mean()}
     curve = {f"{stage}/{name}_step_{step}": value for step, value in enumerate(metric.mean(dim=0))}
-    module.log_dict(summary | curve, logger=False, sync_dist=True)
+    if not whose:
+        module.log_dict(summary | curve, logger=False, sync_dist=True)
     widths = {f"{stage}/{name}_ci95": half_width(metric)[steps]}
     _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.meta_iterations)
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from dmaml_pl.commands import command
 from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.options import Options, whole
 from dmaml_pl.signals import interrupted_by
@@ -106,6 +107,7 @@ def main(words: list[str]) -> int:
             return _conduct(given, rest)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on: trainings that have finished are not made again.", file=sys.stderr)
+        print(f"  {command(['study', *words])}", file=sys.stderr)
         return INTERRUPTED
     except DmamlError as error:
         print(f"dmaml: error: {error}", file=sys.stderr, flush=True)

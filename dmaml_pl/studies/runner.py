@@ -25,6 +25,9 @@ GRACE_S = 20.0
 
 SHOWN_LINES = 8
 
+LOOK_S = 1.0
+"""Seconds between two looks at what the trainings under way say."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -108,19 +111,27 @@ class Runner:
             if threads is None:
                 del os.environ["OMP_NUM_THREADS"]
 
-    def run(self, jobs: Iterable[Job], on_start: Callable[[Job], None] = lambda _: None) -> Iterator[Ended]:
-        """Run jobs in their order; yields each when it has ended. Leaving the iterator ends what still runs."""
+    def run(self, jobs: Iterable[Job], on_wait: Callable[[list[Job]], None] | None = None) -> Iterator[Ended]:
+        """Run jobs in their order; yields each when it has ended. Leaving the iterator ends what still runs.
+
+        Args:
+            jobs: what to run.
+            on_wait: is told every second which jobs are running.
+        """
         self.warm_up()
         waiting, running = deque(jobs), list[_Running]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.at_once:
-                    on_start(waiting[0])
                     self._start(waiting.popleft(), running)
                 alive = [p.sentinel for one in running for p in one.processes if p.exitcode is None]
                 patience = min(one.deadline for one in running) - time.monotonic()
+                if on_wait is not None:
+                    patience = min(patience, LOOK_S)
                 if alive:  # else it would wait for ever
                     connection.wait(alive, None if patience == math.inf else max(patience, 0.0))
+                if on_wait is not None:
+                    on_wait([one.job for one in running])
                 for one in [one for one in running if one.ended()]:
                     running.remove(one)
                     yield Ended(one.job, one.code, time.monotonic() - one.began)

@@ -21,6 +21,7 @@ from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STU
 from dmaml_pl.studies.plan import Point, Request, Training
 from dmaml_pl.studies.resolved import Resolved
 from dmaml_pl.studies.runner import Job, Runner
+from dmaml_pl.studies.watch import Watch, say
 
 
 class Study:
@@ -140,17 +141,18 @@ class Study:
                 done[training] = child
         todo = [training for training in trainings if training not in done]
         if done:
-            _say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
+            say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
         jobs = [self._job(training, digests[training]) for training in todo]
-        for number, ended in enumerate(self._runner.run(jobs), start=1):
-            child = self.ledger.outcome(ended, digests[ended.job.key])
-            done[child.training] = child
-            failed = bool(child.error) and not (divergence_counts and child.diverged)
-            result = "failed" if failed else "diverged" if child.error else self._result(child)
-            _say(f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)")
-            if failed:
-                self.failed.append(child)
-                _say(f"{ended.last_words()}\n(all of it: {ended.job.log})")
+        with Watch(what, len(todo)) as watch:
+            for number, ended in enumerate(self._runner.run(jobs, watch.look), start=1):
+                child = self.ledger.outcome(ended, digests[ended.job.key])
+                done[child.training] = child
+                failed = bool(child.error) and not (divergence_counts and child.diverged)
+                result = "failed" if failed else "diverged" if child.error else self._result(child)
+                watch.ended(f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)")
+                if failed:
+                    self.failed.append(child)
+                    watch.say(f"{ended.last_words()}\n(all of it: {ended.job.log})")
         return [done[training] for training in trainings]
 
     def _job(self, training: Training, digest: str) -> Job:
@@ -169,6 +171,7 @@ class Study:
             DIGEST: digest,
         }
         tracked = (
+            ("trainer.enable_progress_bar", "true"),  # for the study to watch
             ("trainer.logger.run_name", f"{self.request.name}, {training.label}"),
             ("trainer.logger.tags", json.dumps(tags)),
         )
@@ -216,7 +219,3 @@ def _check_files(configs: Sequence[str]) -> None:
     for config in configs:
         if not Path(config).is_file():
             raise ConfigError(f"--config is {config}, but there is no such file.")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -13,9 +13,8 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 
-from dmaml_pl.tracking.params import redact
+from dmaml_pl.commands import command, program
 
 COMMIT_VARIABLE = "DMAML_GIT_COMMIT"
 """Environment variable with the commit that the code was made from, where there is no repository, as in an image: the
@@ -67,8 +66,7 @@ class Environment:
     @classmethod
     def current(cls) -> Environment:
         """Describe this process."""
-        command = redact(shlex.join([*_program(), *sys.argv[1:]]))
-        return cls(packages(), GitState.current(), command, _user())
+        return cls(packages(), GitState.current(), command(sys.argv[1:]), _user())
 
     def to_json(self) -> str:
         """Everything, as the text of `environment.json`."""
@@ -92,7 +90,7 @@ class Environment:
             "dmaml.torch": self.packages.get("torch", "unknown"),
             "dmaml.pytorch_lightning": self.packages.get("pytorch-lightning", "unknown"),
             "mlflow.user": self.user,
-            "mlflow.source.name": shlex.join(_program()),
+            "mlflow.source.name": shlex.join(program()),
             "mlflow.source.type": "LOCAL",
         }
         if self.git.commit != "unknown":
@@ -128,9 +126,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number that has no name
         return f"uid {os.getuid()}"
-
-
-def _program() -> list[str]:
-    """How a person starts this program: `python -m package` has a path of its own inside."""
-    path = Path(sys.argv[0] or sys.executable)
-    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]

@@ -1,0 +1,64 @@
+"""Command lines that a user can copy: the one that was given, changed in a few words."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmaml_pl.tracking.params import redact
+
+
+def program() -> list[str]:
+    """How a person starts this program: `python -m package` has a path of its own inside."""
+    path = Path(sys.argv[0] or sys.executable)
+    if path.name == "__main__.py":
+        return ["python", "-m", path.parent.name]
+    return ["python", str(path)] if path.suffix == ".py" else [path.name]
+
+
+def command(words: Sequence[str]) -> str:
+    """A command line of this program as a shell takes it, without secrets.
+
+    Args:
+        words: those after the program's name.
+    """
+    return redact(shlex.join([*program(), *words]))
+
+
+def without(words: Sequence[str], *options: str) -> list[str]:
+    """Words without some options and their values, as `--NAME VALUE` and as `--NAME=VALUE`."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skip and not word.startswith("--"):
+            skip = False
+        elif name in options:
+            skip = not equals
+        else:
+            skip = False
+            kept.append(word)
+    return kept
+
+
+def meta_test_command(words: Sequence[str], checkpoint: str) -> str | None:
+    """The command that makes the meta-test of a `dmaml fit` or `dmaml test` again.
+
+    Args:
+        words: of the command, after the program's name.
+        checkpoint: the file that was judged.
+
+    Returns:
+        None if the words are those of another program.
+    """
+    if not words or words[0] not in ("fit", "test"):
+        return None
+    rest = without(words[1:], "--ckpt_path", "--meta_test", "--register")
+    return command(["test", *rest, "--ckpt_path", checkpoint])
+
+
+def resume_command(words: Sequence[str], checkpoint: str) -> str:
+    """The command that goes on with a `dmaml fit`."""
+    return command([*without(words, "--ckpt_path"), "--ckpt_path", checkpoint])

@@ -1,0 +1,86 @@
+"""What a reader of a report must know to judge its figures: data, network, training, versions, and how to repeat it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import sys
+from datetime import datetime
+from typing import Any
+
+import pytorch_lightning as pl
+
+from dmaml_pl.commands import command, meta_test_command
+from dmaml_pl.tracking.environment import GitState, packages
+
+SHOWN_PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "numpy")
+
+
+def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
+    """Facts by heading and name; values are plain.
+
+    Args:
+        trainer: in a meta-test.
+        module: what it judges.
+    """
+    data = getattr(trainer, "datamodule", None)
+    network = module.network
+    checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+    versions = packages()
+    git = GitState.current()
+    return {
+        "data": {} if data is None else {"class": _class(data), **settings_of(data)},
+        "model": {
+            "network": _class(network),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "objective": module.objective.name,
+            "algorithm": _class(module.algorithm),
+            **settings_of(module.algorithm),
+            "inner_steps": module.algorithm.steps,
+        },
+        "training": {
+            "meta-iterations of each worker": module.meta_iterations,
+            "runs": module.runs_done,
+            "tasks seen": module.tasks_seen,
+            "workers": module.trained_by or trainer.world_size,
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+        },
+        "meta-test": {
+            "checkpoint": checkpoint,
+            "workers": trainer.world_size,
+            "device": str(module.device),
+            "engine": module.engine_in_use,
+            "made": datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+        "mlflow": _tracked(trainer),
+        "versions": {
+            "dmaml_pl": versions.get("dmaml-pl", versions.get("dmaml_pl", "unknown")),
+            "python": platform.python_version(),
+            **{name: versions.get(name, "unknown") for name in SHOWN_PACKAGES},
+            "git commit": git.commit,
+            "git clean": git.clean,
+        },
+        "commands": {
+            "given": command(sys.argv[1:]),
+            "meta-test": None if checkpoint is None else meta_test_command(sys.argv[1:], checkpoint),
+        },
+    }
+
+
+def settings_of(thing: object) -> dict[str, Any]:
+    """The arguments of an object's constructor that it keeps under the same names, where they are plain values."""
+    names = inspect.signature(type(thing).__init__).parameters
+    kept = {name: getattr(thing, name, None) for name in names if name != "self"}
+    return {name: value for name, value in kept.items() if isinstance(value, bool | int | float | str)}
+
+
+def _class(thing: object) -> str:
+    return type(thing).__name__
+
+
+def _tracked(trainer: pl.Trainer) -> dict[str, Any]:
+    for logger in trainer.loggers:
+        if hasattr(logger, "ui_command"):
+            return {"experiment": logger.name, "run": logger.version}
+    return {}

@@ -1,0 +1,261 @@
+"""The field's plain baseline: the same network trained without meta-learning, and then fine-tuned to each task.
+
+What meta-learning gains shows beside a network of the same architecture, from the same initial weights, on the same
+data, that has never seen an inner loop:
+
+- Regression: all training tasks jointly, as in the MAML paper (Finn et al. 2017, section 5.1).
+- Classification: to tell all classes of the training split apart, through an output layer for them, which then gives
+  way to a new one for the ways of a task: the "Baseline" of Chen et al. 2019 (arXiv:1904.04232), here fine-tuned as a
+  whole. The new layer begins at zero, so that no class is preferred before the first step.
+
+It is fine-tuned by gradient descent whose step size is chosen on validation tasks, as in the MAML paper.
+
+Legend: T tasks, S support and Q query samples of a task, B samples, I adaptation steps, N ways.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmaml_pl.algorithms import MAMLRule
+from dmaml_pl.engines import Engine, engine_named
+from dmaml_pl.objectives import Objective
+from dmaml_pl.tasks import LabelledSource, TaskBatch, derive_seed, derive_seeds
+
+OnStep = Callable[[int, float], None]
+
+BATCH = 128
+"""Samples of a step of the plain training, of all workers together, or a few more."""
+
+LEARNING_RATE = 3e-3
+"""Of Adam, at the first step; it falls to zero along a cosine."""
+
+STEP_SIZES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+"""Of the fine-tuning, among which validation tasks choose."""
+
+TUNING_TASKS = 25
+"""Validation tasks by which the step size is chosen, at most."""
+
+
+@dataclass(frozen=True)
+class PlainNetwork:
+    """A plainly trained network, ready to be fine-tuned.
+
+    Attributes:
+        learner: its wrapper.
+        engine: fine-tunes and judges it.
+        step_size: of the fine-tuning, chosen on validation tasks.
+        steps: of the plain training.
+        samples: that it saw.
+        classes: that it was trained to tell apart; None for a regression.
+    """
+
+    learner: Any
+    engine: Engine
+    step_size: float
+    steps: int
+    samples: int
+    classes: int | None
+
+    def about(self) -> str:
+        """What it is, in words."""
+        task = "on all training tasks jointly" if self.classes is None else f"to tell {self.classes} classes apart"
+        return (
+            f"the same network trained without meta-learning, {task} ({self.steps} steps, {self.samples} samples), "
+            f"then fine-tuned to each task with the step size that is best on validation tasks ({self.step_size:g})"
+        )
+
+
+class PlainTraining:
+    """Trains a network plainly, and chooses the step size of its fine-tuning; the workers share the work.
+
+    All that is drawn follows from the data module's seed, and global random generators are left as they were.
+
+    Args:
+        network: initial weights; they stay as they are.
+        objective: of the training.
+        data: the data module.
+        strategy: of the Trainer, by which the workers are known.
+
+    Attributes:
+        refusal: why there is no such baseline for this network and data; None if there is.
+    """
+
+    def __init__(self, network: nn.Module, objective: Objective, data: Any, strategy: Any) -> None:
+        self._network = network
+        self._objective = objective
+        self._data = data
+        self._strategy = strategy
+        self._device: torch.device = strategy.root_device
+        self._worker: int = getattr(strategy, "global_rank", 0)
+        self._workers: int = getattr(strategy, "world_size", 1)
+        self._classifies = objective.name == "classification"
+        self.refusal = _refusal(network, objective, data)
+
+    def steps_for(self, samples: float) -> int:
+        """Gradient steps that see so many samples, none of them more."""
+        return int(samples // (self._workers * self._own_samples()))
+
+    def make(self, steps: int, adaptation_steps: int, on_step: OnStep = lambda done, loss: None) -> PlainNetwork:
+        """Train, and choose the step size; a collective call.
+
+        Args:
+            steps: gradient steps.
+            adaptation_steps: I, up to which it is to be judged.
+            on_step: is told the number of steps made, and the loss.
+        """
+        trained = self._train(steps, on_step)
+        step_size = self._best_step_size(trained, adaptation_steps)
+        learner, engine = _fine_tuned_by(step_size, trained, self._objective, adaptation_steps)
+        classes = self._data.draw_labelled(1, 0).classes if self._classifies else None
+        samples = steps * self._workers * self._own_samples()
+        return PlainNetwork(learner, engine, step_size, steps, samples, classes)
+
+    @cached_property
+    def _own_tasks(self) -> int:
+        """Tasks of one worker at one step of a regression, which takes whole ones."""
+        return math.ceil(BATCH / self._workers / _samples_of(self._data))
+
+    def _own_samples(self) -> int:
+        """Samples of one worker at one step: its share of `BATCH`, or a few more."""
+        if self._classifies:
+            return math.ceil(BATCH / self._workers)
+        return self._own_tasks * _samples_of(self._data)
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        parts = ("plain", self._data.seed, step, self._worker)
+        if self._classifies:
+            drawn = self._data.draw_labelled(self._own_samples(), derive_seed(*parts))
+            return drawn.x, drawn.y
+        return _pooled(self._data.draw_tasks("train", derive_seeds(*parts, count=self._own_tasks)))
+
+    def _train(self, steps: int, on_step: OnStep) -> nn.Module:
+        """By Adam; the output layer of a classification is exchanged before and after."""
+        device = self._device
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(_cuda(device)):
+            torch.manual_seed(derive_seed("plain", self._data.seed))  # of the new layer, and of dropout
+            trained, ways = copy.deepcopy(self._network).to(device).train(), 0
+            if self._classifies:
+                ways = _exchange_head(trained, self._data.draw_labelled(1, 0).classes)
+            parameters = [p for p in trained.parameters() if p.requires_grad]
+            optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+            for step in range(steps):
+                x, y = (_like(tensor.to(device), parameters[0]) for tensor in self._draw(step))
+                loss = self._objective.loss(trained(x), y)
+                optimizer.zero_grad(set_to_none=False)
+                loss.backward()
+                self._average(parameters)
+                optimizer.step()
+                schedule.step()
+                on_step(step + 1, float(loss.detach()))
+            if self._classifies:
+                _exchange_head(trained, ways, to_zero=True)
+        return trained.train(self._network.training)
+
+    def _average(self, parameters: list[nn.Parameter]) -> None:
+        """Make the mean of the workers' gradients everyone's."""
+        if self._workers == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        mean = self._strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+        for parameter, own in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = own.view_as(parameter)
+
+    def _best_step_size(self, trained: nn.Module, adaptation_steps: int) -> float:
+        """By the mean of the metric over 1 .. I steps on validation tasks; each worker tries some of the step sizes."""
+        count = min(int(self._data.val_tasks), TUNING_TASKS)
+        tasks = self._data.evaluation_tasks("val", range(count)).to(self._device)
+        weight, values = next(trained.parameters()), dict[float, float]()
+        with torch.inference_mode(False), torch.enable_grad():
+            tasks = tasks.map(lambda tensor: _like(tensor, weight).clone())
+            for step_size in STEP_SIZES[self._worker :: self._workers]:
+                learner, engine = _fine_tuned_by(step_size, trained, self._objective, adaptation_steps)
+                curve = engine.adaptation_curve(learner, tasks, adaptation_steps).metric
+                value = float(curve[:, 1:].mean()) * (1 if self._objective.better == "max" else -1)
+                values[step_size] = value if math.isfinite(value) else -math.inf
+        gather = getattr(self._strategy, "gather", None)
+        for share in [values] if gather is None else gather(values):
+            values |= share
+        return max(values, key=lambda step_size: (values[step_size], -step_size))
+
+
+def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
+    if not (hasattr(data, "draw_tasks") and hasattr(data, "evaluation_tasks")):
+        return "it needs a data module of data_modules"
+    if objective.name == "regression":
+        return None
+    if not isinstance(data, LabelledSource):
+        return f"{type(data).__name__} does not say of which class a training sample is (draw_labelled)"
+    if _head_of(network) is None:
+        return f"{type(network).__name__} has no linear layer (nn.Linear) at its end to exchange"
+    drawn, changed = data.draw_labelled(2, 0), copy.deepcopy(network)
+    _exchange_head(changed, drawn.classes)
+    weight = next(changed.parameters())
+    with torch.no_grad():
+        shape = changed(_like(drawn.x.to(weight.device), weight)).shape
+    if tuple(shape) != (2, drawn.classes):
+        return f"the last linear layer of {type(network).__name__} is not its output"
+    return None
+
+
+def _fine_tuned_by(
+    step_size: float, network: nn.Module, objective: Objective, adaptation_steps: int
+) -> tuple[Any, Engine]:
+    rule = MAMLRule(inner_lr=step_size, inner_steps=adaptation_steps, first_order=True)
+    return rule.wrap(network), engine_named("auto", rule, objective)
+
+
+def _like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Real values in the type of a weight; class numbers as they are."""
+    return tensor.to(weight.dtype) if tensor.is_floating_point() else tensor
+
+
+def _samples_of(data: Any) -> int:
+    """S + Q of a task."""
+    task = data.draw_tasks("train", [0])
+    return int(task.support_x.shape[1] + task.query_x.shape[1])
+
+
+def _pooled(tasks: TaskBatch) -> tuple[Tensor, Tensor]:
+    """All samples of all tasks, (T * (S + Q), ...), and their targets."""
+    x = torch.cat([tasks.support_x, tasks.query_x], dim=1)
+    y = torch.cat([tasks.support_y, tasks.query_y], dim=1)
+    return x.flatten(0, 1), y.flatten(0, 1)
+
+
+def _head_of(network: nn.Module) -> tuple[nn.Module, str] | None:
+    """The last linear layer as its owner and its name there; None if there is none."""
+    names = [name for name, layer in network.named_modules() if type(layer) is nn.Linear]
+    if not names:
+        return None
+    owner, _, name = names[-1].rpartition(".")
+    return network.get_submodule(owner), name
+
+
+def _exchange_head(network: nn.Module, outputs: int, *, to_zero: bool = False) -> int:
+    """Put another linear layer in the place of the last; returns the outputs of the one before."""
+    found = _head_of(network)
+    assert found is not None, "asked for by why_not"  # noqa: S101
+    owner, name = found
+    old: nn.Linear = getattr(owner, name)
+    new = nn.Linear(
+        old.in_features, outputs, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype
+    )
+    if to_zero:
+        for parameter in new.parameters():
+            nn.init.zeros_(parameter)
+    setattr(owner, name, new)
+    return old.out_features
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

@@ -1,0 +1,147 @@
+"""A display of long work: a bar where there is a terminal, else a plain line a minute; on standard error."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+PLAIN_SECONDS = "DMAML_PROGRESS_SECONDS"
+"""Environment variable: seconds between two plain lines, 60 by default."""
+
+WINDOW_SECONDS = 30.0
+"""The rate is that of so many seconds before now."""
+
+
+class Meter:
+    """Shows how far some work is: what is under way, how many tasks a second, and the time left.
+
+    Args:
+        title: of the work.
+        total: units of it; infinite where nobody knows.
+        done: units that were done before.
+        unit: of the work, for a plain line.
+        tasks: few-shot tasks before.
+        refresh_per_second: how often a terminal's bar is drawn at most.
+        announce: whether to tell of the beginning where there is no terminal.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: float,
+        *,
+        done: float = 0,
+        unit: str = "",
+        tasks: float = 0,
+        refresh_per_second: float = 5.0,
+        announce: bool = True,
+    ) -> None:
+        self._total = total
+        self._done_before = done
+        self._unit = unit
+        self._began = self._last_line = time.monotonic()
+        self._next_look = 0.0
+        self._pause = 1.0 / refresh_per_second
+        self._between = float(os.environ.get(PLAIN_SECONDS, "60"))
+        self._tasks = deque([(self._began, tasks)])
+        self._bar: Progress | None = None
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            if announce:
+                say(f"{title[:1].upper()}{title[1:]} ...")
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.fields[of]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            refresh_per_second=refresh_per_second,
+            transient=True,
+            expand=True,
+            redirect_stdout=sys.stdout.isatty(),  # else what is printed meanwhile would not reach its file
+        )
+        endless = math.isinf(total)
+        self._task = self._bar.add_task(
+            title, total=None if endless else total, completed=int(done), of="?" if endless else f"{total:.0f}", rate=""
+        )
+        self._bar.start()
+
+    def wants(self) -> bool:
+        """Whether it is time to show something; asked so seldom that what is counted may be short."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return False
+        self._next_look = now + self._pause
+        return True
+
+    def show(self, done: float, text: str, tasks: float | None = None) -> None:
+        """Show the present state.
+
+        Args:
+            done: units of work.
+            text: what is under way, and how well.
+            tasks: few-shot tasks so far, of which the rate is told; None where there are none.
+        """
+        rate = "" if tasks is None else self._rate(tasks)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=int(done), description=text, rate=rate)
+        elif time.monotonic() - self._last_line >= self._between:
+            self._last_line = time.monotonic()
+            of = "" if math.isinf(self._total) else f"/{self._total:.0f}"
+            say(
+                ", ".join(
+                    part for part in (text, f"{self._unit} {done:.0f}{of}".strip(), rate, self._left(done)) if part
+                )
+            )
+
+    def above(self, speak: Callable[[], None]) -> None:
+        """Let something be printed while the bar is out of the way."""
+        if self._bar is None:
+            speak()
+            return
+        self._bar.stop()
+        speak()
+        self._bar.start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def restart_rate(self, tasks: float) -> None:
+        """Count other tasks from now on, so many of which are done, as those of a validation in a training."""
+        self._tasks = deque([(time.monotonic(), tasks)])
+
+    def _rate(self, tasks: float) -> str:
+        now = time.monotonic()
+        self._tasks.append((now, tasks))
+        while len(self._tasks) > 2 and now - self._tasks[1][0] > WINDOW_SECONDS:
+            self._tasks.popleft()
+        since, before = self._tasks[0]
+        rate = (tasks - before) / max(now - since, 1e-9)
+        return f"{rate:.0f} tasks/s" if rate >= 10 else f"{rate:.1f} tasks/s"
+
+    def _left(self, done: float) -> str:
+        made = done - self._done_before
+        if made <= 0 or math.isinf(self._total):
+            return ""
+        seconds = (time.monotonic() - self._began) / made * (self._total - done)
+        return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
+
+
+def say(text: str) -> None:
+    """A line on standard error, at once."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,79 @@
+"""What a study shows while its trainings are made: which, what it says of itself, and the time left."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dmaml_pl.meter import Meter
+from dmaml_pl.studies.runner import Job
+
+TAIL_BYTES = 4096
+
+
+class Watch:
+    """Shows progress over trainings, and prints their results above it.
+
+    Args:
+        what: said before each line.
+        trainings: to be made.
+    """
+
+    def __init__(self, what: str, trainings: int) -> None:
+        self._what = what
+        self._trainings = trainings
+        self._done = 0
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> Self:
+        if self._trainings:
+            title = f"{self._what}trainings"
+            self._meter = Meter(title, self._trainings, unit="trainings", announce=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._meter is not None:
+            self._meter.close()
+
+    def look(self, running: Sequence[Job]) -> None:
+        """Show the trainings that are under way; called about every second."""
+        if self._meter is None or not running:
+            return
+        first = running[0]
+        others = f" (and {len(running) - 1} more)" if len(running) > 1 else ""
+        said = last_line(first.log)
+        self._meter.show(self._done, f"{self._what}{first.key.label}{others}" + (f": {said}" if said else ""))
+
+    def ended(self, text: str) -> None:
+        """A training is over; its result is a line on standard output."""
+        self._done += 1
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line on standard output, above the bar."""
+        if self._meter is not None:
+            self._meter.above(lambda: say(text))
+        else:
+            say(text)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - TAIL_BYTES, 0))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def say(text: str) -> None:
+    """A line on standard output, at once."""
+    print(text, file=sys.stdout, flush=True)

@@ -1,0 +1,171 @@
+"""What long work shows while it goes on, with a terminal and without, and what Ctrl-C in a terminal leaves."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmaml_pl import DMAMLStrategy
+from dmaml_pl.evaluation.report import MetaTestReport
+from dmaml_pl.meter import PLAIN_SECONDS, Meter
+from dmaml_pl.progress import RunProgress
+from dmaml_pl.studies.watch import last_line
+from tests.recipes import small_data, small_maml, small_trainer
+from tests.terminal import CTRL_C, Terminal
+from tests.trainings import SMALL, flags
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain lines for everything, not only once a minute."""
+    monkeypatch.setenv(PLAIN_SECONDS, "0")
+
+
+# -- without a terminal --------------------------------------------------------------------------------------------
+
+
+def test_a_plain_line_tells_what_is_under_way_how_fast_and_what_is_left(
+    at_once: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dmaml_pl.meter.time.monotonic", lambda: now[0])
+    meter = Meter("training", 1000, done=100, unit="meta-iteration")
+    now[0] += 10
+    meter.show(200, "run 2 (50/100), loss 0.500", tasks=1000)
+    now[0] += 10
+    meter.show(300, "run 3 (50/100), loss 0.400", tasks=3000)
+    now[0] += 100
+    meter.show(950, "run 9 (50/100), loss 0.300", tasks=3300)
+    assert capsys.readouterr().err.splitlines() == [
+        "Training ...",
+        "run 2 (50/100), loss 0.500, meta-iteration 200/1000, 100 tasks/s, about 1 min left",
+        "run 3 (50/100), loss 0.400, meta-iteration 300/1000, 150 tasks/s, about 1 min left",
+        "run 9 (50/100), loss 0.300, meta-iteration 950/1000, 3.0 tasks/s, less than a minute left",
+    ]
+
+
+def test_a_plain_line_comes_once_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("dmaml_pl.meter.time.monotonic", lambda: now[0])
+    meter = Meter("work", 300)
+    for second in range(1, 200):
+        now[0] = float(second)
+        meter.show(second, f"second {second}")
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()[1:]] == [
+        "second 60",
+        "second 120",
+        "second 180",
+    ]
+
+
+def test_training_validation_plain_training_and_meta_test_tell_run_metric_rate_and_time_left(
+    at_once: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, data = small_maml(), small_data(meta_batch=1, val_tasks=60, test_tasks=60)
+    trainer = small_trainer(
+        max_steps=12,
+        strategy=DMAMLStrategy(run_length=4),
+        limit_val_batches=1.0,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        enable_progress_bar=True,
+        callbacks=[MetaTestReport(folder="r", plain_budget=50.0), RunProgress(refresh_per_second=1e9)],
+    )
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    trainer.test(module, data, verbose=False)
+    trainer.predict(module, data, return_predictions=False)
+    lines = capsys.readouterr().err.splitlines()
+    rate, left, figure = r"[\d.]+ tasks/s", "less than a minute left", r"\d+\.\d{3}"
+    for expected in (
+        rf"run 1 \(2/4\), loss {figure}, meta-iteration 2/12, {rate}, {left}",
+        rf"run 2 \(2/4\), loss {figure}, val/mse {figure}, meta-iteration 6/12, {rate}, {left}",
+        rf"run 2, validation \(2/3\), val/mse {figure}, meta-iteration 8/12, {rate}, {left}",
+        r"Training plainly, to compare with \.\.\.",
+        rf"training plainly, to compare with, loss {figure}, step 2/\d+, {left}",
+        rf"validation, mse {figure}, task 25/60, {rate}, {left}",
+        rf"meta-test, mse {figure}, task 25/60, {rate}, {left}",
+        rf"prediction, task 25/60, {rate}, {left}",
+    ):
+        assert any(re.fullmatch(expected, line) for line in lines), (expected, lines)
+
+
+def test_a_study_shows_the_last_line_that_a_training_has_said(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    assert last_line(log) == ""
+    log.write_text("first\n" + "x" * 10_000 + "\nrun 3 (1/10), loss 0.5\n")
+    assert last_line(log) == "run 3 (1/10), loss 0.5"
+
+
+# -- in a terminal -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(*words: str) -> Terminal:
+        opened.append(Terminal(tmp_path, *words))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def test_a_terminal_shows_a_bar_and_ctrl_c_keeps_the_last_merge_and_says_the_command_that_goes_on(
+    terminal: Callable[..., Terminal], sinusoid: str, tmp_path: Path
+) -> None:
+    words = ["fit", "--config", sinusoid, *flags(SMALL | {"trainer.max_steps": 1_000_000})]
+    training = terminal(*words)
+    bar = r"run \d+ \(\d+/10\), loss \d+\.\d{3}, val/mse \d+\.\d{3} .* \d+/1000000 \d+ tasks/s \S+ left \S+"
+    training.wait_until(lambda text: re.search(bar, text))
+    training.type(CTRL_C)
+    assert training.end() == 130
+    assert "Traceback" not in training.text
+    kept = r"Stopped\. The last merge is kept in (\S+)\. To go on:\s+(python -m dmaml_pl .*) *\n"
+    ((file, command),) = re.findall(kept, training.text)
+    assert (tmp_path / file).is_file()
+    assert shlex.split(command) == ["python", "-m", "dmaml_pl", *words, "--ckpt_path", "last"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "shown", "told"),
+    [
+        ({"data.test_tasks": 1_000_000}, r"meta-test, mse \d", r"The meta-test alone:\s+python -m dmaml_pl test .*"),
+        ({"report.plain_budget": 1e6}, r"to compare with, loss \d", r"The meta-test alone:\s+python -m dmaml_pl test"),
+        (
+            {"data.val_tasks": 1_000_000, "trainer.val_check_interval": 1, "checkpoint.every_n_runs": 1},
+            r"run 1, validation \(\d",
+            r"Stopped\. The last merge is kept in \S+\. To go on:\s+python -m dmaml_pl fit .*--ckpt_path last",
+        ),
+    ],
+)
+def test_ctrl_c_elsewhere_in_a_training_says_what_is_left_to_do(
+    terminal: Callable[..., Terminal], sinusoid: str, setting: dict[str, Any], shown: str, told: str
+) -> None:
+    training = terminal("fit", "--config", sinusoid, *flags(SMALL | setting))
+    training.wait_until(lambda text: re.search(shown, text))
+    training.type(CTRL_C)
+    assert training.end() == 130
+    assert "Traceback" not in training.text
+    assert re.search(told, training.text), training.text
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_study_ends_its_trainings_and_says_that_the_same_command_goes_on(
+    terminal: Callable[..., Terminal], sinusoid: str
+) -> None:
+    settings = flags({"trainer.max_steps": 1_000_000, "data.val_tasks": 10})
+    study = terminal("study", "workers", "--config", sinusoid, "--workers", "1", "--seeds", "1", *settings)
+    study.wait_until(lambda text: re.search(r"1 worker, seed 0: run \d+ .*tasks/s", text))
+    study.type(CTRL_C)
+    assert study.end() == 130
+    assert "Traceback" not in study.text
+    assert "The same command goes on" in study.text
