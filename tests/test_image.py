@@ -127,7 +127,8 @@ def test_stopped_while_it_loads_it_ends_at_once() -> None:
 def test_stopped_in_training_it_ends_with_143_and_status_killed(stopped: Stopped) -> None:
     assert stopped.code == 143, stopped.output
     assert stopped.run.info.status == "KILLED"
-    assert stopped.output.strip().endswith("goes on from the last merge kept.")
+    assert "Stopped. The last merge is kept in " in stopped.output
+    assert stopped.output.strip().endswith("--ckpt_path last")
 
 
 def test_stopped_in_training_it_leaves_the_last_merge_in_the_volume_as_its_user(stopped: Stopped, folder: Path) -> None:
