@@ -111,6 +111,7 @@ class DmamlCLI(LightningCLI):
 
     def __init__(self, prepared: threading.Event) -> None:
         self._prepared = prepared
+        self._folder = Path()  # where trainings of this configuration keep their checkpoints, once that is known
         # Lets `${data.init_args.ways}` be written in a config although the parser nests it under the subcommand.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
