@@ -135,7 +135,7 @@ def test_a_learner_comes_back_from_its_file_without_what_only_training_needs(let
     again = dmaml_pl.load("weights.pt")
     predictions = [each.adapt(task.support_x, task.support_y).predict(task.query_x) for each in (learner, again)]
     assert torch.equal(*predictions)
-    assert set(torch.load("weights.pt", weights_only=True)) == {"state_dict", "config", "shapes"}
+    assert set(torch.load("weights.pt", weights_only=True)) == {"state_dict", "config", "shapes", "scaling"}
 
 
 def test_a_file_of_the_other_kind_is_told_apart(sines: Path) -> None:
