@@ -639,7 +639,7 @@ def test_devices_and_strategies_that_cannot_be_had_are_refused(
         ("ImageFolder", {}, "Not set: data.root, which data_modules.ImageFolder needs."),
         ("ImageFolder", {"root": "none"}, "data.root is none, but there is no such folder: root/CLASS/PICTURE"),
         ("ImageFolder", {"root": ".", "channels": 2}, "data.channels is '2', but must be one of 1, 3."),
-        ("ImageFolder", {"root": ".", "fit": "cut"}, "data.fit is 'cut', but must be one of crop, pad, stretch."),
+        ("ImageFolder", {"root": ".", "fit": "cut"}, "data.fit is 'cut', but must be one of 'crop', 'pad', 'stretch'."),
         ("MiniImageNet", {"root": "none"}, "data.root (none) does not hold mini-ImageNet: expected are "),
         ("Tabular", {"path": "a.csv"}, "Not set: data."),
         (
