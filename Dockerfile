@@ -50,11 +50,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --constraints requirements.txt --requirements pyproject.toml --extra onnx \
       ${TORCH_BACKEND:+--torch-backend "${TORCH_BACKEND}"}
 
-FROM builder AS wheel
+FROM builder AS package
 COPY README.md LICENSE ./
 COPY dmaml_pl dmaml_pl
 COPY data_modules data_modules
-RUN --mount=type=cache,target=/root/.cache/uv uv build --wheel --out-dir /wheel .
+RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --target /opt/package .
 
 # -- the tracking server ---------------------------------------------------------------------------------------------
 FROM base AS mlflow
@@ -85,18 +85,22 @@ RUN if [ -n "${COMPILER}" ]; then \
       && if ! python3 -c "import sysconfig; open(sysconfig.get_path('include') + '/Python.h').close()" 2>/dev/null; then \
            apt-get install -y --no-install-recommends python3-dev; fi \
       && rm -rf /var/lib/apt/lists/*; fi
-# The package in a layer of its own, as it changes more often than the 5 GB below it.
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel --mount=type=bind,from=builder,source=/opt/uv,target=/opt/uv \
-    /opt/uv/bin/uv pip install --no-cache --no-deps --compile-bytecode --python /opt/venv/bin/python /wheel/*.whl
+# The package has a place and a layer of its own, as it changes more often than the 6 GB below it. It is copied, as podman
+# does not see that a stage has changed which is only mounted.
+RUN python -c "import pathlib, sysconfig; \
+    pathlib.Path(sysconfig.get_path('purelib'), 'dmaml_pl.pth').write_text('/opt/package')"
+COPY --from=package /opt/package /opt/package
 WORKDIR /app
 COPY configs configs
-# What is written: trainings, data sets, and what is kept between trainings (rendered letters, compiled graphs).
+# What is written: trainings, data sets, and what is kept between trainings (rendered letters, compiled graphs). The
+# commit is told here, as podman looks for a changed argument at RUN only.
+ARG GIT_COMMIT=""
 RUN mkdir -p mlruns data /home/dmaml && chown 10001:10001 mlruns data /home/dmaml
 VOLUME ["/app/mlruns", "/app/data", "/home/dmaml"]
 # Which GPUs a container sees is not set here, as it would overrule what a cluster has dealt out.
-ARG GIT_COMMIT=""
 ENV HOME=/home/dmaml \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PATH=/opt/package/bin:${PATH} \
     DMAML_GIT_COMMIT=${GIT_COMMIT}
 LABEL org.opencontainers.image.title="dmaml_pl" \
       org.opencontainers.image.licenses="MIT" \

@@ -19,7 +19,7 @@ USER = 10001
 CLOSED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]  # noqa: S108
 """Nothing may be written but volumes and /tmp, and nothing done that needs a privilege."""
 
-DEADLINE_S = 240
+DEADLINE_S = 300
 
 
 def engine(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.containers import DEADLINE_S, USER, answers, engine, inspect, until
+from tests.containers import DEADLINE_S, USER, Container, answers, engine, inspect, until
 from tests.trainings import SMALL, flags
 from tests.workers import free_port
 
@@ -86,9 +86,10 @@ def test_a_training_is_tracked_in_postgresql_and_its_files_in_the_servers_volume
 
 
 def test_two_trainers_join_in_one_training(stack: Stack) -> None:
-    stack.compose("--profile", "torchrun", "up", "worker-0", "worker-1")
+    stack.compose("--profile", "torchrun", "up", "--detach", "worker-0", "worker-1")
     for service in ("worker-0", "worker-1"):
-        assert inspect("container", stack.container(service))["State"]["ExitCode"] == 0
+        container = Container(stack.container(service))
+        assert container.wait() == 0, container.output
     client = MlflowClient(f"http://127.0.0.1:{stack.port}")
     experiment = client.get_experiment_by_name("sinusoid")
     assert experiment is not None
