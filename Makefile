@@ -71,7 +71,7 @@ format: $(READY)
 # The other libraries are for comparison only, so they are installed when they are asked for.
 benchmark: $(READY)
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-benchmark.txt
-	@$(BIN)/python -m benchmarks.speed $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m benchmarks.speed $(if $(ONLY),--only $(ONLY)) $(if $(OMNIGLOT),--omniglot $(OMNIGLOT))
 
 # Material for MkDocs announces its successor at each call.
 docs: $(READY)

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from dmaml_pl import MAML, MAMLRule
 from dmaml_pl.engines import AutoEngine, VectorizedEngine
+from dmaml_pl.engines import compiled as compiler
 from dmaml_pl.engines.compiled import CACHE_VARIABLE, Compiler
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from dmaml_pl.objectives import objective_named
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
 from tests.test_vectorized import (
+    NETWORKS,
     TIGHT,
+    Summed,
     WithSpare,
     assert_equals_the_reference,
     batch_for,
@@ -53,25 +56,67 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         compiled.append(graph)
         return graph
 
-    monkeypatch.setattr(torch._inductor, "compile", compile_quickly)
+    monkeypatch.setattr(compiler, "machine_code", compile_quickly)
     return compiled
 
 
 @pytest.mark.slow
-def test_the_compiled_meta_gradient_equals_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_meta_gradient_equals_the_references_and_is_found_on_disk_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(logging.getLogger("torch.utils.cpp_extension"), "disabled", True)
-    rule = MAMLRule(inner_lr=0.1)
-    assert_equals_the_reference(made(lambda: MLP(hidden=[4])).double(), rule, compiled=True)
+    from torch._dynamo.utils import counters
+
+    counters["inductor"].clear()
+    network, rule = made(lambda: MLP(hidden=[4])).double(), MAMLRule(inner_lr=0.1)
+    for hits in (0, 1):
+        assert_equals_the_reference(network, rule, compiled=True)
+        assert counters["inductor"]["fxgraph_cache_hit"] == hits
     assert any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("kind", ["mlp", "batch", "group"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.usefixtures("graphs")
-def test_the_traced_meta_gradient_equals_the_references(kind: str, first_order: bool) -> None:
-    rule = MAMLRule(inner_lr=0.1, inner_steps=2, first_order=first_order)
+def test_the_traced_meta_gradient_equals_the_references(kind: str, steps: int, first_order: bool) -> None:
+    rule = MAMLRule(inner_lr=0.1, inner_steps=steps, first_order=first_order)
     assert_equals_the_reference(network_of(kind), rule, compiled=True)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.usefixtures("graphs")
+def test_gradients_that_share_memory_are_handed_out_apart(first_order: bool) -> None:
+    rule, network = MAMLRule(inner_lr=0.1, first_order=first_order), made(Summed).double()
+    assert_equals_the_reference(network, rule, compiled=True)
+    places = {p.grad.untyped_storage().data_ptr() for p in network.parameters() if p.grad is not None}
+    assert len(places) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(("width", "expected"), [(8, 1), (600, 2)])
+def test_a_small_graph_runs_in_one_thread_and_a_large_one_in_all(
+    width: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(graph: Callable[..., Any], examples: list[Tensor]) -> Callable[..., Any]:
+        def run(*values: Tensor) -> Any:
+            seen.append(torch.get_num_threads())
+            return graph(*values)
+
+        return run
+
+    monkeypatch.setattr(compiler, "machine_code", watched)
+    network, rule = made(lambda: MLP(hidden=[width, width])).double(), MAMLRule()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients_by(vectorized(network, rule, compiled=True), network, rule)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {expected}
 
 
 @pytest.mark.usefixtures("graphs")
@@ -137,7 +182,7 @@ def test_where_compiling_fails_the_training_goes_on_without(
     def fail(*arguments: Any, **settings: Any) -> Any:
         raise RuntimeError("no C++ compiler\nmore")
 
-    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr(compiler, "machine_code", fail)
     states = []
     for compiled in (True, False):
         module = small_maml(engine="vectorized", compile=compiled)
@@ -168,14 +213,14 @@ def test_a_copy_of_an_engine_compiles_too(kind: Any) -> None:
 
 
 def test_a_compiler_keeps_nothing_of_a_network_that_is_gone(graphs: list[Any]) -> None:
-    compiler, network = Compiler(), MLP()
+    kept, network = Compiler(), MLP()
     batch = small_data().draw(worker=0, run=0, iteration=0)
 
     def outcome(parameters: dict[str, Tensor], buffers: Any, tasks: Any) -> tuple[Tensor, Tensor]:
         loss = torch.stack([p.square().sum() for p in parameters.values()]).sum()
         return loss, loss.detach()
 
-    assert compiler.meta_gradient(network, batch, outcome) is not None
+    assert kept.meta_gradient(network, batch, outcome) is not None
     del network, outcome
     graphs.clear()
-    assert len(compiler._graphs) == 0
+    assert len(kept._graphs) == 0

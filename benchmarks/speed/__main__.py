@@ -1,4 +1,4 @@
-"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 loop start memory`.
+"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 loop drawing start memory`.
 
 Everyone's meta-gradient is compared with learn2learn's before anything is timed; whoever disagrees is not timed. Then
 all are called in turn, and a ratio is that of two calls of the same round.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import machine, memory, startup, training
+from benchmarks.speed import drawing, machine, memory, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
@@ -27,7 +27,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "conv4-1": lambda: conv(1),
     "conv4-5": lambda: conv(5),
 }
-OTHERS = ("loop", "start", "memory")
+OTHERS = ("loop", "drawing", "start", "memory")
 
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 15, 0.1, 100.0
 LOOP_RUNS = 40
@@ -43,12 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=known, default=list(known), metavar="PART", help=", ".join(known))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="draw tasks of Omniglot, too, from data.root")
     given = parser.parse_args(arguments)
     given.output.mkdir(parents=True, exist_ok=True)
     lines = [machine.description(given.device), ""]
     print(lines[0], flush=True)
     others: dict[str, Callable[[], tuple[str, list[Row]]]] = {
         "loop": loop,
+        "drawing": partial(draws, given.omniglot),
         "start": start,
         "memory": partial(peak_memory, given.device),
     }
@@ -124,6 +126,22 @@ def loop() -> tuple[str, list[Row]]:
     return "The training loop beside bare compiled meta-steps", [row]
 
 
+def draws(omniglot: Path | None) -> tuple[str, list[Row]]:
+    """Meta-batches of image tasks, by everyone's own means."""
+    rows = [
+        {
+            "workload": "drawing",
+            "meta-batch": batch,
+            "peer": peer,
+            "ms": f"{1000 * own:.3g}",
+            "times as fast": f"{seconds[drawing.REFERENCE] / own:.2f}",
+        }
+        for batch, seconds in drawing.measure(omniglot).items()
+        for peer, own in seconds.items()
+    ]
+    return "Drawing a meta-batch of images, 5-way 1-shot, 15 queries: CPU time of one thread, best of 100", rows
+
+
 def start() -> tuple[str, list[Row]]:
     """How long a user waits."""
     rows = [
@@ -164,24 +182,31 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """How many times as fast as learn2learn everyone is: a panel for each meta-gradient."""
-    workloads = list(dict.fromkeys(row["workload"] for row in rows if "times as fast" in row))
-    if not workloads:
+    """How many times as fast as learn2learn everyone is: a panel for each meta-gradient and each kind of meta-batch."""
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        if "times as fast" in row:
+            panels.setdefault(row.get("meta-batch", row["workload"]), []).append(row)
+    if not panels:
         return
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second
 
-    figure = Figure(figsize=(4.2 * len(workloads) + 2, 4), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(workloads), sharey=True, squeeze=False)[0]
-    for panel, workload in zip(panels, workloads, strict=True):
-        shown = [row for row in rows if row["workload"] == workload and "times as fast" in row]
-        colours = ["#1f5fa8" if row["peer"].startswith("dmaml_pl") else "#9a9a9a" for row in shown]
-        panel.barh([row["peer"] for row in shown], [float(row["times as fast"]) for row in shown], color=colours)
-        panel.set_xscale("log")
-        panel.axvline(1, color="#2b2b2b", linewidth=0.8)
-        panel.set_title(workload)
-        panel.set_xlabel("times as fast as learn2learn")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(6.5 * across, 0.3 + 3.4 * down), dpi=110, layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis, (title, shown) in zip(axes, panels.items(), strict=False):
+        names = [row["peer"].replace("`", "") for row in shown]
+        colours = ["#1f5fa8" if name.startswith("dmaml_pl") else "#9a9a9a" for name in names]
+        axis.barh(names, [float(row["times as fast"]) for row in shown], color=colours)
+        axis.set_xscale("log")
+        axis.axvline(1, color="#2b2b2b", linewidth=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("times as fast as learn2learn")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.invert_yaxis()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
     figure.savefig(path)
 
 

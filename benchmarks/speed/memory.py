@@ -11,15 +11,29 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import psutil
 import torch
 
-from benchmarks.speed.peers import PEERS
+from benchmarks.speed.peers import REFERENCE, Peer, our_engine
 from benchmarks.speed.problems import Problem, conv
 from benchmarks.speed.training import ROOT
 
-MEASURED = ("learn2learn", "dmaml_pl, learn2learn", "dmaml_pl, vectorized", "dmaml_pl, auto")
+MEASURED = (
+    REFERENCE,
+    *(
+        Peer(
+            f"dmaml_pl, {name}{', task_chunk 1' if chunk else ''}",
+            partial(our_engine, name=name, compiled=False, task_chunk=chunk),
+            ours=True,
+        )
+        for name in ("auto", "vectorized")
+        for chunk in (1, None)
+    ),
+)
+"""learn2learn has one task in memory at a time; ours as many, and as many as they take by default."""
+
 TASKS, STEPS = 32, 5
 
 
@@ -28,7 +42,7 @@ def problem(device: str) -> Problem:
     return Problem(**(vars(conv(steps=STEPS, tasks=TASKS)) | {"device": device}))
 
 
-def measure(device: str, peers: Sequence[str] = MEASURED) -> dict[str, float]:
+def measure(device: str, peers: Sequence[str] = tuple(peer.name for peer in MEASURED)) -> dict[str, float]:
     """Bytes that a meta-gradient needs at its peak beyond what there was before, by peer."""
     found = {}
     for peer in peers:
@@ -46,7 +60,7 @@ def measure(device: str, peers: Sequence[str] = MEASURED) -> dict[str, float]:
 
 def main(peer: str, device: str) -> None:
     """Print the bytes of one peer."""
-    (make,) = (known.make for known in PEERS if known.name == peer)
+    (make,) = (known.make for known in MEASURED if known.name == peer)
     measured = make(problem(device))
     if device == "cuda":
         before = torch.cuda.memory_allocated()

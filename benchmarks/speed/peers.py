@@ -85,11 +85,17 @@ def wait(problem: Problem) -> None:
         torch.cuda.synchronize()
 
 
-def our_engine(problem: Problem, *, name: EngineName, compiled: bool) -> Measured:
-    """One of our engines."""
+def our_engine(problem: Problem, *, name: EngineName, compiled: bool, task_chunk: int | None = None) -> Measured:
+    """One of our engines, with so many tasks in memory at a time.
+
+    Raises:
+        UnavailableError: it takes too long to be made.
+    """
+    if compiled and name == "vectorized" and problem.has_convolutions and problem.device == "cpu":
+        raise UnavailableError("takes more than five minutes to compile convolutions for a CPU")
     network, batch = problem.made(), problem.batch()
     learner: Any = problem.rule.wrap(network)
-    engine = engine_named(name, problem.rule, problem.objective, compiled=compiled)
+    engine = engine_named(name, problem.rule, problem.objective, compiled=compiled, task_chunk=task_chunk)
     return _from_grad(problem, network, lambda: engine.meta_gradient(learner, batch))
 
 

@@ -61,6 +61,11 @@ class Problem:
         """Whether samples see each other."""
         return any(isinstance(layer, nn.BatchNorm2d) for layer in self.network().modules())
 
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether it is about images."""
+        return any(isinstance(layer, nn.Conv2d) for layer in self.network().modules())
+
     def made(self) -> nn.Module:
         """The network, with the same weights at every call."""
         torch.manual_seed(0)

@@ -9,8 +9,8 @@ decided when it is traced.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,7 +18,9 @@ from weakref import WeakKeyDictionary
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines.base import Backward
@@ -28,6 +30,13 @@ from dmaml_pl.tasks import TaskBatch
 MAX_GRAPHS = 2
 """Graphs compiled for a network: one, and one for another shape of tasks. Further shapes are executed without."""
 
+SMALL_PRODUCT = 3_000_000
+"""Graphs whose matrix products take fewer floating-point operations each, on average, run in one thread on CPUs.
+
+Threads would wait for each other longer than they compute, and far longer where other processes want the cores. With
+1.3 million, two threads were as fast as one where nothing else ran.
+"""
+
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 Outcome = Callable[[Weights, Weights, TaskBatch], tuple[Tensor, Tensor]]
@@ -35,17 +44,37 @@ Outcome = Callable[[Weights, Weights, TaskBatch], tuple[Tensor, Tensor]]
 
 
 class MetaGradient(NamedTuple):
-    """The mean query loss and metric, and the parameters that the loss depends on with its gradients by them."""
+    """A meta-gradient that is known already.
+
+    Attributes:
+        loss: mean query loss.
+        metric: mean metric.
+        parameters: those that the loss depends on.
+        gradients: of the loss, by these parameters.
+        apart: no two gradients share memory with each other or with anything else.
+    """
 
     loss: Tensor
     metric: Tensor
     parameters: list[Tensor]
     gradients: list[Tensor]
+    apart: bool
 
 
 class _Graph(NamedTuple):
+    """A compiled meta-gradient.
+
+    Attributes:
+        run: from the values of parameters, buffers and tasks to loss, metric and gradients.
+        learned: numbers of the parameters that these are of.
+        apart: as of `MetaGradient`.
+        is_small: it has so little to do that one thread is enough.
+    """
+
     run: Callable[..., Any]
     learned: list[int]
+    apart: bool
+    is_small: bool
 
 
 class Compiler:
@@ -80,9 +109,13 @@ class Compiler:
         if graph is None:
             return None
         # The conversions of autocast are in the graph already.
-        with torch.no_grad(), nullcontext() if lower is None else torch.autocast(device, enabled=False):
+        with (
+            torch.no_grad(),
+            _one_thread() if graph.is_small else nullcontext(),
+            nullcontext() if lower is None else torch.autocast(device, enabled=False),
+        ):
             loss, metric, *gradients = graph.run(*values)
-        return MetaGradient(loss, metric, [parameters[number] for number in graph.learned], gradients)
+        return MetaGradient(loss, metric, [parameters[number] for number in graph.learned], gradients, graph.apart)
 
 
 def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Graph | None:
@@ -112,14 +145,52 @@ def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Gra
         merge_products(traced.graph)
         traced.recompile()
         with torch.no_grad(), torch.autocast(values[0].device.type, enabled=False):
-            # Not torch.compile, which checks at every call what `key` has checked, in a fifth of a meta-iteration.
-            run = torch._inductor.compile(traced, examples)  # noqa: SLF001 - the compiler of a traced graph
-            run(*examples)
+            is_small = values[0].device.type == "cpu" and _operations(traced, examples) < SMALL_PRODUCT
+            with _one_thread() if is_small else nullcontext():
+                run = machine_code(traced, examples)
+                places = [value.untyped_storage().data_ptr() for value in (*examples, *run(*examples))]
     except Exception as error:  # compilers fail in many ways, and all can be done without
         lines = str(error).splitlines() or [type(error).__name__]
         rank_zero_info(f"model.compile has no effect: compiling failed ({lines[0]}).")
         return None
-    return _Graph(run, used)
+    gradients = places[len(examples) + 2 :]
+    return _Graph(run, used, all(places.count(place) == 1 for place in gradients), is_small)
+
+
+def machine_code(graph: GraphModule, examples: list[Any]) -> Callable[..., Any]:
+    """A traced graph compiled by TorchInductor for values of the same shapes, or found on disk where it was before.
+
+    Not by `torch.compile`, which checks at every call what the compiler's key has checked already, in a fifth of a
+    meta-iteration.
+    """
+    # These take a second to load, so only those wait who compile.
+    from torch._guards import TracingContext, tracing  # noqa: PLC0415
+    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
+    from torch._subclasses import FakeTensorMode  # noqa: PLC0415
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415
+
+    # Without a place to note symbolic shapes Inductor keeps no graph on disk, though here no shape is symbolic.
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        run: Callable[..., Any] = compile_fx(graph, examples, ignore_shape_env=True)
+    return run
+
+
+def _operations(graph: GraphModule, examples: list[Any]) -> float:
+    """Floating-point operations of a graph's matrix products and convolutions, on average."""
+    products = sum(getattr(node.target, "overloadpacket", None) in flop_registry for node in graph.graph.nodes)
+    with FlopCounterMode(display=False) as counter:
+        graph(*examples)
+    return counter.get_total_flops() / max(products, 1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _keep_on_disk() -> None:
@@ -142,10 +213,13 @@ def hand_out(found: MetaGradient, backward: Backward) -> None:
         backward(_GivenGradient.apply(found.loss, found.gradients, *found.parameters))
         return
     # Autograd through the parameters would take longer than all else that surrounds the compiled graph.
-    loss = found.loss.detach().requires_grad_()
-    backward(loss)
-    assert loss.grad is not None, "it is a leaf"  # noqa: S101
-    scaled = torch._foreach_mul(found.gradients, loss.grad)  # noqa: SLF001 - public in all but name
+    if backward is Tensor.backward and found.apart:
+        scaled = found.gradients
+    else:
+        loss = found.loss.detach().requires_grad_()
+        backward(loss)
+        assert loss.grad is not None, "it is a leaf"  # noqa: S101
+        scaled = torch._foreach_mul(found.gradients, loss.grad)  # noqa: SLF001 - public in all but name
     for parameter, gradient in zip(found.parameters, scaled, strict=True):
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 

@@ -127,11 +127,12 @@ class PerTaskEngine:
             losses.append(judged.loss)
             metrics.append(judged.metric)
             for name, gradient in judged.gradients.items():
-                total[name] = total[name].add_(gradient) if name in total else gradient
+                # Not in place: weights that are only ever used as a sum have one gradient, in one piece of memory.
+                total[name] = total[name] + gradient if name in total else gradient
         loss, metric = torch.cat(losses).mean(), torch.cat(metrics).mean()
         parameters = dict(learner.module.named_parameters())
-        gradients = [gradient.div_(batch.tasks) for gradient in total.values()]
-        hand_out(MetaGradient(loss, metric, [parameters[name] for name in total], gradients), backward)
+        gradients = [gradient / batch.tasks for gradient in total.values()]
+        hand_out(MetaGradient(loss, metric, [parameters[name] for name in total], gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:

@@ -1,20 +1,18 @@
 """How long it takes to draw a meta-batch of image tasks, beside learn2learn's Taskset.
 
-    python benchmarks/drawing.py --root data/omniglot
-
-Tasks are 5-way 1-shot with 15 queries a class, of Glyphs and, from `--root`, of Omniglot. Everybody begins with uint8
-images in memory and ends with float32 support and query sets of the whole meta-batch, on the CPU. All take turns in one
-process, with one thread, as a worker often has; every repetition draws other tasks. What counts is the thread's CPU
-time, in the best repetition, because whatever else the machine does only adds to it.
+Tasks are 5-way 1-shot with 15 queries a class, of Glyphs and, where its folder is given, of Omniglot. Everybody begins
+with uint8 images in memory and ends with float32 support and query sets of the whole meta-batch, on the CPU. All take
+turns in one process, with one thread, as a worker often has; every repetition draws other tasks. What counts is the
+thread's CPU time, in the best repetition, because whatever else the machine does only adds to it.
 
 Legend: T tasks of a meta-batch, N ways, K shots, Q queries a class, H W image axes.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,49 +32,28 @@ Draw = Callable[[int], TaskBatch]
 """From the number of the repetition to a meta-batch."""
 
 
-def main() -> None:
-    """Measure, and print a Markdown table."""
-    parser = argparse.ArgumentParser(description="Drawing a meta-batch of image tasks, beside learn2learn's Taskset.")
-    parser.add_argument("--root", help="folder of Omniglot, as data.root; without it, only Glyphs is measured")
-    parser.add_argument("--repeats", type=int, default=100, help="of every measurement (default: 100)")
-    given = parser.parse_args()
-    print("| meta-batch | drawn by | ms | times as fast |\n|---|---|---:|---:|")
-    for row in measure(given.root, given.repeats):
-        print(f"| {row['workload']} | {row['peer']} | {1000 * row['seconds']:.2f} | {row['ratio']:.1f} |")
-
-
-def measure(root: str | None = None, repeats: int = 100) -> list[dict[str, Any]]:
-    """Time every peer on every workload.
+def measure(omniglot: Path | None = None, repeats: int = 100) -> dict[str, dict[str, float]]:
+    """Time every peer on every meta-batch.
 
     Args:
-        root: folder of Omniglot; None leaves Omniglot out.
+        omniglot: its folder, as data.root; None leaves Omniglot out.
         repeats: of every measurement.
 
     Returns:
-        rows of `workload`, `peer`, `seconds` of a meta-batch, and `ratio`: how many times as fast as learn2learn's
-        Taskset.
+        seconds by meta-batch and peer.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = []
+    seconds = {}
     for tasks in META_BATCHES:
         settings: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 15, "meta_batch": tasks, "seed": 0}
         found: list[tuple[type[ImageTasks], dict[str, Any]]] = [(Glyphs, settings)]
-        if root is not None:
-            found.append((Omniglot, settings | {"root": root}))
+        if omniglot is not None:
+            found.append((Omniglot, settings | {"root": str(omniglot)}))
         for kind, own in found:
-            best = best_of(peers(kind, own), repeats)
-            rows += [
-                {
-                    "workload": f"{tasks} tasks of {kind.__name__}",
-                    "peer": peer,
-                    "seconds": seconds,
-                    "ratio": best[REFERENCE] / seconds,
-                }
-                for peer, seconds in best.items()
-            ]
+            seconds[f"{tasks} tasks of {kind.__name__}"] = best_of(peers(kind, own), repeats)
     torch.set_num_threads(threads)
-    return rows
+    return seconds
 
 
 def best_of(draws: dict[str, Draw], repeats: int) -> dict[str, float]:
@@ -171,7 +148,3 @@ def by_taskset(data: ImageTasks, images: Tensor, *, fused: bool, converted: str)
         return TaskBatch(*(part[:, :, which].flatten(1, 2) for which in (support, query) for part in (x, y)))
 
     return draw
-
-
-if __name__ == "__main__":
-    main()
