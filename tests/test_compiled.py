@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,28 @@ def test_the_compiled_meta_gradient_equals_the_references_and_is_found_on_disk_t
         assert_equals_the_reference(network, rule, compiled=True)
         assert counters["inductor"]["fxgraph_cache_hit"] == hits
     assert any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_cuda_graph_reads_weights_and_tasks_anew_and_keeps_what_it_gave_before() -> None:
+    network, rule = made(lambda: MLP(hidden=[8])).double().cuda(), MAMLRule(inner_lr=0.1)
+    objective = objective_named("regression")
+    learner: Any = rule.wrap(network)
+    engines = [VectorizedEngine(rule, objective, compiled=compiled) for compiled in (True, False)]
+    kept: list[list[Tensor]] = []
+    for number in range(5):
+        batch = small_data().draw(worker=0, run=0, iteration=number).map(lambda tensor: tensor.double().cuda())
+        found = []
+        for engine in engines:
+            network.zero_grad()
+            engine.meta_gradient(learner, batch)
+            found.append([p.grad for p in network.parameters() if p.grad is not None])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+        kept.append(found[0])
+        with torch.no_grad():
+            torch._foreach_add_(list(network.parameters()), found[0], alpha=-0.1)
+    assert all(not torch.equal(before[0], after[0]) for before, after in pairwise(kept))
 
 
 @pytest.mark.parametrize("first_order", [False, True])

@@ -37,6 +37,9 @@ Threads would wait for each other longer than they compute, and far longer where
 1.3 million, two threads were as fast as one where nothing else ran.
 """
 
+CALLS_TO_A_REPLAY = 3
+"""The first call of a CUDA graph warms up, the second records, the third replays."""
+
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 Outcome = Callable[[Weights, Weights, TaskBatch], tuple[Tensor, Tensor]]
@@ -160,6 +163,8 @@ def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Gra
 def machine_code(graph: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     """A traced graph compiled by TorchInductor for values of the same shapes, or found on disk where it was before.
 
+    On a GPU it is recorded as a CUDA graph, so that its many small kernels are started at once.
+
     Not by `torch.compile`, which checks at every call what the compiler's key has checked already, in a fifth of a
     meta-iteration.
     """
@@ -169,10 +174,21 @@ def machine_code(graph: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     from torch._subclasses import FakeTensorMode  # noqa: PLC0415
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415
 
+    on_gpu = any(value.is_cuda for value in examples)
     # Without a place to note symbolic shapes Inductor keeps no graph on disk, though here no shape is symbolic.
     with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-        run: Callable[..., Any] = compile_fx(graph, examples, ignore_shape_env=True)
-    return run
+        patches: dict[str, Any] = {"triton.cudagraphs": on_gpu}
+        run: Callable[..., Any] = compile_fx(graph, examples, config_patches=patches, ignore_shape_env=True)
+    if not on_gpu:
+        return run
+
+    def replay(*values: Tensor) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return [value.clone() for value in run(*values)]  # the next replay writes into the same memory
+
+    for _ in range(CALLS_TO_A_REPLAY):
+        replay(*examples)
+    return replay
 
 
 def _operations(graph: GraphModule, examples: list[Any]) -> float:
