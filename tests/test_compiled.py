@@ -191,6 +191,21 @@ def test_a_training_compiles_once(graphs: list[Any], caplog: pytest.LogCaptureFi
     torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("graphs")
+def test_a_resumed_training_that_compiles_ends_with_the_same_bits(tmp_path: Path) -> None:
+    def train(steps: int, ckpt: Path | None = None) -> Any:
+        module = small_maml(engine="vectorized", compile=True, run_length=4)
+        trainer = small_trainer(max_steps=steps, default_root_dir=tmp_path)
+        trainer.fit(module, small_data(), ckpt_path=ckpt)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        assert trainer.global_step == steps
+        return state_of(module)
+
+    straight = train(12)
+    train(8)
+    assert same(train(12, tmp_path / "8.ckpt"), straight)
+
+
 def test_another_shape_of_tasks_compiles_once_more_and_no_further(graphs: list[Any]) -> None:
     module = small_maml(engine="vectorized", compile=True)
     for meta_batch in (2, 3, 2, 4, 5, 3):

@@ -10,40 +10,32 @@ import torch
 
 from dmaml_pl import DMAMLStrategy
 from dmaml_pl.engines import EngineName
-from dmaml_pl.engines import compiled as compiler
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
 from tests.workers import in_workers
 
-ENGINES: list[tuple[EngineName, bool]] = [
-    ("learn2learn", False),
-    ("per_task", False),
-    ("vectorized", False),
-    ("vectorized", True),
-]
+ENGINES: list[EngineName] = ["learn2learn", "per_task", "vectorized"]
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=lambda given: f"{given[0]}-{'compiled' if given[1] else 'eager'}")
+@pytest.fixture(scope="module", params=ENGINES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What two workers saw: of a training that goes through, and of one that is stopped and resumed."""
-    return in_workers(_train_twice, 2, *request.param, tmp_path_factory.mktemp("trained"))
+    return in_workers(_train_twice, 2, request.param, tmp_path_factory.mktemp("trained"))
 
 
-def _train_twice(engine: EngineName, compiled: bool, folder: Path) -> dict[str, Any]:
+def _train_twice(engine: EngineName, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
-    compiler.machine_code = lambda graph, examples: graph  # which takes long
-    straight = _train(engine, compiled, folder / "straight", 12)
+    straight = _train(engine, folder / "straight", 12)
     torch.distributed.destroy_process_group()
-    _train(engine, compiled, folder / "stopped", 8)
+    _train(engine, folder / "stopped", 8)
     torch.distributed.destroy_process_group()
-    resumed = _train(engine, compiled, folder / "resumed", 12, folder / "stopped" / "kept.ckpt")
+    resumed = _train(engine, folder / "resumed", 12, folder / "stopped" / "kept.ckpt")
     return {"straight": straight, "resumed": resumed}
 
 
-def _train(engine: EngineName, compiled: bool, folder: Path, steps: int, ckpt: Path | None = None) -> dict[str, Any]:
+def _train(engine: EngineName, folder: Path, steps: int, ckpt: Path | None = None) -> dict[str, Any]:
     recorder = Recorder()
     module = small_maml(
         engine=engine,
-        compile=compiled,
         inner_lr=0.05,
         inner_steps=2,
         meta_optimizer=lambda params: torch.optim.Adam(params, lr=1e-2),
@@ -68,8 +60,7 @@ def _train(engine: EngineName, compiled: bool, folder: Path, steps: int, ckpt: P
 
 
 def test_the_engine_that_was_asked_for_is_the_one_that_trains(trained: list[Any], request: Any) -> None:
-    engine, compiled = request.node.callspec.params["trained"]
-    assert trained[0]["straight"]["engine"] == ("compiled " if compiled else "") + engine
+    assert trained[0]["straight"]["engine"] == request.node.callspec.params["trained"]
 
 
 def test_workers_hold_bit_identical_weights_after_every_merge(trained: list[Any]) -> None:

@@ -92,7 +92,7 @@ def our_engine(problem: Problem, *, name: EngineName, compiled: bool, task_chunk
         UnavailableError: it takes too long to be made.
     """
     if compiled and name == "vectorized" and problem.has_convolutions and problem.device == "cpu":
-        raise UnavailableError("takes more than five minutes to compile convolutions for a CPU")
+        raise UnavailableError("was not compiled for a CPU in three minutes")
     network, batch = problem.made(), problem.batch()
     learner: Any = problem.rule.wrap(network)
     engine = engine_named(name, problem.rule, problem.objective, compiled=compiled, task_chunk=task_chunk)
