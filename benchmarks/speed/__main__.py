@@ -186,7 +186,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     panels: dict[str, list[Row]] = {}
     for row in rows:
         if "times as fast" in row:
-            panels.setdefault(row.get("meta-batch", row["workload"]), []).append(row)
+            panels.setdefault(str(row.get("meta-batch") or row["workload"]), []).append(row)
     if not panels:
         return
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second

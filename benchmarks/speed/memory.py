@@ -10,7 +10,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import partial
 
 import psutil
@@ -42,10 +41,10 @@ def problem(device: str) -> Problem:
     return Problem(**(vars(conv(steps=STEPS, tasks=TASKS)) | {"device": device}))
 
 
-def measure(device: str, peers: Sequence[str] = tuple(peer.name for peer in MEASURED)) -> dict[str, float]:
+def measure(device: str) -> dict[str, float]:
     """Bytes that a meta-gradient needs at its peak beyond what there was before, by peer."""
     found = {}
-    for peer in peers:
+    for peer in (known.name for known in MEASURED):
         done = subprocess.run(  # noqa: S603 - this module
             [sys.executable, "-m", "benchmarks.speed.memory", peer, device],
             cwd=ROOT,

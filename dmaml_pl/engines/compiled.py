@@ -9,7 +9,7 @@ decided when it is traced.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,9 +178,10 @@ def machine_code(graph: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     # Without a place to note symbolic shapes Inductor keeps no graph on disk, though here no shape is symbolic.
     with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
         patches: dict[str, Any] = {"triton.cudagraphs": on_gpu}
-        run: Callable[..., Any] = compile_fx(graph, examples, config_patches=patches, ignore_shape_env=True)
+        run: Any = compile_fx(graph, examples, config_patches=patches, ignore_shape_env=True)
     if not on_gpu:
-        return run
+        compiled: Callable[..., Any] = run
+        return compiled
 
     def replay(*values: Tensor) -> list[Tensor]:
         torch.compiler.cudagraph_mark_step_begin()
@@ -196,7 +197,7 @@ def _operations(graph: GraphModule, examples: list[Any]) -> float:
     products = sum(getattr(node.target, "overloadpacket", None) in flop_registry for node in graph.graph.nodes)
     with FlopCounterMode(display=False) as counter:
         graph(*examples)
-    return counter.get_total_flops() / max(products, 1)
+    return float(counter.get_total_flops()) / max(products, 1)
 
 
 @contextmanager
@@ -229,6 +230,7 @@ def hand_out(found: MetaGradient, backward: Backward) -> None:
         backward(_GivenGradient.apply(found.loss, found.gradients, *found.parameters))
         return
     # Autograd through the parameters would take longer than all else that surrounds the compiled graph.
+    scaled: Sequence[Tensor]
     if backward is Tensor.backward and found.apart:
         scaled = found.gradients
     else:
