@@ -128,7 +128,7 @@ def test_torchrun_gives_the_same_weights(trained: Training, tmp_path: Path) -> N
 
 def test_the_command_in_the_report_prints_the_same_table_and_adds_no_mlflow_run(trained: Training) -> None:
     report = trained.artifact("report.md").read_text()
-    (command,) = re.findall(r"^dmaml (test .*)$", report, re.MULTILINE)
+    (command,) = re.findall(r"^python -m dmaml_pl (test .*)$", report, re.MULTILINE)
     result = dmaml(trained.folder, *shlex.split(command))
     assert result.returncode == 0, result.stderr
     table = re.findall(r"^[│┃].*$", result.stdout, re.MULTILINE)
