@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.speed.problems import Problem
+from dmaml_pl import _learn2learn
 from dmaml_pl.engines import EngineName, engine_named
 
 
@@ -60,7 +61,8 @@ def library(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return importlib.import_module(name)
+            # By the door that takes gym's advertisement out.
+            return _learn2learn.load() if name == "learn2learn" else importlib.import_module(name)
     except ImportError as error:
         raise UnavailableError(f"not installed ({error})") from error
 
