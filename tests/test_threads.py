@@ -22,8 +22,9 @@ class Threads(pl.Callback):
     def __init__(self) -> None:
         self.seen = 0
 
-    def on_train_batch_start(self, trainer: object, pl_module: object, batch: object, batch_idx: int) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seen = torch.get_num_threads()
+        torch.set_num_threads(1)  # what is forked from a process that had several waits for them for ever
 
 
 def _threads_of_training(own: str | None) -> int:
