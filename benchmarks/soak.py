@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -196,13 +197,25 @@ def account(folder: Path) -> tuple[int, int, str]:
 
 
 def growth_of(watch: Watch) -> float:
-    """Growth of a worker's memory over the last quarter of the longest life of a worker; before, libraries settle."""
+    """The largest growth of a worker's memory over the last quarter of its life; before, libraries settle.
+
+    From the median of the quarter's first tenth to the median of its last: a single sample says little, as the memory
+    of a process can jump by a tenth while the interpreter shuts down, after the last line of Python has run. Workers
+    that lived less than half as long as the longest-lived tell nothing.
+    """
     lives: dict[int, list[tuple[float, int]]] = {}
     for moment, process, size in watch.memory:
         lives.setdefault(process, []).append((moment, size))
-    longest = max(lives.values(), key=lambda life: life[-1][0] - life[0][0])
-    last = [size for _, size in longest[3 * len(longest) // 4 :] if size]
-    return (last[-1] - last[0]) / last[0]
+    lengths = {process: life[-1][0] - life[0][0] for process, life in lives.items()}
+    growths = []
+    for process, life in lives.items():
+        if lengths[process] < max(lengths.values()) / 2:
+            continue
+        last = [size for _, size in life[3 * len(life) // 4 :]]
+        tenth = max(len(last) // 10, 1)
+        first, final = statistics.median(last[:tenth]), statistics.median(last[-tenth:])
+        growths.append((final - first) / first)
+    return max(growths)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
+from dmaml_pl.environment import GitState
 from dmaml_pl.errors import TrackingError
+from dmaml_pl.redaction import redact
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.description import wrap
-from dmaml_pl.tracking.environment import GitState
-from dmaml_pl.tracking.params import clean_name, flatten, redact
+from dmaml_pl.tracking.params import clean_name, flatten
 from dmaml_pl.tracking.sender import Pace
 
 pytestmark = [

@@ -11,11 +11,12 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dmaml_pl.redaction import redact
+
 MAX_NAME = 250  # characters of a metric's or parameter's name that MLflow takes
 MAX_VALUE = 6000  # characters of a parameter's value that MLflow takes; it cuts longer ones without an error
 
 _FORBIDDEN = re.compile(r"[^\w.\- :/]")
-_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
 
 
 def clean_name(name: str) -> str:
@@ -26,11 +27,6 @@ def clean_name(name: str) -> str:
     """
     parts = _FORBIDDEN.sub("_", name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:MAX_NAME] or "_"
-
-
-def redact(text: str) -> str:
-    """Blank out the `user:password` of every URI in a text: whoever sees the MLflow run must not get them."""
-    return _PASSWORD.sub("***", text)
 
 
 def flatten(config: Mapping[str, Any] | Namespace) -> dict[str, str]:

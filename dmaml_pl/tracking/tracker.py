@@ -25,13 +25,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from dmaml_pl.errors import TrackingError
+from dmaml_pl.redaction import redact
 from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.checkpoints import CheckpointFiles
 from dmaml_pl.tracking.description import NOTE, Description
 from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR, MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.outcome import Outcome
-from dmaml_pl.tracking.params import flatten, redact
+from dmaml_pl.tracking.params import flatten
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import Store, own_command, reason
 from dmaml_pl.tracking.system import SystemMetrics
