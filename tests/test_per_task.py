@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
-from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine, layers
-from dmaml_pl.engines.layers import use_faster_batch_norm
+from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine
+from dmaml_pl.engines.layers import batch_norm, use_faster_layers
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from tests.recipes import same, state_of
@@ -193,7 +193,7 @@ def test_batch_norms_derivatives_are_right(shape: tuple[int, ...], layout: torch
         if len(shape) == 4
         else nn.BatchNorm1d(3, track_running_stats=False)
     )
-    use_faster_batch_norm(layer)
+    use_faster_layers(layer)
 
     def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out: Tensor = functional_call(layer, {"weight": weight, "bias": bias}, (x,))
@@ -234,6 +234,6 @@ def test_statistics_of_a_channel_that_varies_little_are_exact_in_float32_with_ch
     x = 1 + 0.01 * (torch.rand(20, 4, 28, 28, generator=generator) < 0.1).float()
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = torch.ones(4), torch.zeros(4)
-    found = layers._BatchNorm.apply(x, weight, bias, 1e-5)
+    found = batch_norm._BatchNorm.apply(x, weight, bias, 1e-5)
     expected = F.batch_norm(x.double(), None, None, weight.double(), bias.double(), training=True, eps=1e-5)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)

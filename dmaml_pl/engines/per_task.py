@@ -33,7 +33,7 @@ from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
 from dmaml_pl.engines.inner_loop import Judge, adapt, cut, stacked, task_metrics
-from dmaml_pl.engines.layers import use_faster_batch_norm
+from dmaml_pl.engines.layers import use_faster_layers
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
@@ -131,7 +131,7 @@ class PerTaskEngine:
                 total[name] = total[name] + gradient if name in total else gradient
         loss, metric = torch.cat(losses).mean(), torch.cat(metrics).mean()
         parameters = dict(learner.module.named_parameters())
-        gradients = [gradient / batch.tasks for gradient in total.values()]
+        gradients = [gradient.contiguous().div_(batch.tasks) for gradient in total.values()]
         hand_out(MetaGradient(loss, metric, [parameters[name] for name in total], gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 
@@ -188,6 +188,8 @@ class PerTaskEngine:
         network = learner.module
         traits = self._traits_of(network, batch)
         parameters: Weights = dict(network.named_parameters())
+        if traits.channels_last:
+            parameters = {name: _like_channels_last(p) for name, p in parameters.items()}
         buffers: Weights = dict(network.named_buffers())
         threads, at_once = torch.get_num_threads(), min(batch.tasks, self.task_chunk or batch.tasks)
         workers = min(threads, at_once) if traits.threads else 1
@@ -251,11 +253,18 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, strides).unsqueeze(0)
 
 
+def _like_channels_last(p: Tensor) -> Tensor:
+    """A weight in the order in memory that convolutions would bring it to each time."""
+    if p.ndim != 4:
+        return p
+    return p.detach().contiguous(memory_format=torch.channels_last).requires_grad_(p.requires_grad)
+
+
 def _structure_of(network: nn.Module) -> nn.Module:
-    """A copy of the modules, which holds the same tensors, and whose batch norms are faster."""
+    """A copy of the modules, which holds the same tensors, and whose layers are faster."""
     tensors = [*network.parameters(), *network.buffers()]
     copied = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    use_faster_batch_norm(copied)
+    use_faster_layers(copied)
     return copied
 
 
