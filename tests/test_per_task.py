@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
 from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine
-from dmaml_pl.engines.layers import batch_norm, use_faster_layers
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from tests.recipes import same, state_of
@@ -180,33 +177,6 @@ def test_a_network_that_wants_its_channels_first_gets_them_first() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("shape", [(6, 3, 4, 5), (7, 3)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_batch_norms_derivatives_are_right(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(shape, dtype=torch.float64)
-    x = (x.contiguous(memory_format=layout) if x.ndim == 4 else x).requires_grad_()
-    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-
-    layer = (
-        nn.BatchNorm2d(3, track_running_stats=False)
-        if len(shape) == 4
-        else nn.BatchNorm1d(3, track_running_stats=False)
-    )
-    use_faster_layers(layer)
-
-    def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        out: Tensor = functional_call(layer, {"weight": weight, "bias": bias}, (x,))
-        return out
-
-    expected = F.batch_norm(x, None, None, weight, bias, training=True)
-    torch.testing.assert_close(batch_norm(x, weight, bias), expected, **TIGHT)
-
-    assert "_BatchNorm" in str(batch_norm(x, weight, bias).grad_fn)
-    assert torch.autograd.gradcheck(batch_norm, (x, weight, bias))
-    assert torch.autograd.gradgradcheck(batch_norm, (x, weight, bias))
-
-
 def test_a_network_that_writes_its_buffers_is_refused_in_one_line_and_left_to_the_reference_by_auto() -> None:
     network = made(lambda: nn.Sequential(Counting(), nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten()))
     module = MAML(network, engine="per_task")
@@ -227,13 +197,3 @@ def test_auto_executes_convolutions_per_task_on_a_cpu() -> None:
     network, rule = network_of("batch"), MAMLRule(inner_lr=0.1)
     expected = gradients_by(per_task(network, rule), network, rule)[0]
     assert same(gradients_by(AutoEngine(rule, objective_of(network)), network, rule)[0], expected)
-
-
-def test_statistics_of_a_channel_that_varies_little_are_exact_in_float32_with_channels_last() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = 1 + 0.01 * (torch.rand(20, 4, 28, 28, generator=generator) < 0.1).float()
-    x = x.contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.ones(4), torch.zeros(4)
-    found = batch_norm._BatchNorm.apply(x, weight, bias, 1e-5)
-    expected = F.batch_norm(x.double(), None, None, weight.double(), bias.double(), training=True, eps=1e-5)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)

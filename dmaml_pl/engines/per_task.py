@@ -131,7 +131,8 @@ class PerTaskEngine:
                 total[name] = total[name] + gradient if name in total else gradient
         loss, metric = torch.cat(losses).mean(), torch.cat(metrics).mean()
         parameters = dict(learner.module.named_parameters())
-        gradients = [gradient.contiguous().div_(batch.tasks) for gradient in total.values()]
+        # In the order in memory that the parameters have, which optimizers expect.
+        gradients = [(gradient / batch.tasks).contiguous() for gradient in total.values()]
         hand_out(MetaGradient(loss, metric, [parameters[name] for name in total], gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 

@@ -1,8 +1,8 @@
 """Batch norm, ReLU and max-pooling as one operation, which keeps and walks through a quarter of the values.
 
-All three leave the order of a channel's values as it is (batch norm does for a positive weight), so that the largest of a
-window can be looked up first, and only those are normalized and cut at zero. Their gradient is zero everywhere else, so
-that batch norm's derivatives need few sums over all values, too. The values are the same.
+All three leave the order of a channel's values as it is (batch norm does for a positive weight), so that the largest of
+a window can be looked up first, and only those are normalized and cut at zero. Their gradient is zero everywhere else,
+so that batch norm's derivatives need few sums over all values, too. The values are the same.
 
 Legend: B samples, C channels, H W pixels before pooling, P pixels after, n samples and pixels of a channel before.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from dmaml_pl.engines.layers.batch_norm import (
-    BatchNorm,
+    Figures,
     batch_norm,
     derivative,
     is_plain,
@@ -30,37 +32,35 @@ _aten: Any = torch.ops.aten
 _Pool = tuple[list[int], list[int], list[int], list[int], bool]
 
 
-def pool_then_relu(relu: nn.ReLU, pool: nn.MaxPool2d, x: Tensor) -> Tensor:
-    """Both of x (B, C, H, W), in the order in which the second is less work."""
-    del relu
-    return torch.relu_(pool(x)) if not x.requires_grad else torch.relu(pool(x))
+def pool_then_relu(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    """A ReLU and max-pooling of x (B, C, H, W), in the order in which the ReLU has less to do."""
+    return torch.relu(pool(x))
 
 
-def batch_norm_relu_pool(norm: BatchNorm, relu: nn.ReLU, pool: nn.MaxPool2d, x: Tensor) -> Tensor:
-    """All three of x (B, C, H, W), one after another."""
+def batch_norm_relu_pool(norm: BatchNorm, pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    """Batch norm, ReLU and max-pooling of x (B, C, H, W), one after another."""
     if x.ndim != 4 or not is_plain(norm, x):
-        return pool_then_relu(relu, pool, batch_norm(norm, x))
-    weight, bias = norm.weight, norm.bias
-    signs = weight.detach().sign()
-    lowest = signs.min()
-    if lowest != 1:
-        if not signs.all() or lowest.isnan():  # with a weight of zero all values of a window are the largest
-            return pool_then_relu(relu, pool, batch_norm(norm, x))
+        return pool_then_relu(pool, batch_norm(norm, x))
+    weight: Tensor = norm.weight
+    signs = np.sign(weight.detach().numpy())
+    if not np.all(np.abs(signs) == 1):  # with a weight of zero all values of a window are the largest
+        return pool_then_relu(pool, batch_norm(norm, x))
+    if np.any(signs < 0):
         # Normalized values have the sign of the values, so that the product stays the same.
-        x, weight = x * signs.view(1, -1, 1, 1), weight * signs
-    out: Tensor = _Block.apply(x, weight, bias, norm.eps, _shape_of(pool))
+        x, weight = x * over(signs, x), weight * torch.from_numpy(signs)
+    out: Tensor = _Block.apply(x, weight, norm.bias, norm.eps, _settings_of(pool))
     return out
 
 
-def _shape_of(pool: nn.MaxPool2d) -> _Pool:
+def _settings_of(pool: nn.MaxPool2d) -> _Pool:
     def pair(size: Any) -> list[int]:
         return [size, size] if isinstance(size, int) else list(size)
 
     return pair(pool.kernel_size), pair(pool.stride), pair(pool.padding), pair(pool.dilation), pool.ceil_mode
 
 
-def _gathered(x: Tensor, at: Tensor) -> Tensor:
-    """The values of x that were the largest of their windows, in the shape of `at`."""
+def _largest(x: Tensor, at: Tensor) -> Tensor:
+    """The values of x at the pixels `at` (B, C, P), counted in windows of max-pooling, in the shape of `at`."""
     if not x.is_contiguous(memory_format=torch.channels_last):
         return x.flatten(2).gather(2, at.flatten(2)).view_as(at)
     b, c, *size = at.shape
@@ -72,23 +72,24 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: _Pool) -> Tensor:
         mean, r = statistics(x, eps)
-        largest, at = _aten.max_pool2d_with_indices(x, *pool)
-        z = largest.sub_(over(mean, x)).mul_(over(r, x))
-        out = torch.addcmul(over(bias, x), z, over(weight, x)).clamp_min_(0)
-        ctx.save_for_backward(x, weight, mean, r, z, at, out)
-        ctx.pool = pool
+        w = weight.detach().numpy()
+        z, at = _aten.max_pool2d_with_indices(x, *pool)
+        z.sub_(over(mean, x)).mul_(over(r, x))
+        out = torch.addcmul(over(bias.detach().numpy(), x), z, over(w, x)).clamp_min_(0)
+        ctx.save_for_backward(x, weight, z, at, out)
+        ctx.figures, ctx.pool = (w, mean, r), pool
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return *_BlockBackward.apply(gradients[0], *ctx.saved_tensors, ctx.pool), None, None
+        return *_BlockBackward.apply(gradients[0], *ctx.saved_tensors, ctx.figures, ctx.pool), None, None
 
 
 class _BlockBackward(torch.autograd.Function):
     """The first derivative, and in its backward the second.
 
-    They are batch norm's (`batch_norm.py`, whose names these are), with a g that is zero but for the pixels that were the
-    largest of their window and larger than zero. P(g) is kept, as w r P(g), for the weight is not zero here.
+    They are batch norm's (`batch_norm.py`, whose names these are), with a g that is zero but for the pixels that were
+    the largest of their window and larger than zero. P(g) is kept, as w r P(g), for the weight is not zero here.
     """
 
     @staticmethod
@@ -97,35 +98,42 @@ class _BlockBackward(torch.autograd.Function):
         g: Tensor,
         x: Tensor,
         weight: Tensor,
-        mean: Tensor,
-        r: Tensor,
         z: Tensor,
         at: Tensor,
         out: Tensor,
+        figures: tuple[Figures, ...],
         pool: _Pool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        w, mean, r = figures
         g = _aten.threshold_backward(g, out, 0)
-        sum_g, sum_gz, wr, n = total(g), total(g * z), weight * r, values(x)
-        along_x = (sum_gz * wr * r).div_(-n)
-        constant = (sum_g * wr).div_(n).addcmul_(mean, along_x)
-        dx: Tensor = _aten.max_pool2d_with_indices_backward(g * over(wr, x), x, *pool, at)
+        n, dw, db = values(x), total(g * z), total(g)
+        with np.errstate(all="ignore"):  # as in PyTorch: what is not finite is seen in the loss
+            along_x = dw.numpy() * w * r * r / -n
+            constant = db.numpy() * w * r / n + mean * along_x
+            dx: Tensor = _aten.max_pool2d_with_indices_backward(g * over(w * r, x), x, *pool, at)
         dx.addcmul_(x, over(along_x, x)).sub_(over(constant, x))
-        ctx.save_for_backward(g, x, weight, mean, r, z, at, out, sum_gz, dx)
+        ctx.save_for_backward(g, x, weight, z, at, out, dx)
+        ctx.figures = w, mean, r, dw.numpy()
         ctx.set_materialize_grads(False)
-        return dx, sum_gz, sum_g
+        return dx, dw, db
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None, t: Tensor | None) -> Any:
-        g, x, weight, mean, r, z, at, out, sum_gz, first = ctx.saved_tensors
+        g, x, weight, z, at, out, first = ctx.saved_tensors
+        w, mean, r, sum_gz = ctx.figures
         u, n = torch.zeros_like(x) if u is None else u, values(x)
         p, sum_uz, _ = derivative(u, x, weight, mean, r)
-        v, t = (torch.zeros_like(r) if given is None else given for given in (v, t))
-        c = v - sum_uz * weight * r / n
-        gathered = _gathered(p, at)
-        i = total(gathered * g).div_(n)
-        along_x = (r * r * i).neg_()
-        dx = p.mul_(over(sum_gz * r / -n, x)).addcmul_(first, over(c / weight, x)).addcmul_(x, over(along_x, x))
-        dx.sub_(over(mean * along_x, x))
-        dg = gathered.addcmul_(z, over(v, x)).add_(over(t, x))
-        return _aten.threshold_backward(dg, out, 0), dx, i / weight * n, *[None] * 6
+        dg = _largest(p, at)
+        sum_gp = total(dg * g).numpy()
+        if v is not None:
+            dg.addcmul_(z, over(v.numpy(), x))
+        if t is not None:
+            dg.add_(over(t.numpy(), x))
+        with np.errstate(all="ignore"):
+            c = (0 if v is None else v.numpy()) - sum_uz.numpy() * w * r / n
+            along_x = r * r * sum_gp / -n
+            dx = p.mul_(over(sum_gz * r / -n, x)).addcmul_(first, over(c / w, x)).addcmul_(x, over(along_x, x))
+            dx.sub_(over(mean * along_x, x))
+            dw = torch.from_numpy(sum_gp / w)
+        return _aten.threshold_backward(dg, out, 0), dx, dw, None, None, None, None, None

@@ -1,10 +1,9 @@
 """Convolution whose second derivative is three convolutions.
 
 A convolution is linear in the samples and in the weights. PyTorch 2.15 composes its second derivative of convolutions
-with samples and channels swapped, whose kernels are as large as the images, and of separate ones for what can be done at
-once.
+with samples and channels swapped, whose kernels are as large as the images, and makes two of what can be one.
 
-Legend: B samples, C and D channels before and after, H W pixels.
+Legend: B samples, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class _Convolution(torch.autograd.Function):
 class _ConvolutionBackward(torch.autograd.Function):
     """The first derivative, and in its backward the second.
 
-    Let x * w be the convolution, g the gradient of its output, and u, v, t those of what follows by the gradients of x, w
-    and the bias. As x * w is linear in both, the gradients are
+    Let x * w be the convolution, g the gradient of its output, and u, v, t those of what follows by the gradients of x,
+    w and the bias. As x * w is linear in both, the gradients are
 
         by g: u * w + x * v + t,    by x: that of x * v by x at g,    by w: that of u * w by w at g
     """
@@ -90,11 +89,11 @@ class _ConvolutionBackward(torch.autograd.Function):
         by_g = by_x = by_weight = None
         if u is not None and v is not None and at.groups == 1:
             by_g = _forward(torch.cat([u, x], dim=1), torch.cat([weight, v], dim=1), t, at)
-        elif u is not None or v is not None:
-            terms = [(u, weight)] if v is None else [(x, v)] if u is None else [(u, weight), (x, v)]
-            by_g = _forward(*terms[0], t, at)  # type: ignore[arg-type]
-            for samples, weights in terms[1:]:
-                by_g += _forward(samples, weights, None, at)  # type: ignore[arg-type]
+        elif v is not None:
+            by_g = _forward(x, v, t, at)
+            by_g = by_g if u is None else by_g.add_(_forward(u, weight, None, at))
+        elif u is not None:
+            by_g = _forward(u, weight, t, at)
         elif t is not None:
             by_g = t.view(1, -1, 1, 1).expand_as(g)
         if v is not None and ctx.needs_input_grad[1]:

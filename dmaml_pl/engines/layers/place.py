@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeGuard, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from dmaml_pl.engines.layers.batch_norm import BatchNorm, batch_norm
+from dmaml_pl.engines.layers.batch_norm import batch_norm
 from dmaml_pl.engines.layers.block import batch_norm_relu_pool, pool_then_relu
 from dmaml_pl.engines.layers.convolution import convolution
 
 Step = Callable[[Tensor], Tensor]
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def use_faster_layers(network: nn.Module) -> None:
@@ -22,23 +25,23 @@ def use_faster_layers(network: nn.Module) -> None:
     """
     for layer in network.modules():
         if _is(layer, nn.Sequential):
-            steps = _steps(list(layer))  # type: ignore[arg-type]
-            if len(steps) < len(layer):  # type: ignore[arg-type]
-                layer.forward = partial(_walk, steps)
+            steps = _steps(list(layer))
+            if len(steps) < len(layer):
+                layer.forward = partial(_walk, steps)  # type: ignore[method-assign]
         elif _is_batch_norm(layer):
-            layer.forward = partial(batch_norm, layer)
+            layer.forward = partial(batch_norm, layer)  # type: ignore[method-assign]
         elif _is(layer, nn.Conv2d):
-            layer.forward = partial(convolution, layer)
+            layer.forward = partial(convolution, layer)  # type: ignore[method-assign]
 
 
-def _is_batch_norm(layer: nn.Module) -> bool:
-    # Also of a class of one's own, such as those that learn2learn makes, whose forward is PyTorch's.
+def _is(layer: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
+    hooks = (getattr(layer, f"_{which}_hooks") for which in ("forward", "forward_pre", "backward", "backward_pre"))
+    return type(layer) is kind and not any(hooks)
+
+
+def _is_batch_norm(layer: nn.Module) -> TypeGuard[BatchNorm]:
+    # Of any class, whose forward is PyTorch's: what goes on within hooks does not matter to one layer on its own.
     return isinstance(layer, BatchNorm) and type(layer).forward is BatchNorm.forward and layer.running_mean is None
-
-
-def _is(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks  # noqa: SLF001 - PyTorch tells in no other way
-    return type(layer) is kind and not hooked
 
 
 def _steps(layers: Sequence[nn.Module]) -> list[Step]:
@@ -46,20 +49,26 @@ def _steps(layers: Sequence[nn.Module]) -> list[Step]:
     steps: list[Step] = []
     while layers:
         first, *rest = layers
-        if len(rest) >= 2 and _is(first, nn.BatchNorm2d) and _is_batch_norm(first) and _are_relu_and_pool(*rest[:2]):
-            steps.append(partial(batch_norm_relu_pool, first, *rest[:2]))
-            layers = rest[2:]
-        elif rest and _are_relu_and_pool(first, rest[0]):
-            steps.append(partial(pool_then_relu, first, rest[0]))
-            layers = rest[1:]
-        else:
+        norm = first if _is(first, nn.BatchNorm2d) and _is_batch_norm(first) else None
+        relu_and_pool = rest[:2] if norm is not None else layers[:2]
+        pool = _pool_after_relu(relu_and_pool)
+        if pool is None:
             steps.append(first)
             layers = rest
+        elif norm is None:
+            steps.append(partial(pool_then_relu, pool))
+            layers = layers[2:]
+        else:
+            steps.append(partial(batch_norm_relu_pool, norm, pool))
+            layers = layers[3:]
     return steps
 
 
-def _are_relu_and_pool(first: nn.Module, second: nn.Module) -> bool:
-    return _is(first, nn.ReLU) and _is(second, nn.MaxPool2d) and not second.return_indices
+def _pool_after_relu(layers: Sequence[nn.Module]) -> nn.MaxPool2d | None:
+    if len(layers) == 2 and _is(layers[0], nn.ReLU):
+        pool = layers[1]
+        return pool if _is(pool, nn.MaxPool2d) and not pool.return_indices else None
+    return None
 
 
 def _walk(steps: Sequence[Step], x: Tensor) -> Tensor:
