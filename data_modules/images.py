@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -172,17 +173,16 @@ class ImageTasks(TaskDataModule):
         """Tasks of a split, each a pure function of its own seed, (T, ...), on the trainer's device."""
         numbers = self._samplers[split](seeds)
         images = self._on_device(split)
+        tasks, shape = len(seeds), numbers.shape
         # All support sets before all query sets, so that both are views of what is gathered and converted at once.
-        support, query = numbers[:, :, : self.shots].reshape(-1), numbers[:, :, self.shots :].reshape(-1)
-        index = torch.from_numpy(np.concatenate([support, query])).to(images.device, non_blocking=True)
-        pixels = images.index_select(0, index).to(self._device(), non_blocking=True).float().mul_(1 / 255)
-        tasks, size = len(seeds), images.shape[1:]
-        labels = torch.arange(self.ways, device=pixels.device).view(1, -1, 1)
+        pixels = self._converted(images, numbers.reshape(-1).take(_support_first(shape, self.shots)))
+        support, query = (labels.clone() for labels in _labels(shape, self.shots, pixels.device))
+        size = images.shape[1:]
         return TaskBatch(
-            pixels[: len(support)].view(tasks, -1, *size),
-            labels.expand(tasks, -1, self.shots).reshape(tasks, -1),
-            pixels[len(support) :].view(tasks, -1, *size),
-            labels.expand(tasks, -1, self.queries).reshape(tasks, -1),
+            pixels[: support.numel()].view(tasks, -1, *size),
+            support,
+            pixels[support.numel() :].view(tasks, -1, *size),
+            query,
         )
 
     def draw_task(self, split: Split, seed: int) -> TaskBatch:
@@ -196,13 +196,23 @@ class ImageTasks(TaskDataModule):
         ends = counts.cumsum()
         drawn = torch.randint(int(ends[-1]), (samples,), generator=torch.Generator().manual_seed(seed)).numpy()
         classes = ends.searchsorted(drawn, side="right")
-        rows = torch.from_numpy(starts[classes] + drawn - (ends - counts)[classes]).to(images.device)
-        pixels = images.index_select(0, rows).to(self._device()).float().mul_(1 / 255)
+        pixels = self._converted(images, starts[classes] + drawn - (ends - counts)[classes])
         return LabelledSamples(pixels, torch.from_numpy(classes).to(pixels.device), len(starts))
 
     def figure_tasks(self, tasks: int) -> TaskBatch:
         """Meta-test tasks 0 .. `tasks` - 1, (T, ...), on the CPU."""
         return self.evaluation_tasks("test", range(tasks)).to(torch.device("cpu"))
+
+    def _converted(self, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Rows of the images as floats from 0 to 1, on the trainer's device."""
+        device = self._device()
+        if images.device.type == device.type == "cpu":
+            # NumPy converts and scales some at a time, in a core's cache; PyTorch all of them twice.
+            pixels = images.numpy().reshape(len(images), -1).take(rows, axis=0)
+            scaled = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
+            return torch.from_numpy(scaled).view(-1, *images.shape[1:])
+        index = torch.from_numpy(rows).to(images.device, non_blocking=True)
+        return images.index_select(0, index).to(device, non_blocking=True).float().mul_(1 / 255)
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
@@ -215,3 +225,19 @@ class ImageTasks(TaskDataModule):
             # Splits may share their images.
             self._images = {each: moved if its is images else its for each, its in self._images.items()}
         return self._images[split]
+
+
+@lru_cache(maxsize=64)
+def _support_first(shape: tuple[int, ...], shots: int) -> NDArray[np.int64]:
+    """The order that brings samples (T, N, K + Q) to all tasks' (T, N, K) followed by all tasks' (T, N, Q)."""
+    places = np.arange(np.prod(shape)).reshape(shape)
+    return np.concatenate([places[:, :, :shots].reshape(-1), places[:, :, shots:].reshape(-1)])
+
+
+@lru_cache(maxsize=64)
+def _labels(shape: tuple[int, ...], shots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels (T, N K) and (T, N Q) of samples (T, N, K + Q)."""
+    tasks, ways, draws = shape
+    labels = torch.arange(ways, device=device).view(1, -1, 1)
+    support, query = (labels.expand(tasks, -1, count).reshape(tasks, -1) for count in (shots, draws - shots))
+    return support, query

@@ -91,7 +91,8 @@ def test_batch_norms_derivatives_are_right(shape: tuple[int, ...], layout: torch
     parameters = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     function, x = made_of(layer, samples(*shape)), samples(*shape, layout=layout)
     assert "_BatchNorm" in str(function(x, *parameters).grad_fn)
-    expected = F.batch_norm(x, None, None, *parameters, training=True)
+    weight, bias = parameters
+    expected = F.batch_norm(x, None, None, weight, bias, training=True)
     torch.testing.assert_close(function(x, *parameters), expected, **TIGHT)
     assert torch.autograd.gradcheck(function, (x, *parameters))
     assert torch.autograd.gradgradcheck(function, (x, *parameters))
