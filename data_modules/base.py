@@ -20,9 +20,6 @@ from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, derive_seeds, sta
 
 Split = Literal["train", "val", "test"]
 
-EVALUATION_CHUNK = 25
-"""So many tasks are judged at once, or a meta-batch where that is larger: small meta-batches are for training."""
-
 
 class TrainingRuns:
     """The training dataloader: hands out the task source once a run, `runs` times an epoch.
@@ -88,6 +85,9 @@ class TaskDataModule(pl.LightningDataModule, ABC):
     Raises:
         ConfigError: a count is not greater than zero.
     """
+
+    evaluation_chunk = 25
+    """So many tasks are judged at once, or a meta-batch where that is larger: small meta-batches are for training."""
 
     def __init__(
         self,
@@ -172,5 +172,5 @@ class TaskDataModule(pl.LightningDataModule, ABC):
                 f"data.{split}_tasks is {tasks}, but there are {workers} workers to share the tasks: set it to "
                 f"{workers} or more."
             )
-        chunk = min(max(self.meta_batch, EVALUATION_CHUNK), tasks // workers)
+        chunk = min(max(self.meta_batch, self.evaluation_chunk), tasks // workers)
         return EvaluationTasks(self, split, tasks, chunk, worker, workers)

@@ -6,8 +6,10 @@ Legend: S support points, Q query points; x and y are (S, 1) and (Q, 1).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_modules.base import Split, TaskDataModule
@@ -29,6 +31,9 @@ class Sinusoid(TaskDataModule):
         seed: seed of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: seed of the validation and test tasks.
     """
+
+    evaluation_chunk = 100
+    """A hundred tasks of some points take hardly longer than one."""
 
     def __init__(
         self,
@@ -90,7 +95,19 @@ def _sine(x: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
 
 
 def _draw(generator: torch.Generator, tasks: int, shots: int, queries: int) -> TaskBatch:
-    amplitude, phase = _parameters(generator, tasks)
-    support_x = _inputs(generator, tasks, shots)
-    query_x = _inputs(generator, tasks, queries)
-    return TaskBatch(support_x, _sine(support_x, amplitude, phase), query_x, _sine(query_x, amplitude, phase))
+    """All tasks at once: bit for bit what the functions above make, in half the time.
+
+    A compiled meta-gradient takes a third of a millisecond, and NumPy a third of PyTorch's time for so few numbers.
+    """
+    drawn = torch.rand(tasks * (2 + shots + queries), generator=generator).numpy()
+    amplitude = 0.1 + 4.9 * drawn[:tasks, None, None]
+    phase = math.pi * drawn[tasks : 2 * tasks, None, None]
+    x = 10.0 * drawn[2 * tasks :] - 5.0
+
+    def points(x: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        x = x.reshape(tasks, -1, 1)
+        y = torch.from_numpy(x - phase).sin_()  # PyTorch's sine, as above
+        y.numpy()[...] *= amplitude
+        return torch.from_numpy(x), y
+
+    return TaskBatch(*points(x[: tasks * shots]), *points(x[tasks * shots :]))

@@ -49,7 +49,9 @@ class TaskBatch(NamedTuple):
             yield self.map(lambda tensor, first=first: tensor[first : first + size])  # type: ignore[misc]
 
     def to(self, device: torch.device) -> TaskBatch:
-        """The same tasks on `device`."""
+        """The same tasks on `device`; itself where they are there."""
+        if all(tensor is None or tensor.device == device for tensor in self):
+            return self
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_modules import Sinusoid
+from data_modules import Sinusoid, sinusoid
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks
 
@@ -119,12 +119,12 @@ def test_the_seed_of_seed_everything_is_the_default(monkeypatch: pytest.MonkeyPa
 
 
 def test_validation_yields_every_task_once_in_chunks() -> None:
-    data = Sinusoid(meta_batch=8, val_tasks=60)
+    data = Sinusoid(meta_batch=8, val_tasks=260)
 
     chunks = list(data.val_dataloader())
 
-    assert [chunk.tasks for chunk in chunks] == [25, 25, 10]
-    assert torch.cat([chunk.numbers for chunk in chunks if chunk.numbers is not None]).tolist() == list(range(60))
+    assert [chunk.tasks for chunk in chunks] == [100, 100, 60]
+    assert torch.cat([chunk.numbers for chunk in chunks if chunk.numbers is not None]).tolist() == list(range(260))
 
 
 def test_figures_show_the_support_sets_of_the_meta_test_and_the_true_curves() -> None:
@@ -146,3 +146,15 @@ def test_figures_show_the_support_sets_of_the_meta_test_and_the_true_curves() ->
 def test_a_count_that_is_not_positive_is_named(setting: str) -> None:
     with pytest.raises(ConfigError, match=f"data.{setting} is 0"):
         Sinusoid(**{setting: 0})
+
+
+@pytest.mark.parametrize(("tasks", "shots", "queries"), [(25, 10, 10), (1, 10, 3), (7, 3, 200)])
+def test_tasks_drawn_at_once_are_to_the_bit_what_is_drawn_one_tensor_after_another(
+    tasks: int, shots: int, queries: int
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    amplitude, phase = sinusoid._parameters(generator, tasks)
+    x = [sinusoid._inputs(generator, tasks, points) for points in (shots, queries)]
+    expected = [tensor for each in x for tensor in (each, sinusoid._sine(each, amplitude, phase))]
+    found = sinusoid._draw(torch.Generator().manual_seed(5), tasks, shots, queries)
+    assert all(torch.equal(one, other) for one, other in zip(found[:4], expected, strict=True))

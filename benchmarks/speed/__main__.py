@@ -20,6 +20,7 @@ from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
 from benchmarks.speed.timing import Ratio, Times, in_turn
+from dmaml_pl.noise import quieten
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "sinusoid-1": lambda: sinusoid(1),
@@ -30,7 +31,8 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 OTHERS = ("loop", "drawing", "start", "memory")
 
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 15, 0.1, 100.0
-LOOP_RUNS = 40
+LOOP_RUNS = 100
+"""Two of them are followed by a validation."""
 PEAK = "peak: product of large matrices"
 
 Row = dict[str, Any]
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="draw tasks of Omniglot, too, from data.root")
     given = parser.parse_args(arguments)
+    quieten()
     given.output.mkdir(parents=True, exist_ok=True)
     lines = [machine.description(given.device), ""]
     print(lines[0], flush=True)

@@ -223,10 +223,11 @@ class FewShotModule(pl.LightningModule):
         losses: list[float] = []
         metrics: list[Tensor] = []
         failure, seen = None, 0
+        worker, device = self.global_rank, self.device
         while len(losses) < limit and not (losses and clock.seconds() >= seconds):
             self.answer_the_outside(strategy)
             self.iteration = len(losses)
-            batch = tasks.draw(worker=self.global_rank, run=run, iteration=self.iteration).to(self.device)
+            batch = tasks.draw(worker=worker, run=run, iteration=self.iteration).to(device)
             loss, metric, failure = self._meta_iteration(batch, meta_step, strategy)
             losses.append(loss)
             metrics.append(metric)

@@ -11,6 +11,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim import Optimizer
 
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
@@ -37,11 +38,18 @@ class MetaStep:
         self._optimizer = optimizer
         self._advance: Callable[[], object] | None = None if schedule is None else schedule.step
         self._is_plain = _is_plain(module)
+        forgets = type(optimizer.optimizer).zero_grad is Optimizer.zero_grad
+        groups = optimizer.optimizer.param_groups if self._is_plain and forgets else None
+        self._parameters = None if groups is None else [p for group in groups for p in group["params"]]
         self.backward: Callable[[Tensor], object] = Tensor.backward if self._is_plain else module.manual_backward
 
     def zero_grad(self) -> None:
         """Forget the last meta-gradient."""
-        self._optimizer.zero_grad()
+        if self._parameters is None:
+            self._optimizer.zero_grad()
+        else:
+            for parameter in self._parameters:
+                parameter.grad = None
 
     def step(self) -> None:
         """Go one step along the parameters' gradients, which Lightning counts as one of `global_step`."""
