@@ -1,7 +1,8 @@
 """The meta-gradient in JAX, jitted, over all tasks at once; networks in the layout that XLA prefers (channels last).
 
 A convolution is nine shifts and a matrix product here, and pooling a maximum: on CPUs the derivatives of XLA's own
-(`conv_general_dilated`, `reduce_window`) took fifteen times as long. One task after another (`lax.map`) took a tenth more.
+(`conv_general_dilated`, `reduce_window`) took fifteen times as long. One task after another (`lax.map`) took a tenth
+more.
 
 Legend: B samples, H W C image axes, I O the channels of a convolution.
 """
