@@ -31,7 +31,8 @@ def edited(file: Path, to: Path, **changes: Any) -> Path:
 def test_a_regression_adapts_as_the_meta_test_does(sines: Path) -> None:
     learner, task = dmaml_pl.load(sines), first_task(Sinusoid())
     expected = last_predictions(learner, task)
-    assert torch.equal(learner.adapt(task.support_x, task.support_y, steps=3).predict(task.query_x), expected)
+    learned = learner.adapt(task.support_x, task.support_y, steps=3).predict(task.query_x)
+    torch.testing.assert_close(learned, expected)  # which is computed with other tasks beside it: rounds otherwise
 
 
 def test_a_classification_gives_the_probabilities_of_the_meta_test(letters: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_plain_line_comes_once_a_minute(capsys: pytest.CaptureFixture[str], mo
 def test_training_validation_plain_training_and_meta_test_tell_run_metric_rate_and_time_left(
     at_once: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module, data = small_maml(), small_data(meta_batch=1, val_tasks=60, test_tasks=60)
+    module, data = small_maml(), small_data(meta_batch=1, val_tasks=300, test_tasks=300)
     trainer = small_trainer(
         max_steps=12,
         strategy=DMAMLStrategy(run_length=4),
@@ -88,9 +88,9 @@ def test_training_validation_plain_training_and_meta_test_tell_run_metric_rate_a
         rf"run 2, validation \(2/3\), val/mse {figure}, meta-iteration 8/12, {rate}, {left}",
         r"Training plainly, to compare with \.\.\.",
         rf"training plainly, to compare with, loss {figure}, step 2/\d+, {left}",
-        rf"validation, mse {figure}, task 25/60, {rate}, {left}",
-        rf"meta-test, mse {figure}, task 25/60, {rate}, {left}",
-        rf"prediction, task 25/60, {rate}, {left}",
+        rf"validation, mse {figure}, task 100/300, {rate}, {left}",
+        rf"meta-test, mse {figure}, task 100/300, {rate}, {left}",
+        rf"prediction, task 100/300, {rate}, {left}",
     ):
         assert any(re.fullmatch(expected, line) for line in lines), (expected, lines)
 
