@@ -3,13 +3,20 @@
 Tasks are 5-way 1-shot with 15 queries a class, of Glyphs and, where its folder is given, of Omniglot. Everybody begins
 with uint8 images in memory and ends with float32 support and query sets of the whole meta-batch, on the CPU. All take
 turns in one process, with one thread, as a worker often has; every repetition draws other tasks. What counts is the
-thread's CPU time, in the best repetition, because whatever else the machine does only adds to it.
+thread's CPU time, in the best repetition, because whatever else the machine does only adds to it. The process is a
+fresh one, as that of a training is: after the benchmark's other parts a memory page costs more.
+
+python -m benchmarks.speed.drawing [OMNIGLOT_FOLDER]
 
 Legend: T tasks of a meta-batch, N ways, K shots, Q queries a class, H W image axes.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from benchmarks.speed.training import ROOT
 from data_modules import Glyphs, Omniglot
 from data_modules.images import ImageTasks
 from data_modules.samplers import SamplerName
@@ -32,28 +40,39 @@ Draw = Callable[[int], TaskBatch]
 """From the number of the repetition to a meta-batch."""
 
 
-def measure(omniglot: Path | None = None, repeats: int = 100) -> dict[str, dict[str, float]]:
-    """Time every peer on every meta-batch.
+def measure(omniglot: Path | None = None) -> dict[str, dict[str, float]]:
+    """Time every peer on every meta-batch, in a process of its own.
 
     Args:
         omniglot: its folder, as data.root; None leaves Omniglot out.
-        repeats: of every measurement.
 
     Returns:
         seconds by meta-batch and peer.
     """
-    threads = torch.get_num_threads()
+    done = subprocess.run(  # noqa: S603 - this module
+        [sys.executable, "-m", "benchmarks.speed.drawing", *([str(omniglot.resolve())] if omniglot else [])],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(omniglot: str | None = None, repeats: int = 100) -> None:
+    """Print the seconds of everyone, by meta-batch."""
     torch.set_num_threads(1)
     seconds = {}
     for tasks in META_BATCHES:
         settings: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 15, "meta_batch": tasks, "seed": 0}
         found: list[tuple[type[ImageTasks], dict[str, Any]]] = [(Glyphs, settings)]
         if omniglot is not None:
-            found.append((Omniglot, settings | {"root": str(omniglot)}))
+            found.append((Omniglot, settings | {"root": omniglot}))
         for kind, own in found:
             seconds[f"{tasks} tasks of {kind.__name__}"] = best_of(peers(kind, own), repeats)
-    torch.set_num_threads(threads)
-    return seconds
+    print(json.dumps(seconds))
 
 
 def best_of(draws: dict[str, Draw], repeats: int) -> dict[str, float]:
@@ -148,3 +167,7 @@ def by_taskset(data: ImageTasks, images: Tensor, *, fused: bool, converted: str)
         return TaskBatch(*(part[:, :, which].flatten(1, 2) for which in (support, query) for part in (x, y)))
 
     return draw
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -100,9 +100,8 @@ def _conv4(jax: Any, weights: Weights, x: Any, norms: dict[str, str]) -> Any:
         mean, variance = jnp.mean(x, axis=(0, 1, 2)), jnp.var(x, axis=(0, 1, 2))
         x = (x - mean) * lax.rsqrt(variance + 1e-5) * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
         x = jax.nn.relu(x)
-        half_height, half_width = height // 2, width // 2
-        x = x[:, : 2 * half_height, : 2 * half_width]
-        x = x.reshape(len(x), half_height, 2, half_width, 2, x.shape[-1]).max((2, 4))
+        corners = [x[:, i : height - height % 2 : 2, j : width - width % 2 : 2] for i in range(2) for j in range(2)]
+        x = jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
     return x.reshape(x.shape[0], -1) @ weights["head.weight"] + weights["head.bias"]  # of 1x1 pixels
 
 

@@ -29,7 +29,7 @@ class Pace:
         credit_s: seconds that are free, so that the first values appear at once.
     """
 
-    def __init__(self, share: float = 0.01, credit_s: float = 0.05) -> None:
+    def __init__(self, share: float = 0.005, credit_s: float = 0.05) -> None:
         self._share = share
         self._credit_s = credit_s
         self._since = time.monotonic()
