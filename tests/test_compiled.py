@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data_modules import Sinusoid
 from dmaml_pl import MAML, MAMLRule
 from dmaml_pl.engines import AutoEngine, VectorizedEngine
 from dmaml_pl.engines import compiled as compiler
@@ -19,6 +20,7 @@ from dmaml_pl.engines.compiled import CACHE_VARIABLE, Compiler
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from dmaml_pl.objectives import objective_named
+from dmaml_pl.tasks import TaskBatch
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
 from tests.test_vectorized import (
     NETWORKS,
@@ -140,6 +142,31 @@ def test_a_small_graph_runs_in_one_thread_and_a_large_one_in_all(
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {expected}
+
+
+@pytest.mark.parametrize(("width", "expected"), [(8, 1), (600, 2)])
+@pytest.mark.parametrize("engine", ["vectorized", "auto"])
+@pytest.mark.usefixtures("graphs")
+def test_all_of_a_run_with_a_small_graph_is_made_in_one_thread_and_what_follows_in_all(
+    engine: Any, width: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def draw(self: Sinusoid, **place: int) -> TaskBatch:
+        seen.append(torch.get_num_threads())
+        return drawn(self, **place)
+
+    drawn = Sinusoid.draw
+    monkeypatch.setattr(Sinusoid, "draw", draw)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        module = small_maml(made(lambda: MLP(hidden=[width, width])), engine=engine, compile=True, run_length=3)
+        small_trainer(max_steps=6).fit(module, small_data())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, expected, expected] * 2  # the first meta-batch of a run tells how small the graph is
 
 
 @pytest.mark.usefixtures("graphs")

@@ -85,6 +85,28 @@ def test_drawing_twice_gives_the_same_tasks_and_moves_no_global_generator() -> N
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_meta_batch_is_the_same_drawn_ahead_or_alone_and_is_handed_out_unchanged_after_a_change() -> None:
+    data = Sinusoid(seed=3)
+    walked = [data.draw(worker=0, run=1, iteration=iteration) for iteration in range(40)]
+
+    alone = [Sinusoid(seed=3).draw(worker=0, run=1, iteration=iteration) for iteration in range(40)]
+    assert all(same(one, other) for one, other in zip(walked, alone, strict=True))
+
+    for part in walked[7][:4]:
+        part.zero_()
+    assert same(data.draw(worker=0, run=1, iteration=7), alone[7])
+    assert same(walked[8], alone[8])
+
+
+def test_a_setting_that_changes_is_heeded_by_the_next_meta_batch() -> None:
+    data = Sinusoid(seed=3)
+    data.draw(worker=0, run=1, iteration=0)
+
+    data.shots = 4
+
+    assert data.draw(worker=0, run=1, iteration=1).support_x.shape == (25, 4, 1)
+
+
 def test_workers_runs_iterations_and_seeds_draw_different_tasks() -> None:
     data = Sinusoid(seed=0)
     batches = [data.draw(worker=w, run=r, iteration=i) for w in range(3) for r in range(3) for i in range(3)]
@@ -156,5 +178,5 @@ def test_tasks_drawn_at_once_are_to_the_bit_what_is_drawn_one_tensor_after_anoth
     amplitude, phase = sinusoid._parameters(generator, tasks)
     x = [sinusoid._inputs(generator, tasks, points) for points in (shots, queries)]
     expected = [tensor for each in x for tensor in (each, sinusoid._sine(each, amplitude, phase))]
-    found = sinusoid._draw(torch.Generator().manual_seed(5), tasks, shots, queries)
+    found = sinusoid._draw([4, 5, 6], tasks, shots, queries)[1]
     assert all(torch.equal(one, other) for one, other in zip(found[:4], expected, strict=True))

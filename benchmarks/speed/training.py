@@ -20,6 +20,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from dmaml_pl.engines.threads import limited_threads
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "sinusoid.yaml"
 
@@ -90,8 +92,9 @@ class BareSteps(pl.Callback):
     def on_run_end(self, trainer: pl.Trainer, pl_module: Any, report: Any) -> None:
         """Between two runs."""
         began = time.perf_counter()
-        for _ in range(RUN_LENGTH):
-            self._step(pl_module)
+        with limited_threads(pl_module.engine.threads(self._learner, self._batch)):  # as in the loop
+            for _ in range(RUN_LENGTH):
+                self._step(pl_module)
         ended = time.perf_counter()
         self._loop.append(began - self._since)
         self._bare.append(ended - began)

@@ -110,6 +110,10 @@ class AutoEngine:
         """As the engine that is chosen does."""
         return self._checked(learner, batch).meta_gradient(learner, batch, backward)
 
+    def threads(self, learner: Learner, batch: TaskBatch) -> int | None:
+        """As for the engine that is chosen."""
+        return self._checked(learner, batch).threads(learner, batch)
+
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """As the engine that is chosen does."""
         return self._judge(learner, batch).adaptation_curve(learner, batch, steps)

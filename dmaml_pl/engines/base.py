@@ -61,6 +61,13 @@ class Engine(Protocol):
         """
         ...
 
+    def threads(self, learner: Learner, batch: TaskBatch) -> int | None:
+        """Threads with which meta-gradients of such a batch, and all that surrounds them, are fastest; None: all.
+
+        Compiles what is to be compiled.
+        """
+        ...
+
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
         ...

@@ -9,8 +9,8 @@ decided when it is traced.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines.base import Backward
 from dmaml_pl.engines.products import merge_products
+from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.tasks import TaskBatch
 
 MAX_GRAPHS = 2
@@ -95,6 +96,27 @@ class Compiler:
             outcome: what is differentiated, the same at every call.
         """
         parameters = list(network.parameters())
+        values, lower, graph = self._find(network, parameters, batch, outcome)
+        if graph is None:
+            return None
+        # The conversions of autocast are in the graph already.
+        with (
+            torch.no_grad(),
+            limited_threads(1 if graph.is_small else None),
+            nullcontext() if lower is None else torch.autocast(values[0].device.type, enabled=False),
+        ):
+            loss, metric, *gradients = graph.run(*values)
+        return MetaGradient(loss, metric, [parameters[number] for number in graph.learned], gradients, graph.apart)
+
+    def is_small(self, network: nn.Module, batch: TaskBatch, outcome: Outcome) -> bool:
+        """Whether there is a graph, and one thread is enough for it and what surrounds it; compiles."""
+        graph = self._find(network, list(network.parameters()), batch, outcome)[2]
+        return graph is not None and graph.is_small
+
+    def _find(
+        self, network: nn.Module, parameters: list[nn.Parameter], batch: TaskBatch, outcome: Outcome
+    ) -> tuple[list[Tensor], torch.dtype | None, _Graph | None]:
+        """The values that a graph takes, the type of autocast if it is on, and the graph; compiled where it is new."""
         values = [*parameters, *network.buffers(), batch.support_x, batch.support_y, batch.query_x, batch.query_y]
         # All that the compiled graph takes for granted; nothing checks it again.
         device = values[0].device.type
@@ -108,17 +130,7 @@ class Compiler:
         if key not in graphs:
             full = len(graphs) >= MAX_GRAPHS
             graphs[key] = None if full else _compile(network, values, outcome)
-        graph = graphs[key]
-        if graph is None:
-            return None
-        # The conversions of autocast are in the graph already.
-        with (
-            torch.no_grad(),
-            _one_thread() if graph.is_small else nullcontext(),
-            nullcontext() if lower is None else torch.autocast(device, enabled=False),
-        ):
-            loss, metric, *gradients = graph.run(*values)
-        return MetaGradient(loss, metric, [parameters[number] for number in graph.learned], gradients, graph.apart)
+        return values, lower, graphs[key]
 
 
 def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Graph | None:
@@ -149,7 +161,7 @@ def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Gra
         traced.recompile()
         with torch.no_grad(), torch.autocast(values[0].device.type, enabled=False):
             is_small = values[0].device.type == "cpu" and _operations(traced, examples) < SMALL_PRODUCT
-            with _one_thread() if is_small else nullcontext():
+            with limited_threads(1 if is_small else None):
                 run = machine_code(traced, examples)
                 places = [value.untyped_storage().data_ptr() for value in (*examples, *run(*examples))]
     except Exception as error:  # compilers fail in many ways, and all can be done without
@@ -198,16 +210,6 @@ def _operations(graph: GraphModule, examples: list[Any]) -> float:
     with FlopCounterMode(display=False) as counter:
         graph(*examples)
     return float(counter.get_total_flops()) / max(products, 1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _keep_on_disk() -> None:

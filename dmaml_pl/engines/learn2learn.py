@@ -51,6 +51,9 @@ class Learn2LearnEngine:
             metrics.append(objective.measure(prediction.detach(), task.query_y))
         return MetaOutcome(torch.stack(losses).mean(), torch.stack(metrics).mean())
 
+    def threads(self, learner: Learner, batch: TaskBatch) -> None:
+        """All."""
+
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
         curves, objective = [], self.objective

@@ -136,6 +136,9 @@ class PerTaskEngine:
         hand_out(MetaGradient(loss, metric, [parameters[name] for name in total], gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 
+    def threads(self, learner: Learner, batch: TaskBatch) -> None:
+        """All."""
+
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
         self.check(learner, batch)

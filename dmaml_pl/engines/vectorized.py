@@ -104,10 +104,7 @@ class VectorizedEngine:
 
     def _meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward) -> MetaOutcome:
         network = learner.module
-
-        def outcome(parameters: Weights, buffers: Weights, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-            return self._outcome(network, parameters, buffers, tasks)
-
+        outcome = partial(self._outcome, network)
         if self._compiler is not None:
             found = self._compiler.meta_gradient(network, batch, outcome)
             if found is not None:
@@ -128,6 +125,15 @@ class VectorizedEngine:
             )
         losses, predictions = judge(weights, batch.query_x, batch.query_y)
         return losses.mean(), task_metrics(self.objective, losses, predictions, batch.query_y).mean()
+
+    def threads(self, learner: Learner, batch: TaskBatch) -> int | None:
+        """One for a small compiled graph."""
+        if self._compiler is None:
+            return None
+        self.check(learner, batch)
+        network = learner.module
+        chunk = next(iter(batch.chunks(self.task_chunk)))
+        return 1 if self._compiler.is_small(network, chunk, partial(self._outcome, network)) else None
 
     def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Judge every task before adaptation and after each step of it; leaves no gradients behind."""

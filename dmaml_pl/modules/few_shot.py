@@ -12,7 +12,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.engines import AdaptationCurve, Engine, EngineName, engine_named
+from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
 from dmaml_pl.evaluation.curves import NETWORKS, PLAIN, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
 from dmaml_pl.evaluation.plain import PlainNetwork
@@ -224,19 +225,22 @@ class FewShotModule(pl.LightningModule):
         metrics: list[Tensor] = []
         failure, seen = None, 0
         worker, device = self.global_rank, self.device
-        while len(losses) < limit and not (losses and clock.seconds() >= seconds):
-            self.answer_the_outside(strategy)
-            self.iteration = len(losses)
-            batch = tasks.draw(worker=worker, run=run, iteration=self.iteration).to(device)
-            loss, metric, failure = self._meta_iteration(batch, meta_step, strategy)
-            losses.append(loss)
-            metrics.append(metric)
-            seen += batch.tasks
-            self.tasks_under_way = seen
-            if failure is not None:
-                break
-            for tell in listeners:
-                tell(self.trainer, self, len(losses), limit, loss)
+        with ExitStack() as surroundings:
+            while len(losses) < limit and not (losses and clock.seconds() >= seconds):
+                self.answer_the_outside(strategy)
+                self.iteration = len(losses)
+                batch = tasks.draw(worker=worker, run=run, iteration=self.iteration).to(device)
+                if not losses:
+                    surroundings.enter_context(limited_threads(self.engine.threads(self.learner, batch)))
+                loss, metric, failure = self._meta_iteration(batch, meta_step, strategy)
+                losses.append(loss)
+                metrics.append(metric)
+                seen += batch.tasks
+                self.tasks_under_way = seen
+                if failure is not None:
+                    break
+                for tell in listeners:
+                    tell(self.trainer, self, len(losses), limit, loss)
         if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
             failure = self._not_finite("a weight", self.iteration)
         if failure is not None and self.trainer.world_size == 1:
