@@ -46,6 +46,7 @@ class Stopwatch(pl.Callback):
             for logger in trainer.loggers:
                 for name in METHODS:
                     setattr(logger, name, self._timed(getattr(logger, name)))
+            self.threads_start = _cpu_seconds_of_threads()
             self.start, self.cpu_start = time.perf_counter(), time.thread_time()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -55,7 +56,7 @@ class Stopwatch(pl.Callback):
                 "seconds": time.perf_counter() - self.start,
                 "training": time.thread_time() - self.cpu_start - self.inside,
                 "inside": self.inside,
-                "threads": _cpu_seconds_of_threads(),
+                "threads": _cpu_seconds_of_threads() - self.threads_start,
             }
             Path(self.file).write_text(json.dumps(figures))
 

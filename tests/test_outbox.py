@@ -175,6 +175,33 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_keeping_synchronises_what_waits_and_tells_of_what_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synchronised.append(os.fstat(file).st_size))
+    outbox = claim(tmp_path)
+    outbox.append({"n": 1})
+    assert outbox.keep()
+    assert synchronised[0] == (outbox.folder / "00000001.jsonl").stat().st_size > 0
+    with full_disk(bytes_left_in_a_file=20):
+        outbox.append({"n": "a" * 100})
+        assert not outbox.keep()
+    assert outbox.keep()
+    assert [entry.operation["n"] for entry in outbox.read()] == [1, "a" * 100]
+
+
+def test_what_cannot_be_kept_on_the_disk_is_sent_at_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = make(store)
+    tracker.open()
+    assert tracker._sender is not None
+    monkeypatch.setattr(tracker._sender.outbox, "keep", lambda: False)
+    tracker.log_metrics({"a": 1.0}, 0)
+    tracker.keep()
+    assert history(store, tracker.version or "", "a") == [(0, 1.0)]
+    tracker.finalize("success")
+
+
 def test_a_full_disk_costs_nothing_but_time(store: Path) -> None:
     tracker = make(store)
     tracker.open()

@@ -683,6 +683,7 @@ def test_nothing_happens_off_rank_zero(tmp_path: Path) -> None:
     tracker.log_metrics({"a": 1.0}, 0)
     tracker.save()
     tracker.flush()
+    tracker.keep()
     tracker.log_text("a", "a.txt")
     tracker.log_artifact(tmp_path)
     tracker.set_tags({"a": "b"})

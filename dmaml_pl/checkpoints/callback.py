@@ -167,10 +167,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _renew_last(self, trainer: pl.Trainer) -> None:
         began = time.perf_counter()
-        for logger in trainer.loggers:  # so that what a resumed training does not do again has been told
-            flush = getattr(logger, "flush", None)
-            if flush is not None:
-                flush()
+        for logger in trainer.loggers:  # so that what a resumed training does not do again is not lost
+            keep = getattr(logger, "keep", None)
+            if keep is not None:
+                keep()
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if trainer.is_global_zero and not self._told_of_last:
             restarts.remember_last(Path(self.last_model_path))

@@ -10,8 +10,8 @@ process that is killed. A folder of its own for each MLflow run, below `{save_di
 - `refused.jsonl`: what the store will never take, and why.
 
 An operation counts as sent once the store has taken it, so a process that is killed in between sends it again:
-operations are such that this changes nothing (see `operations`). Nothing is synchronised to the disk at each line: what
-was written survives this process, but not a power failure.
+operations are such that this changes nothing (see `operations`). A line is not synchronised to the disk when it is
+written: it survives this process at once, and a power failure from the next `keep` on.
 """
 
 from __future__ import annotations
@@ -122,6 +122,23 @@ class Outbox:
             except (Timeout, OSError):  # no room for a copy: send it from where it is
                 return str(path.absolute())
             return kept.relative_to(self.folder).as_posix()
+
+    def keep(self) -> bool:
+        """Bring all that waits to the disk, so that it survives a power failure; returns whether it is there."""
+        with self._mutex:
+            self._write()
+            if self._file is None or self._unwritten:
+                return not self._unwritten
+            try:
+                folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(self._file)
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+            except OSError:
+                return False
+            return True
 
     def unstage(self, name: str) -> None:
         """Remove what `stage` kept."""
