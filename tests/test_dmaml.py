@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -279,3 +282,29 @@ def test_a_module_that_does_not_train_in_runs_is_refused() -> None:
 def test_a_setting_out_of_range_is_named(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"trainer.strategy.{setting} is {value}, but must be greater than 0"):
         DMAMLStrategy(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_ctrl_c_that_python_drops_in_a_finalizer_ends_the_training_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unlucky:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class Presses(pl.Callback):
+        def on_meta_iteration_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+            if trainer.global_step == 3:
+                Unlucky()
+
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+    trainer = small_trainer(max_steps=100, strategy=DMAMLStrategy(run_length=5), callbacks=[Presses()])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            trainer.fit(small_maml(), small_data())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert dropped == [KeyboardInterrupt]
+    assert isinstance(stopped.value.__context__, KeyboardInterrupt)
+    assert trainer.global_step == 3

@@ -227,7 +227,7 @@ def test_a_stop_signal_ends_in_killed_and_says_how_to_go_on(
     workers = training.workers()
     training.process.send_signal(number)
     returncode, errors = training.end()
-    assert returncode == code
+    assert returncode == code, errors
     kept = r"Stopped\. The last merge is kept in (mlruns/checkpoints/sinusoid/.*/last\.ckpt)\. To go on:\n  (.*)\n"
     ((file, command),) = re.findall(kept, errors)
     assert (tmp_path / file).is_file()
@@ -246,7 +246,7 @@ def test_a_killed_worker_ends_the_training_with_a_clear_error(
     (worker,) = training.workers()
     os.kill(worker, signal.SIGKILL)
     returncode, errors = training.end()
-    assert returncode == 1
+    assert returncode == 1, errors
     assert re.search(rf"dmaml: error: worker 1 \(process {worker}\) was killed by SIGKILL while run \d+", errors)
     assert "Traceback" not in errors
     status, tags = status_of(tmp_path)

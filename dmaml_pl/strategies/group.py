@@ -63,6 +63,7 @@ class WorkerGroupStrategy(DDPStrategy):
         self.membership: Membership | None = None
         self._merging = False
         self._terminated = False
+        self._interrupted = False
         self._reshare_validation = False
 
     # -- workers ---------------------------------------------------------------------------------------------------
@@ -142,9 +143,12 @@ class WorkerGroupStrategy(DDPStrategy):
         Raises:
             WorkerLostError: a worker that this process started has ended, and the others are not to continue.
             SIGTERMException: this process was asked to end.
+            KeyboardInterrupt: Ctrl-C was pressed, and what was under way has swallowed it.
         """
         if self._terminated:
             raise SIGTERMException
+        if self._interrupted:
+            raise KeyboardInterrupt
         if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost and self.membership is None:
             raise WorkerLostError(
                 f"{self._launcher.lost[0]} while run {self._run()} was under way. Training has stopped on every worker;"
@@ -152,12 +156,20 @@ class WorkerGroupStrategy(DDPStrategy):
             )
 
     def on_train_start(self) -> None:
-        """Answer SIGTERM (pre-emption) within a meta-iteration, on every worker of this machine.
+        """Answer SIGTERM (pre-emption) within a meta-iteration, on every worker of this machine; and Ctrl-C, at once.
 
-        Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge.
+        Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge. And
+        Python drops a KeyboardInterrupt that a finalizer happens to be under way at: the workers, who were told to end
+        by then, would be missed.
         """
         super().on_train_start()
         self._answer_sigterm(self._end_run)
+        self._interrupted = False
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def on_test_start(self) -> None:
         """Answer SIGTERM at once: a test has nothing to lose."""
@@ -177,6 +189,10 @@ class WorkerGroupStrategy(DDPStrategy):
         self._terminated = True
         if isinstance(self._launcher, WorkerLauncher):
             self._launcher.kill(signal.SIGTERM)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _end_now(self, number: int, frame: Any) -> None:
         self._end_run(number, frame)
