@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -159,6 +159,19 @@ class Tabular(TaskDataModule):
     def draw_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis; the same as `draw_tasks` draws among others."""
         return self.draw_tasks(split, [seed]).task(0)
+
+    def figure_tasks(self, tasks: int) -> TaskBatch | None:
+        """Meta-test tasks 0 .. `tasks` - 1, queries in the order of the input; None with several inputs or targets."""
+        if len(self.inputs) != 1 or len(self.targets) != 1:
+            return None
+        drawn = self.evaluation_tasks("test", range(tasks))
+        order = drawn.query_x.argsort(dim=1)
+        return drawn._replace(query_x=drawn.query_x.gather(1, order), query_y=drawn.query_y.gather(1, order))
+
+    def figure_style(self) -> dict[str, Any]:
+        """How a figure of these tasks differs from one of curves: the columns' names, and queries that are points."""
+        units = " (standardized)" if self.scaling is not None else ""
+        return {"labels": (f"{self.inputs[0]}{units}", f"{self.targets[0]}{units}"), "points": True}
 
     def _deal(self, names: list[str]) -> dict[str, str]:
         # By a hash of each name: the same split whatever the order of the rows.

@@ -220,3 +220,23 @@ def test_settings_that_the_file_cannot_serve_name_the_setting(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         ready(path, **settings)
+
+
+def test_figures_show_the_tasks_of_the_meta_test_in_the_order_of_their_input(path: Path) -> None:
+    data = ready(path, inputs=["x"])
+    figure = data.figure_tasks(2)
+    assert figure is not None
+    check_tasks(figure)
+    for index in range(2):
+        task, shown = data.evaluation_task("test", index), figure.task(index)
+        order = task.query_x.squeeze(-1).argsort()
+        assert torch.equal(shown.support_x, task.support_x)
+        assert torch.equal(shown.query_x, task.query_x[order])
+        assert torch.equal(shown.query_y, task.query_y[order])
+    assert data.figure_style() == {"labels": ("x (standardized)", "y (standardized)"), "points": True}
+    assert ready(path, inputs=["x"], standardize=False).figure_style()["labels"] == ("x", "y")
+
+
+def test_of_several_inputs_or_targets_there_is_no_figure(path: Path) -> None:
+    assert ready(path).figure_tasks(2) is None
+    assert ready(path, inputs=["x"], targets=["y", "z"]).figure_tasks(2) is None

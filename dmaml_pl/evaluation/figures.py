@@ -59,14 +59,24 @@ def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[int, ...], path: Path) -> None:
-    """Some tasks with the true curve, the support points, and the predictions before and after adaptation.
+def draw_regression_tasks(
+    tasks: TaskBatch,
+    predictions: Tensor,
+    shown: tuple[int, ...],
+    path: Path,
+    *,
+    labels: tuple[str, str] = ("x", "y"),
+    points: bool = False,
+) -> None:
+    """Some tasks with their truth, the support points, and the predictions before and after adaptation.
 
     Args:
-        tasks: T tasks of one input and one output, whose query set is the true curve on a grid.
+        tasks: T tasks of one input and one output, whose query set is in the order of its inputs.
         predictions: (T, I + 1, Q, 1), after 0 .. I steps.
         shown: the numbers of steps to draw.
         path: the PNG file.
+        labels: of the axes.
+        points: whether the query set is some points, rather than the true curve on a grid.
     """
     count = tasks.tasks
     figure = _figure(3.3 * count, 3.2)
@@ -74,7 +84,11 @@ def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[in
     for number, axes in enumerate(panels):
         task = tasks.task(number)
         x = task.query_x.squeeze(-1)
-        axes.plot(x, task.query_y.squeeze(-1), color=BLACK, linewidth=1.5, label="true curve")
+        truth = task.query_y.squeeze(-1)
+        if points:
+            axes.scatter(x, truth, color=BLACK, s=12, zorder=4, label="query points")
+        else:
+            axes.plot(x, truth, color=BLACK, linewidth=1.5, label="true curve")
         for place, step in enumerate(shown):
             axes.plot(
                 x,
@@ -93,11 +107,11 @@ def draw_regression_tasks(tasks: TaskBatch, predictions: Tensor, shown: tuple[in
             label="support points",
         )
         axes.set_title(f"task {number}", fontsize=9)
-        axes.set_xlabel("x")
+        axes.set_xlabel(labels[0])
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("y")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    panels[0].set_ylabel(labels[1])
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     figure.savefig(path)
 
 

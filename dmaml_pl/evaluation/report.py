@@ -142,15 +142,16 @@ class MetaTestReport(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         draw_adaptation_curve(result, folder / "adaptation_curve.png")
         figures = [Figure("figures/adaptation_curve.png", "The metric over adaptation steps")]
-        tasks_to_draw = getattr(getattr(trainer, "datamodule", None), "figure_tasks", None)
-        if tasks_to_draw is None:
+        data: Any = getattr(trainer, "datamodule", None)
+        tasks = data.figure_tasks(self.tasks) if hasattr(data, "figure_tasks") else None
+        if tasks is None:
             return figures
-        tasks = tasks_to_draw(self.tasks)
         predictions = module.predictions_from(tasks).cpu()
         path = folder / "tasks.png"
         if result.objective.name == "regression":
             shown = tuple(sorted({0, min(1, result.steps), result.steps}))
-            draw_regression_tasks(tasks, predictions, shown, path)
+            how = data.figure_style() if hasattr(data, "figure_style") else {}
+            draw_regression_tasks(tasks, predictions, shown, path, **how)
             figures.append(Figure("figures/tasks.png", "Some tasks, before and after adaptation"))
         else:
             draw_image_tasks(tasks, predictions, result.steps, path)
