@@ -308,3 +308,4 @@ def test_ctrl_c_that_python_drops_in_a_finalizer_ends_the_training_all_the_same(
     assert dropped == [KeyboardInterrupt]
     assert isinstance(stopped.value.__context__, KeyboardInterrupt)
     assert trainer.global_step == 3
+    trainer.validate(trainer.lightning_module, small_data(), verbose=False)  # the same Trainer is of use again

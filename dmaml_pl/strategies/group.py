@@ -163,27 +163,23 @@ class WorkerGroupStrategy(DDPStrategy):
         by then, would be missed.
         """
         super().on_train_start()
-        self._answer_sigterm(self._end_run)
-        self._interrupted = False
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            signal.signal(signal.SIGINT, self._interrupt)
+        self._answer(signal.SIGTERM, self._end_run)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._answer(signal.SIGINT, self._interrupt)
 
     def on_test_start(self) -> None:
         """Answer SIGTERM at once: a test has nothing to lose."""
         super().on_test_start()
-        self._answer_sigterm(self._end_now)
+        self._answer(signal.SIGTERM, self._end_now)
 
     def on_predict_start(self) -> None:
         """As for a test."""
         super().on_predict_start()
-        self._answer_sigterm(self._end_now)
+        self._answer(signal.SIGTERM, self._end_now)
 
-    def _answer_sigterm(self, handler: Callable[[int, Any], None]) -> None:
+    def _answer(self, number: signal.Signals, handler: Callable[[int, Any], None]) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+            signal.signal(number, handler)
 
     def _end_run(self, number: int, frame: Any) -> None:
         self._terminated = True
@@ -201,6 +197,7 @@ class WorkerGroupStrategy(DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
         super().on_exception(exception)
+        self._interrupted = False  # it was heard: what this Trainer is asked for next is not to end at once
         if isinstance(self._launcher, WorkerLauncher) and not isinstance(exception, NonFiniteError):
             self._launcher.look()  # before they are all ended from here
             self._launcher.stop_workers()
