@@ -16,8 +16,6 @@ Legend: T tasks of a meta-batch, N ways, K shots, Q queries a class, H W image a
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.speed.training import ROOT
+from benchmarks.speed.alone import alone
 from data_modules import Glyphs, Omniglot
 from data_modules.images import ImageTasks
 from data_modules.samplers import SamplerName
@@ -53,15 +51,9 @@ def measure(omniglot: Path | None = None) -> dict[str, dict[str, dict[str, float
     Returns:
         seconds by meta-batch, kind of turn and peer.
     """
-    done = subprocess.run(  # noqa: S603 - this module
-        [sys.executable, "-m", "benchmarks.speed.drawing", *([str(omniglot.resolve())] if omniglot else [])],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+    found: dict[str, dict[str, dict[str, float]]] = alone(
+        "benchmarks.speed.drawing", *([str(omniglot.resolve())] if omniglot else [])
     )
-    found: dict[str, dict[str, dict[str, float]]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

@@ -5,9 +5,6 @@ python -m benchmarks.speed.memory learn2learn cpu
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,9 +12,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from benchmarks.speed.alone import alone
 from benchmarks.speed.peers import REFERENCE, Peer, our_engine
 from benchmarks.speed.problems import Problem, conv
-from benchmarks.speed.training import ROOT
 
 MEASURED = (
     REFERENCE,
@@ -43,18 +40,7 @@ def problem(device: str) -> Problem:
 
 def measure(device: str) -> dict[str, float]:
     """Bytes that a meta-gradient needs at its peak beyond what there was before, by peer."""
-    found = {}
-    for peer in (known.name for known in MEASURED):
-        done = subprocess.run(  # noqa: S603 - this module
-            [sys.executable, "-m", "benchmarks.speed.memory", peer, device],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found[peer] = float(json.loads(done.stdout.splitlines()[-1]))
-    return found
+    return {known.name: float(alone("benchmarks.speed.memory", known.name, device)) for known in MEASURED}
 
 
 def main(peer: str, device: str) -> None:
