@@ -77,7 +77,7 @@ def check_registering(trainer: pl.Trainer) -> None:
     Raises:
         ConfigError: names the setting of the Trainer.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
         if isinstance(callback, ModelRegistrar):
             callback.check(trainer)
 
@@ -93,7 +93,7 @@ def check_outputs(trainer: pl.Trainer, stage: str, *, meta_test: bool) -> None:
     Raises:
         ConfigError: names the setting of the folder or file that cannot be written.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
         if isinstance(callback, MetaTestReport) and meta_test:
             callback.check_writable(trainer)
         if isinstance(callback, PredictionWriter) and stage == "predict":

@@ -65,7 +65,7 @@ class ModelRegistrar(pl.Callback):
         callback: Any = trainer.checkpoint_callback
         path = callback.best_model_path or callback.last_model_path
         learner = load(path, trust=[EVERYTHING])  # this training's own
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning declares it nowhere
         task = data.evaluation_task("val", 0)
         for tracker in trainer.loggers:
             if isinstance(tracker, MLflowTracker):

@@ -165,7 +165,7 @@ def _told_of_steps(trainer: pl.Trainer, module: Any, steps: int) -> Callable[[in
     """Tells callbacks with an `on_plain_step` of each step, and ends at once where a worker is lost, or on SIGTERM."""
     listeners = [
         callback.on_plain_step
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for callback in trainer.callbacks  # type: ignore[attr-defined]  # Lightning declares it nowhere
         if hasattr(callback, "on_plain_step")
     ]
     strategy = strategy_of_runs(trainer)

@@ -66,7 +66,7 @@ def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores], 
 
 def _windows(module: FewShotModule, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
     """Last steps and means of windows of a run's (H,) figures; they lie on multiples of `log_every_n_steps`."""
-    every = max(int(module.trainer.log_every_n_steps), 1)  # type: ignore[attr-defined]
+    every = max(int(module.trainer.log_every_n_steps), 1)  # type: ignore[attr-defined]  # Lightning declares it nowhere
     steps = torch.arange(end - len(values) + 1, end + 1)
     windows = (steps - 1) // every
     for window in windows.unique():

@@ -112,7 +112,7 @@ class WorkerGroupStrategy(DDPStrategy):
         if self.membership is not None and self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.membership.rank)
             self.cluster_environment.set_world_size(self.membership.size)
-            rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]
+            rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
 
     def setup_distributed(self) -> None:
         """Lightning's; where torchrun may have made an attempt before, apart from what that has left behind."""
