@@ -101,7 +101,7 @@ def _held(step: int, worker: int, workers: int = 2) -> Held:
 
 
 def _last_merges(workers: int = 2) -> list[LastMerge]:
-    return [LastMerge(Path("last.ckpt"), WholeFileIO(), lambda: None) for _ in range(workers)]
+    return [LastMerge(Path("last.ckpt"), WholeFileIO(), lambda number: None) for _ in range(workers)]
 
 
 def test_the_checkpoint_of_a_stopped_training_holds_the_moments_of_every_worker() -> None:

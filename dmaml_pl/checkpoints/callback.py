@@ -106,7 +106,9 @@ class RunCheckpoint(ModelCheckpoint):
         if stage != "fit" or "://" in str(self.dirpath) or not isinstance(files, WholeFileIO):
             return
         folder = Path(str(self.dirpath))
-        self._last_merge = LastMerge(folder / f"last{self.FILE_EXTENSION}", files, lambda: _stop_others(trainer))
+        self._last_merge = LastMerge(
+            folder / f"last{self.FILE_EXTENSION}", files, lambda number: _stop_others(trainer, number)
+        )
         if trainer.is_global_zero:
             remove_leftovers(folder)
             self._last_merge.clear()
@@ -225,8 +227,11 @@ def _processes(trainer: pl.Trainer) -> list[Any]:
     return [(host, process) for host, process, _ in everyone]
 
 
-def _stop_others(trainer: pl.Trainer) -> None:
+def _stop_others(trainer: pl.Trainer, number: int) -> None:
     """Let the workers that this process has started end too, even if the main thread waits for them."""
+    remember = getattr(trainer.strategy, "was_asked_to_stop", None)
+    if remember is not None:
+        remember(number)  # first, or a worker that has ended by then would be missed
     launcher = trainer.strategy.launcher
     kill = getattr(launcher, "kill", None)
     if kill is not None:

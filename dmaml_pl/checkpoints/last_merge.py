@@ -61,14 +61,14 @@ class LastMerge:
     Args:
         path: of the checkpoint.
         files: by which it is written.
-        forward: tells the workers that this process has started that they are to stop.
+        forward: tells the workers that this process has started that they are to stop; gets the signal's number.
 
     Attributes:
         asked_to_stop: whether a signal has come.
         processes: machine and process of every worker, by which worker 0 knows that one will hand nothing over.
     """
 
-    def __init__(self, path: Path, files: WholeFileIO, forward: Callable[[], None]) -> None:
+    def __init__(self, path: Path, files: WholeFileIO, forward: Callable[[int], None]) -> None:
         self.path = path
         self.asked_to_stop = False
         self.processes: list[tuple[str, int]] = []
@@ -130,9 +130,9 @@ class LastMerge:
 
     def _listen(self, ears: int) -> None:
         while heard := os.read(ears, 64):
-            if STOP_SIGNALS & set(heard):
+            if stops := STOP_SIGNALS & set(heard):
                 self.asked_to_stop = True
-                self._forward()
+                self._forward(max(stops))
                 self.bring_to_disk()
         os.close(ears)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _init_dist_connection
 from pytorch_lightning.strategies import DDPStrategy
@@ -190,6 +191,18 @@ class WorkerGroupStrategy(DDPStrategy):
         self._interrupted = True
         raise KeyboardInterrupt
 
+    def was_asked_to_stop(self, number: int) -> None:
+        """A signal has come, which another thread may know before the main thread does."""
+        if number == signal.SIGTERM:
+            self._terminated = True
+        else:
+            self._interrupted = True
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Lightning's, for whatever the Trainer is asked for; an earlier Ctrl-C was for what was under way then."""
+        self._interrupted = False
+        super().setup(trainer)
+
     def _end_now(self, number: int, frame: Any) -> None:
         self._end_run(number, frame)
         raise SIGTERMException
@@ -197,7 +210,6 @@ class WorkerGroupStrategy(DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
         super().on_exception(exception)
-        self._interrupted = False  # it was heard: what this Trainer is asked for next is not to end at once
         if isinstance(self._launcher, WorkerLauncher) and not isinstance(exception, NonFiniteError):
             self._launcher.look()  # before they are all ended from here
             self._launcher.stop_workers()
