@@ -62,7 +62,7 @@ def follow(
         if iteration in stops:
             loss, scale = measure(module, data, tasks)
             print(f"| {name} | {iteration} | {loss:.3f} | {scale:.1f} |", flush=True)
-        meta_gradient(module, data.draw(worker=0, run=0, iteration=iteration), optimizer)
+        meta_gradient(module, data.sample(worker=0, run=0, iteration=iteration), optimizer)
         optimizer.step()
 
 
@@ -71,7 +71,7 @@ def measure(module: MAML, data: TaskDataModule, tasks: int) -> tuple[float, floa
     total: Tensor | float = 0.0
     squares, losses = 0.0, 0.0
     for number in range(tasks):
-        batch = data.draw(worker=1, run=number, iteration=0)
+        batch = data.sample(worker=1, run=number, iteration=0)
         one = TaskBatch(*(field[:1] for field in batch if field is not None))
         losses += meta_gradient(module, one)
         own = torch.cat([p.grad.reshape(-1) for p in module.parameters() if p.grad is not None]).double()

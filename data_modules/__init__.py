@@ -1,6 +1,5 @@
 """Where tasks come from: one LightningDataModule a file, all yielding the same `TaskBatch`."""
 
-from data_modules.base import TaskDataModule
 from data_modules.cifar100 import CIFARFS, FC100
 from data_modules.glyphs import Glyphs
 from data_modules.image_folder import ImageFolder
@@ -9,6 +8,7 @@ from data_modules.omniglot import Omniglot
 from data_modules.sinusoid import Sinusoid
 from data_modules.tabular import Tabular
 from data_modules.tiered_imagenet import TieredImageNet
+from dmaml_pl.data import TaskDataModule
 
 __all__ = [
     "CIFARFS",

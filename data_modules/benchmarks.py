@@ -13,7 +13,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data_modules.base import Split
 from data_modules.cache import cache_folder
 from data_modules.class_folders import SPLITS, UNSPLIT, find_classes, read_lists
 from data_modules.image_folder import decode_files, images_of
@@ -21,6 +20,7 @@ from data_modules.images import ClassImages, ImageTasks
 from data_modules.photos import Fit, PhotoReader
 from data_modules.pixel_store import PixelStore, Sample, load_or_decode
 from data_modules.samplers import SamplerName
+from dmaml_pl.data import Split
 from dmaml_pl.errors import DataError
 
 ZENODO = "https://zenodo.org/record/7978538/files"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.base import Split
 from data_modules.benchmarks import MODES, Benchmark, Packed, broken
 from data_modules.pixel_store import Sample
 from data_modules.plain_pickle import read_plain
+from dmaml_pl.data import Split
 
 FOLDER = "cifar-100-python"
 SHAPE = (3, 32, 32)

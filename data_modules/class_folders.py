@@ -9,7 +9,7 @@ from typing import get_args
 
 from PIL import Image
 
-from data_modules.base import Split
+from dmaml_pl.data import Split
 from dmaml_pl.errors import DataError
 
 UNSPLIT = "all"

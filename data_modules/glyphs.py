@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data_modules.base import Split
 from data_modules.cache import Arrays, cache_folder, load_or_make
 from data_modules.images import ImageTasks
 from data_modules.pictures import read_ink
 from data_modules.samplers import SamplerName
+from dmaml_pl.data import Split
 from dmaml_pl.tasks import derive_seed
 
 # The letters, upper and lower case, that all twelve faces have, without those made of a letter and an accent. Letters

@@ -10,14 +10,15 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from data_modules.base import Split
 from data_modules.cache import cache_folder
 from data_modules.class_folders import SPLITS, UNSPLIT, Files, find_classes, read_lists
 from data_modules.images import ClassImages, ImageTasks
 from data_modules.photos import Fit, PhotoReader
 from data_modules.pixel_store import Block, PixelStore, Sample, load_or_decode
 from data_modules.samplers import SamplerName
-from dmaml_pl.errors import ConfigError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.data import Split
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import derive_seed
 
 

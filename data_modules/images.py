@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_modules.base import Split, TaskDataModule
 from data_modules.samplers import Sampler, SamplerName, sampler_named
+from dmaml_pl.data import Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import LabelledSamples, TaskBatch
 
@@ -172,7 +172,7 @@ class ImageTasks(TaskDataModule):
                 f"samples{others}: choose them to be at most {samples} together{leave_out}."
             )
 
-    def draw_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
+    def sample_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
         """Tasks of a split, each a pure function of its own seed, (T, ...), on the trainer's device."""
         numbers = self._samplers[split](seeds)
         images = self._on_device(split)
@@ -188,11 +188,11 @@ class ImageTasks(TaskDataModule):
             query,
         )
 
-    def draw_task(self, split: Split, seed: int) -> TaskBatch:
-        """One task of a split, without the T axis; the same as `draw_tasks` draws among others."""
-        return self.draw_tasks(split, [seed]).task(0)
+    def sample_task(self, split: Split, seed: int) -> TaskBatch:
+        """One task of a split, without the T axis; the same as `sample_tasks` draws among others."""
+        return self.sample_tasks(split, [seed]).task(0)
 
-    def draw_labelled(self, samples: int, seed: int) -> LabelledSamples:
+    def sample_labelled(self, samples: int, seed: int) -> LabelledSamples:
         """Images of the training split and their classes, (samples, C, H, W), all images equally likely."""
         images = self._on_device("train")
         starts, counts = self._rows["train"]

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.base import Split
 from data_modules.cache import Arrays, cache_folder, load_or_make
 from data_modules.images import ImageTasks
 from data_modules.pictures import Listing, list_pictures, read_ink, read_pictures
 from data_modules.samplers import SamplerName
-from dmaml_pl.errors import ConfigError, DataError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.data import Split
+from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import derive_seed
 
 PARTS = ("images_background", "images_evaluation")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_modules.base import Split, TaskDataModule
+from dmaml_pl.data import Split, TaskDataModule
 from dmaml_pl.tasks import TaskBatch, derive_seed
 
 MOST_AHEAD, POINTS_AHEAD = 16, 2**14
@@ -65,7 +65,7 @@ class Sinusoid(TaskDataModule):
         self._ahead: dict[Any, TaskBatch] = {}
         """Meta-batches that were drawn with an earlier one, each to be handed out once."""
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
         """A training meta-batch, drawn at once: x and y are (T, S, 1) and (T, Q, 1)."""
         shape = self.meta_batch, self.shots, self.queries
         place = self.seed, shape, worker, run
@@ -78,7 +78,7 @@ class Sinusoid(TaskDataModule):
             batch = self._ahead.pop((place, iteration))
         return batch
 
-    def draw_task(self, split: Split, seed: int) -> TaskBatch:
+    def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """One task; the split only matters through the seed."""
         (drawn,) = _draw([seed], 1, self.shots, self.queries)
         return drawn.task(0)

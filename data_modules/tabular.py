@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_modules.base import Split, TaskDataModule
 from data_modules.class_folders import SPLITS
 from data_modules.samplers import Sampler, SamplerName, sampler_named
-from dmaml_pl.errors import ConfigError, DataError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.data import Split, TaskDataModule
+from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import Scaling, TaskBatch, derive_seed
 
 if TYPE_CHECKING:
@@ -150,15 +151,15 @@ class Tabular(TaskDataModule):
                 draws=self.shots + self.queries,
             )
 
-    def draw_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
+    def sample_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
         """Tasks of a split, each a pure function of its own seed, (T, ...)."""
         rows = torch.from_numpy(self._samplers[split](seeds)).squeeze(1)
         support, query = rows[:, : self.shots], rows[:, self.shots :]
         return TaskBatch(self._x[support], self._y[support], self._x[query], self._y[query])
 
-    def draw_task(self, split: Split, seed: int) -> TaskBatch:
-        """One task of a split, without the T axis; the same as `draw_tasks` draws among others."""
-        return self.draw_tasks(split, [seed]).task(0)
+    def sample_task(self, split: Split, seed: int) -> TaskBatch:
+        """One task of a split, without the T axis; the same as `sample_tasks` draws among others."""
+        return self.sample_tasks(split, [seed]).task(0)
 
     def figure_tasks(self, tasks: int) -> TaskBatch | None:
         """Meta-test tasks 0 .. `tasks` - 1, queries in the order of the input; None with several inputs or targets."""

@@ -71,14 +71,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train_or_test(words: list[str]) -> int:
-    from dmaml_pl import spares  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+    from dmaml_pl.launching import prestarted  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
-    spares.start(words)
+    prestarted.start(words)
     if sys.stderr.isatty():
         print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
-    from dmaml_pl.cli import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+    from dmaml_pl.cli.training import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     return run(words)
 

@@ -6,7 +6,6 @@ therefore names the setting to change and what it may be.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -59,26 +58,3 @@ class NonFiniteError(DmamlError):
 
 class WorkerLostError(DmamlError):
     """A worker that died, or did not reach the merge in time."""
-
-
-def require_positive(**settings: float) -> None:
-    """Check that each setting is greater than zero, and finite.
-
-    Raises:
-        ConfigError: names the first setting that is not.
-    """
-    for name, value in settings.items():
-        if not value > 0:
-            raise ConfigError(f"{name} is {value}, but must be greater than 0.")
-        if math.isinf(value):
-            raise ConfigError(f"{name} is {value}, but must be finite.")
-
-
-def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that a setting is one of its choices.
-
-    Raises:
-        ConfigError: names the setting and the choices.
-    """
-    if value not in choices:
-        raise ConfigError(f"{setting} is {value}, but must be {' or '.join(choices)}.")

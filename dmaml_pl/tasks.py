@@ -98,7 +98,7 @@ class Scaling(NamedTuple):
 class TaskSource(Protocol):
     """Where training tasks come from: a pure function, so that there is no position to save or to restore."""
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
         """The meta-batch of one worker at one meta-iteration of one run; the same at every call.
 
         Args:
@@ -151,7 +151,7 @@ class LabelledSource(Protocol):
     A network can be trained on it plainly, without meta-learning, to compare with.
     """
 
-    def draw_labelled(self, samples: int, seed: int) -> LabelledSamples:
+    def sample_labelled(self, samples: int, seed: int) -> LabelledSamples:
         """`samples` of the training split, as a pure function of the arguments."""
         ...
 

@@ -32,7 +32,7 @@ class ByHand:
         for rank, module, optimizer, own in zip(ranks, self.modules, self.optimizers, lengths, strict=True):
             for iteration in range(own):
                 optimizer.zero_grad()
-                batch = self.data.draw(worker=rank, run=number, iteration=iteration)
+                batch = self.data.sample(worker=rank, run=number, iteration=iteration)
                 module.engine.meta_gradient(module.learner, batch)
                 optimizer.step()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmaml_pl import noise
+from dmaml_pl.cli import quiet
 
 # One thread: tests fork workers, and OpenMP's threads do not survive a fork.
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else Lightning sets the threads of this process, for good
     monkeypatch.chdir(tmp_path)
-    noise.quieten()
+    quiet.quieten()
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

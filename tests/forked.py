@@ -147,9 +147,9 @@ def _be_dmaml(words: list[str], folder: str, environment: dict[str, str], files:
     _connect(os.open(os.devnull, os.O_RDONLY), *outputs)
     _surround(environment)
 
-    from dmaml_pl import spares
+    from dmaml_pl.launching import prestarted
 
-    vars(spares)["subprocess"] = SimpleNamespace(Popen=_Spare, PIPE=subprocess.PIPE)
+    vars(prestarted)["subprocess"] = SimpleNamespace(Popen=_Spare, PIPE=subprocess.PIPE)
     os.cpu_count = lambda: CORES
     _live(lambda: runpy.run_module("dmaml_pl", run_name="__main__", alter_sys=True))
 
@@ -232,9 +232,9 @@ class _Spare:
 
 
 def _be_a_spare(words: list[str], environment: dict[str, str], reader: int) -> NoReturn:
-    from dmaml_pl import spares
+    from dmaml_pl.launching import prestarted
 
     sys.argv = ["-c", *words]
     _connect(reader)
     _surround(environment)
-    _live(lambda: sys.exit(spares.stand_by()))
+    _live(lambda: sys.exit(prestarted.stand_by()))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from data_modules import Sinusoid
-from data_modules.base import TrainingRuns
 from dmaml_pl import MAML, MLP
+from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import WorkerLostError
 from dmaml_pl.runs import RunReport
 
@@ -70,10 +70,10 @@ class FreezingData:
         self.place = (worker, run, iteration)
         self.seed = 0
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> Any:
+    def sample(self, *, worker: int, run: int, iteration: int) -> Any:
         if (worker, run, iteration) == self.place:
             assert self.released.wait(100)
-        return self.data.draw(worker=worker, run=run, iteration=iteration)
+        return self.data.sample(worker=worker, run=run, iteration=iteration)
 
 
 def train_with_a_frozen_worker(strategy: Any, data: FreezingData) -> str:

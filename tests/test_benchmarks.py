@@ -24,7 +24,7 @@ from data_modules import CIFARFS, FC100, MiniImageNet, TieredImageNet
 from data_modules.benchmarks import Benchmark
 from data_modules.cifar100 import CIFAR_FS, FC100_SUPERCLASSES
 from data_modules.plain_pickle import read_plain
-from dmaml_pl.cli import run
+from dmaml_pl.cli.training import run
 from dmaml_pl.errors import DataError
 from dmaml_pl.tasks import check_tasks
 
@@ -186,7 +186,7 @@ def test_every_form_gives_its_classes_and_samples_to_the_split_they_belong_to(
             assert block.shape == (SAMPLES, 3, data.size, data.size)
             assert block[:, :, 0, 0].tolist() == [[number, label, sample] for sample in range(SAMPLES)]
             assert (block[:, :, 1:] == 100).all()
-    batch = data.draw(worker=0, run=0, iteration=0)
+    batch = data.sample(worker=0, run=0, iteration=0)
     check_tasks(batch)
     assert batch.support_x.shape == (2, 5, 3, data.size, data.size)
 

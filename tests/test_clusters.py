@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dmaml_pl.clusters import Launch
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.launching.clusters import Launch
 from tests import forked
 from tests.trainings import SETTINGS, Training, environment, flags, lay_store, of, same_weights
 from tests.workers import free_port
@@ -158,7 +158,7 @@ def test_the_command_in_every_file_goes_on_with_its_own_training(name: str, repo
 
 
 def test_our_parser_takes_what_the_files_contain(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dmaml_pl.cli import run
+    from dmaml_pl.cli.training import run
 
     os.chdir(repository)
     for name in FILES:

@@ -88,7 +88,7 @@ def test_a_cuda_graph_reads_weights_and_tasks_anew_and_keeps_what_it_gave_before
     engines = [VectorizedEngine(rule, objective, compiled=compiled) for compiled in (True, False)]
     kept: list[list[Tensor]] = []
     for number in range(5):
-        batch = small_data().draw(worker=0, run=0, iteration=number).map(lambda tensor: tensor.double().cuda())
+        batch = small_data().sample(worker=0, run=0, iteration=number).map(lambda tensor: tensor.double().cuda())
         found = []
         for engine in engines:
             network.zero_grad()
@@ -152,12 +152,12 @@ def test_all_of_a_run_with_a_small_graph_is_made_in_one_thread_and_what_follows_
 ) -> None:
     seen: list[int] = []
 
-    def draw(self: Sinusoid, **place: int) -> TaskBatch:
+    def sample(self: Sinusoid, **place: int) -> TaskBatch:
         seen.append(torch.get_num_threads())
         return drawn(self, **place)
 
-    drawn = Sinusoid.draw
-    monkeypatch.setattr(Sinusoid, "draw", draw)
+    drawn = Sinusoid.sample
+    monkeypatch.setattr(Sinusoid, "sample", sample)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -236,7 +236,7 @@ def test_a_resumed_training_that_compiles_ends_with_the_same_bits(tmp_path: Path
 def test_another_shape_of_tasks_compiles_once_more_and_no_further(graphs: list[Any]) -> None:
     module = small_maml(engine="vectorized", compile=True)
     for meta_batch in (2, 3, 2, 4, 5, 3):
-        batch = small_data(meta_batch=meta_batch).draw(worker=0, run=0, iteration=0)
+        batch = small_data(meta_batch=meta_batch).sample(worker=0, run=0, iteration=0)
         assert torch.isfinite(module.engine.meta_gradient(module.learner, batch).loss)
     assert len(graphs) == 2
 
@@ -279,7 +279,7 @@ def test_a_copy_of_an_engine_compiles_too(kind: Any) -> None:
 
 def test_a_compiler_keeps_nothing_of_a_network_that_is_gone(graphs: list[Any]) -> None:
     kept, network = Compiler(), MLP()
-    batch = small_data().draw(worker=0, run=0, iteration=0)
+    batch = small_data().sample(worker=0, run=0, iteration=0)
 
     def outcome(parameters: dict[str, Tensor], buffers: Any, tasks: Any) -> tuple[Tensor, Tensor]:
         loss = torch.stack([p.square().sum() for p in parameters.values()]).sum()

@@ -15,8 +15,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from data_modules.base import TrainingRuns
 from dmaml_pl import MLP, DMAMLStrategy
+from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from tests.recipes import (
     FreezingData,
@@ -58,7 +58,7 @@ class TaskDigest(pl.Callback):
         self.digests: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        draw = batch.draw(worker=trainer.global_rank, run=pl_module.runs_done, iteration=0)
+        draw = batch.sample(worker=trainer.global_rank, run=pl_module.runs_done, iteration=0)
         self.digests.append(float(draw.support_x.double().sum()))
 
 
@@ -126,7 +126,7 @@ def test_with_sgd_and_runs_of_one_the_merge_equals_averaging_the_meta_gradients(
     for run in range(5):
         stepper.zero_grad()
         for rank in range(2):
-            batch = data.draw(worker=rank, run=run, iteration=0)
+            batch = data.sample(worker=rank, run=run, iteration=0)
             module.engine.meta_gradient(module.learner, batch, lambda loss: (loss / 2).backward())
         stepper.step()
     for name, value in state_of(module).items():
@@ -195,8 +195,8 @@ class PoisonedData:
         self.place = (worker, run, iteration)
         self.seed = 0
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> Any:
-        batch = self.data.draw(worker=worker, run=run, iteration=iteration)
+    def sample(self, *, worker: int, run: int, iteration: int) -> Any:
+        batch = self.data.sample(worker=worker, run=run, iteration=iteration)
         if (worker, run, iteration) == self.place:
             batch.query_y.fill_(float("nan"))
         return batch

@@ -58,7 +58,7 @@ def image_batch(tasks: int = 2, ways: int = 3) -> TaskBatch:
 def problem(kind: str) -> tuple[nn.Module, TaskBatch, ObjectiveName, Any]:
     torch.manual_seed(0)
     if kind == "sinusoid":
-        batch = Sinusoid(meta_batch=3, seed=0).draw(worker=0, run=0, iteration=0)
+        batch = Sinusoid(meta_batch=3, seed=0).sample(worker=0, run=0, iteration=0)
         return MLP(hidden=[16, 16]).double(), batch.map(Tensor.double), "regression", F.mse_loss
     network = Conv4(ways=3, image_size=16, filters=4, normalization="batch" if kind == "batch norm" else "group")
     return network.double(), image_batch(), "classification", F.cross_entropy

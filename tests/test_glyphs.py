@@ -14,7 +14,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageFilter
 
 from data_modules import Glyphs, cache, glyphs
-from data_modules.base import Split
+from dmaml_pl.data import Split
 from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import TaskBatch, check_tasks
 
@@ -105,7 +105,7 @@ def test_a_class_is_known_from_its_nearest_sample_better_than_by_chance(letters:
 
 
 def test_a_task_has_the_shapes_types_and_range_its_settings_say(letters: Glyphs) -> None:
-    batch = letters.draw(worker=0, run=0, iteration=0)
+    batch = letters.sample(worker=0, run=0, iteration=0)
 
     check_tasks(batch)
     assert batch.support_x.shape == (2, 5, 1, 28, 28)

@@ -67,7 +67,7 @@ def names(data: ImageFolder) -> dict[str, list[str]]:
 
 
 def test_pictures_of_all_formats_become_tasks_of_one_size(root: Path) -> None:
-    batch = ready(root).draw(worker=0, run=0, iteration=0)
+    batch = ready(root).sample(worker=0, run=0, iteration=0)
 
     check_tasks(batch)
     assert batch.support_x.shape == (3, 2, 3, 16, 16)
@@ -265,7 +265,7 @@ def test_classes_of_different_sizes_give_tasks_of_their_own_samples_only(sampler
     colours = torch.tensor([colour_of(number) for number in range(CLASSES)]).float()
     seen = set()
     for seed in range(40):
-        task = data.draw_task("train", seed)
+        task = data.sample_task("train", seed)
         x = torch.cat([task.support_x, task.query_x])
         numbers = torch.cdist(x.mean((2, 3)) * 255, colours).argmin(1)
         labels = torch.cat([task.support_y, task.query_y])
@@ -277,10 +277,12 @@ def test_classes_of_different_sizes_give_tasks_of_their_own_samples_only(sampler
 def test_a_task_follows_from_its_seed_and_both_calls_give_the_same(root: Path) -> None:
     one, other = ready(root), ready(root)
 
-    batch = one.draw_tasks("val", [3, 4])
-    for a, b in zip(batch.task(1), other.draw_task("val", 4), strict=True):
+    batch = one.sample_tasks("val", [3, 4])
+    for a, b in zip(batch.task(1), other.sample_task("val", 4), strict=True):
         assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-    assert torch.equal(one.draw(worker=0, run=1, iteration=2).query_x, other.draw(worker=0, run=1, iteration=2).query_x)
+    assert torch.equal(
+        one.sample(worker=0, run=1, iteration=2).query_x, other.sample(worker=0, run=1, iteration=2).query_x
+    )
 
 
 # ---- the decoded pictures
@@ -335,11 +337,11 @@ def test_a_damaged_cache_is_made_anew(root: Path, damage: str) -> None:
 
 def test_a_training_goes_on_while_another_one_decodes_the_changed_folder(root: Path) -> None:
     data = ready(root)
-    before = data.draw_task("train", 0)
+    before = data.sample_task("train", 0)
     paint(root / "class00" / "a.png", (1, 2, 3))
     folder(root).prepare_data()
 
-    assert torch.equal(data.draw_task("train", 0).query_x, before.query_x)
+    assert torch.equal(data.sample_task("train", 0).query_x, before.query_x)
 
 
 def test_large_splits_stay_where_they_are_and_only_tasks_move(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,12 +349,12 @@ def test_large_splits_stay_where_they_are_and_only_tasks_move(root: Path, monkey
     trainer = type("T", (), {"strategy": type("S", (), {"root_device": torch.device("meta")})})
     data.trainer = trainer
     monkeypatch.setattr(images, "MOVED_UP_TO", 0)
-    batch = data.draw(worker=0, run=0, iteration=0)
+    batch = data.sample(worker=0, run=0, iteration=0)
     assert (batch.support_x.device.type, batch.query_y.device.type) == ("meta", "meta")
     assert data._images["train"].device.type == "cpu"
 
     monkeypatch.setattr(images, "MOVED_UP_TO", 10**9)
-    data.draw(worker=0, run=0, iteration=0)
+    data.sample(worker=0, run=0, iteration=0)
     assert data._images["train"].device.type == "meta"
     assert data._images["val"] is data._images["train"]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from data_modules import TaskDataModule
-from data_modules.base import EvaluationTasks, Split
 from data_modules.images import ImageTasks
 from data_modules.samplers import SamplerName
+from dmaml_pl.data import EvaluationTasks, Split
 from dmaml_pl.tasks import TaskBatch, check_tasks, derive_seed, derive_seeds, stack_tasks
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
@@ -63,7 +63,7 @@ class Lines(TaskDataModule):
             shots=2, queries=3, meta_batch=3, runs_per_epoch=1, val_tasks=4, test_tasks=4, seed=0, evaluation_seed=0
         )
 
-    def draw_task(self, split: Split, seed: int) -> TaskBatch:
+    def sample_task(self, split: Split, seed: int) -> TaskBatch:
         generator = torch.Generator().manual_seed(seed)
         slope, x, further_x = (torch.rand(count, 1, generator=generator) for count in (1, self.shots, self.queries))
         return TaskBatch(x, slope * x, further_x, slope * further_x)
@@ -94,7 +94,7 @@ def tags(x: Tensor) -> list[tuple[int, int]]:
 def test_support_and_query_share_classes_and_labels_but_no_sample(sampler: SamplerName) -> None:
     data = made(sampler=sampler)
     for seed in range(50):
-        task = data.draw_task("train", seed)
+        task = data.sample_task("train", seed)
         support, query = tags(task.support_x), tags(task.query_x)
         label_of = {number: label for (number, _), label in zip(support, task.support_y.tolist(), strict=True)}
 
@@ -107,13 +107,13 @@ def test_support_and_query_share_classes_and_labels_but_no_sample(sampler: Sampl
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shots", [1, 5, 19])
 def test_all_samples_of_a_class_can_be_used(shots: int, sampler: SamplerName) -> None:
-    task = made(ways=30, shots=shots, queries=20 - shots, sampler=sampler).draw_task("test", 0)
+    task = made(ways=30, shots=shots, queries=20 - shots, sampler=sampler).sample_task("test", 0)
 
     assert len(set(tags(task.support_x) + tags(task.query_x))) == 30 * 20
 
 
 def test_both_samplers_give_batches_of_equal_form_and_pixels() -> None:
-    batched, reference = (made(sampler=sampler).draw(worker=0, run=0, iteration=0) for sampler in SAMPLERS)
+    batched, reference = (made(sampler=sampler).sample(worker=0, run=0, iteration=0) for sampler in SAMPLERS)
 
     for batch in (batched, reference):
         check_tasks(batch)
@@ -126,7 +126,7 @@ def test_pixels_go_from_exactly_zero_to_exactly_one() -> None:
     data = made(ways=30, shots=1, queries=19)
     data._images["train"][..., 0, 2] = 255
 
-    task = data.draw_task("train", 0)
+    task = data.sample_task("train", 0)
 
     assert task.query_x[:, 0, 0, 2].unique().tolist() == [1.0]
     assert task.query_x[:, 0, 0, 3].unique().tolist() == [0.0]
@@ -144,14 +144,14 @@ def test_a_task_depends_on_its_arguments_alone_and_moves_no_global_generator(sam
         np.random.seed(seed)  # noqa: NPY002 - the global generator is what is tested
         torch.manual_seed(seed)
         before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
-        tasks.append(data.draw_task("train", 5))
+        tasks.append(data.sample_task("train", 5))
         after = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
         assert before[:2] == after[:2]
         assert torch.equal(before[2], after[2])
 
     assert same(tasks[0], tasks[1])
-    assert same(tasks[0], made(sampler=sampler).draw_task("train", 5))
-    assert not same(tasks[0], data.draw_task("train", 6))
+    assert same(tasks[0], made(sampler=sampler).sample_task("train", 5))
+    assert not same(tasks[0], data.sample_task("train", 6))
 
 
 def test_a_failed_draw_puts_the_global_generator_back() -> None:
@@ -160,22 +160,22 @@ def test_a_failed_draw_puts_the_global_generator_back() -> None:
     before = random.getstate()
 
     with pytest.raises(IndexError):
-        data.draw_task("train", 5)
+        data.sample_task("train", 5)
 
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize("data", [made(), made(sampler="learn2learn"), Lines()], ids=[*SAMPLERS, "draw_task alone"])
+@pytest.mark.parametrize("data", [made(), made(sampler="learn2learn"), Lines()], ids=[*SAMPLERS, "sample_task alone"])
 def test_a_task_is_the_same_whatever_is_drawn_beside_it(data: TaskDataModule) -> None:
     seeds = [7, 0, 2**63 - 1, 7, 12]
 
-    together = data.draw_tasks("val", seeds)
+    together = data.sample_tasks("val", seeds)
 
-    assert same(together, stack_tasks([data.draw_task("val", seed) for seed in seeds]))
-    assert same(data.draw_tasks("val", seeds[::-1]), together.map(lambda tensor: tensor.flip(0)))
+    assert same(together, stack_tasks([data.sample_task("val", seed) for seed in seeds]))
+    assert same(data.sample_tasks("val", seeds[::-1]), together.map(lambda tensor: tensor.flip(0)))
 
 
-@pytest.mark.parametrize("data", [made(), made(sampler="learn2learn"), Lines()], ids=[*SAMPLERS, "draw_task alone"])
+@pytest.mark.parametrize("data", [made(), made(sampler="learn2learn"), Lines()], ids=[*SAMPLERS, "sample_task alone"])
 def test_evaluation_tasks_do_not_depend_on_chunks_and_workers(data: TaskDataModule) -> None:
     alone = stack_tasks([data.evaluation_task("val", index) for index in range(11)])
     assert alone.numbers is not None
@@ -194,13 +194,13 @@ def number_of(task: TaskBatch) -> int:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_larger_meta_batch_begins_with_the_tasks_of_a_smaller_one(sampler: SamplerName) -> None:
-    small, large = (made(meta_batch=tasks, sampler=sampler).draw(worker=1, run=2, iteration=3) for tasks in (2, 6))
+    small, large = (made(meta_batch=tasks, sampler=sampler).sample(worker=1, run=2, iteration=3) for tasks in (2, 6))
 
     assert same(small, large.map(lambda tensor: tensor[:2]))
 
 
 def test_more_queries_leave_the_support_sets_as_they_are() -> None:
-    few, many = (made(queries=queries).draw(worker=0, run=0, iteration=0) for queries in (1, 9))
+    few, many = (made(queries=queries).sample(worker=0, run=0, iteration=0) for queries in (1, 9))
 
     assert torch.equal(few.support_x, many.support_x)
     assert torch.equal(few.query_x.unflatten(1, (5, 1)), many.query_x.unflatten(1, (5, 9))[:, :, :1])
@@ -208,8 +208,8 @@ def test_more_queries_leave_the_support_sets_as_they_are() -> None:
 
 def test_workers_runs_iterations_and_seeds_draw_different_tasks() -> None:
     data = made()
-    batches = [data.draw(worker=w, run=r, iteration=i) for w in range(2) for r in range(2) for i in range(2)]
-    batches.append(made(seed=1).draw(worker=0, run=0, iteration=0))
+    batches = [data.sample(worker=w, run=r, iteration=i) for w in range(2) for r in range(2) for i in range(2)]
+    batches.append(made(seed=1).sample(worker=0, run=0, iteration=0))
 
     tasks = {tuple(tags(x)) for batch in batches for x in batch.support_x}
 
@@ -238,9 +238,9 @@ def test_the_images_of_a_split_move_to_the_trainers_device_once_and_as_uint8() -
     on_cpu = data._images["val"]
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
 
-    batch = data.draw(worker=0, run=0, iteration=0)
+    batch = data.sample(worker=0, run=0, iteration=0)
     moved = data._images["train"]
-    data.draw(worker=0, run=0, iteration=1)
+    data.sample(worker=0, run=0, iteration=1)
 
     assert all(tensor.device.type == "meta" for tensor in batch[:4])
     assert batch.query_x.shape == (4, 15, 1, 28, 28)
@@ -253,6 +253,6 @@ def test_the_images_of_a_split_move_to_the_trainers_device_once_and_as_uint8() -
 def test_drawing_does_not_copy_the_images(sampler: SamplerName) -> None:
     data = made(sampler=sampler)
     images = {split: tensor.data_ptr() for split, tensor in data._images.items()}
-    data.draw(worker=0, run=0, iteration=0)
+    data.sample(worker=0, run=0, iteration=0)
 
     assert {split: tensor.data_ptr() for split, tensor in data._images.items()} == images

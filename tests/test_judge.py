@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from data_modules import Glyphs
 from dmaml_pl import MAML, Conv4, DMAMLStrategy
-from dmaml_pl.commands import meta_test_command, resume_command
+from dmaml_pl.evaluation.baseline import STEP_SIZES, PlainTraining
 from dmaml_pl.evaluation.curves import MetaTest, half_width
 from dmaml_pl.evaluation.figures import confusion
-from dmaml_pl.evaluation.plain import STEP_SIZES, PlainTraining
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.objectives import objective_named
+from dmaml_pl.provenance.commands import meta_test_command, resume_command
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
 from tests.workers import in_workers
 
@@ -88,12 +88,12 @@ def test_in_a_classification_it_learns_the_classes_of_training_and_starts_a_task
 
 def test_labelled_samples_are_images_of_the_class_that_they_say() -> None:
     data = glyphs()
-    drawn = data.draw_labelled(10, seed=3)
+    drawn = data.sample_labelled(10, seed=3)
     assert drawn.x.shape == (10, 1, 28, 28)
     images = data.load_splits()["train"].float() / 255
     for picture, label in zip(drawn.x, drawn.y, strict=True):
         assert any(torch.allclose(picture[0], each) for each in images[int(label)])
-    assert all(torch.equal(*pair) for pair in zip(drawn[:2], data.draw_labelled(10, seed=3)[:2], strict=True))
+    assert all(torch.equal(*pair) for pair in zip(drawn[:2], data.sample_labelled(10, seed=3)[:2], strict=True))
 
 
 def _plain_of_two() -> tuple[dict[str, Tensor], float, int]:
@@ -130,7 +130,7 @@ class Backwards(nn.Module):
 
 
 class Secretive(Glyphs):
-    draw_labelled = None  # type: ignore[assignment]
+    sample_labelled = None  # type: ignore[assignment]
 
 
 def test_why_there_is_no_plainly_trained_network_is_told() -> None:

@@ -28,18 +28,18 @@ PERILS = json.loads(os.environ["PERILS"])
 
 
 class Dangerous(Sinusoid):
-    def draw(self, *, worker, run, iteration):
+    def sample(self, *, worker, run, iteration):
         for kind, *place in PERILS:
             if kind in ("SIGKILL", "SIGSTOP") and place == [worker, run, iteration]:
                 os.kill(os.getpid(), getattr(signal, kind))
-        return super().draw(worker=worker, run=run, iteration=iteration)
+        return super().sample(worker=worker, run=run, iteration=iteration)
 
-    def draw_task(self, split, seed):
+    def sample_task(self, split, seed):
         # Worker 1 dies in the validation after the runs of a given number.
         trainer = self.trainer
         if trainer and trainer.global_rank == 1 and ["validation", trainer.lightning_module.runs_done] in PERILS:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().draw_task(split, seed)
+        return super().sample_task(split, seed)
 '''
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.merge import MeanMerge
-from dmaml_pl.strategies.payload import Figures, pack_row, unpack_table
+from dmaml_pl.strategies.worker_table import Figures, pack_row, unpack_table
 from tests.recipes import same, state_of
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_modules.base import TrainingRuns
 from dmaml_pl import DMAMLStrategy, TaskParallelStrategy, ValidationWeightedMerge
+from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.strategies.transfer import BFloat16Transfer
 from tests.by_hand import ByHand, weights_of
@@ -280,11 +280,11 @@ class SlowData:
         self.seed = 0
         self.clock = clock
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> Any:
+    def sample(self, *, worker: int, run: int, iteration: int) -> Any:
         if iteration == 0:
             self.clock[0] = 0.0
         self.clock[0] += 1.0 if worker else 0.34
-        return self.data.draw(worker=worker, run=run, iteration=iteration)
+        return self.data.sample(worker=worker, run=run, iteration=iteration)
 
 
 def _uneven(stop: int) -> Any:
@@ -371,8 +371,8 @@ def test_parallel_tasks_leave_out_a_meta_gradient_that_is_not_finite() -> None:
 
 def _poison_everyone() -> str:
     class Poisoned(PoisonedData):
-        def draw(self, *, worker: int, run: int, iteration: int) -> Any:
-            return super().draw(worker=0, run=run, iteration=iteration)
+        def sample(self, *, worker: int, run: int, iteration: int) -> Any:
+            return super().sample(worker=0, run=run, iteration=iteration)
 
     strategy = DMAMLStrategy(run_length=3, on_non_finite="exclude")
     with pytest.raises(NonFiniteError) as caught:

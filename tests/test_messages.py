@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dmaml_pl.cli.messages import check_config_files, explain, explain_interpolation, explain_trainer
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.messages import check_config_files, explain, explain_interpolation, explain_trainer
 
 KNOWN = ["config", "data", "model", "trainer.max_steps", "trainer.max_epochs", "checkpoint.monitor"]
 
@@ -34,7 +34,7 @@ Parser key "trainer.strategy":
 IN_CLASS = """\
 Parser key "model":
   Does not validate against any of the Union subtypes
-  Subtypes: [<class 'dmaml_pl.modules.few_shot.FewShotModule'>, <class 'NoneType'>]
+  Subtypes: [<class 'dmaml_pl.modules.meta_learning.FewShotModule'>, <class 'NoneType'>]
   Errors:
     - Problem with given class_path 'dmaml_pl.MAML':
         Parser key "{key}":

@@ -191,7 +191,7 @@ def test_a_failed_download_says_what_to_do_without_a_chain_of_causes(
 def test_ink_is_one_and_paper_zero(root: Path) -> None:
     data = small(root)
     data.setup("fit")
-    batch = data.draw(worker=0, run=0, iteration=0)
+    batch = data.sample(worker=0, run=0, iteration=0)
 
     check_tasks(batch)
     assert batch.support_x.shape == (2, 2, 1, 28, 28)

@@ -11,7 +11,7 @@ import torch
 
 import dmaml_pl
 from data_modules import Glyphs
-from dmaml_pl.adapting import exporting
+from dmaml_pl.adapting import onnx as exporting
 from dmaml_pl.errors import CheckpointError, ConfigError
 from tests.adapting import first_task
 

@@ -44,7 +44,7 @@ def test_a_training_in_lower_precision_keeps_its_weights_in_float32_and_converge
     assert {p.grad.dtype for p in module.network.parameters() if p.grad is not None} == {torch.float32}
     assert lower[0] != exact[0]
     torch.testing.assert_close(lower[0], exact[0], rtol=0.05, atol=0)
-    after = module.engine.meta_gradient(module.learner, data.draw(worker=0, run=0, iteration=0)).loss
+    after = module.engine.meta_gradient(module.learner, data.sample(worker=0, run=0, iteration=0)).loss
     assert after < 0.9 * lower[0]
 
 

@@ -49,8 +49,8 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 class InFloat64(Sinusoid):
     """The same tasks with more digits, so that another processor gives the same numbers."""
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
-        return super().draw(worker=worker, run=run, iteration=iteration).map(_double)
+    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+        return super().sample(worker=worker, run=run, iteration=iteration).map(_double)
 
     def evaluation_tasks(self, split: Any, indices: Sequence[int]) -> TaskBatch:
         return super().evaluation_tasks(split, indices).map(_double)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dmaml_pl import restarts
 from dmaml_pl.errors import CheckpointError, WorkerLostError
+from dmaml_pl.launching import restarts
 from tests.trainings import Training, fit, of, same_weights
 from tests.workers import free_port
 

@@ -30,7 +30,7 @@ def same(a: TaskBatch, b: TaskBatch) -> bool:
 
 @pytest.fixture(scope="module")
 def many() -> TaskBatch:
-    return Sinusoid(meta_batch=4000, seed=1).draw(worker=0, run=0, iteration=0)
+    return Sinusoid(meta_batch=4000, seed=1).sample(worker=0, run=0, iteration=0)
 
 
 def test_every_task_is_one_sine_shared_by_support_and_query(many: TaskBatch) -> None:
@@ -64,7 +64,7 @@ def test_inputs_are_uniform_from_minus_five_to_five(many: TaskBatch) -> None:
 def test_a_meta_batch_has_the_shapes_its_settings_say() -> None:
     data = Sinusoid(shots=3, queries=7, meta_batch=2)
 
-    batch = data.draw(worker=0, run=0, iteration=0)
+    batch = data.sample(worker=0, run=0, iteration=0)
 
     check_tasks(batch)
     assert isinstance(data, TaskSource)
@@ -77,40 +77,40 @@ def test_drawing_twice_gives_the_same_tasks_and_moves_no_global_generator() -> N
     state = torch.get_rng_state()
     data = Sinusoid(seed=3)
 
-    first = data.draw(worker=1, run=2, iteration=3)
-    data.draw(worker=0, run=0, iteration=0)
+    first = data.sample(worker=1, run=2, iteration=3)
+    data.sample(worker=0, run=0, iteration=0)
 
-    assert same(first, data.draw(worker=1, run=2, iteration=3))
-    assert same(first, Sinusoid(seed=3).draw(worker=1, run=2, iteration=3))
+    assert same(first, data.sample(worker=1, run=2, iteration=3))
+    assert same(first, Sinusoid(seed=3).sample(worker=1, run=2, iteration=3))
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_meta_batch_is_the_same_drawn_ahead_or_alone_and_is_handed_out_unchanged_after_a_change() -> None:
     data = Sinusoid(seed=3)
-    walked = [data.draw(worker=0, run=1, iteration=iteration) for iteration in range(40)]
+    walked = [data.sample(worker=0, run=1, iteration=iteration) for iteration in range(40)]
 
-    alone = [Sinusoid(seed=3).draw(worker=0, run=1, iteration=iteration) for iteration in range(40)]
+    alone = [Sinusoid(seed=3).sample(worker=0, run=1, iteration=iteration) for iteration in range(40)]
     assert all(same(one, other) for one, other in zip(walked, alone, strict=True))
 
     for part in walked[7][:4]:
         part.zero_()
-    assert same(data.draw(worker=0, run=1, iteration=7), alone[7])
+    assert same(data.sample(worker=0, run=1, iteration=7), alone[7])
     assert same(walked[8], alone[8])
 
 
 def test_a_setting_that_changes_is_heeded_by_the_next_meta_batch() -> None:
     data = Sinusoid(seed=3)
-    data.draw(worker=0, run=1, iteration=0)
+    data.sample(worker=0, run=1, iteration=0)
 
     data.shots = 4
 
-    assert data.draw(worker=0, run=1, iteration=1).support_x.shape == (25, 4, 1)
+    assert data.sample(worker=0, run=1, iteration=1).support_x.shape == (25, 4, 1)
 
 
 def test_workers_runs_iterations_and_seeds_draw_different_tasks() -> None:
     data = Sinusoid(seed=0)
-    batches = [data.draw(worker=w, run=r, iteration=i) for w in range(3) for r in range(3) for i in range(3)]
-    batches.append(Sinusoid(seed=1).draw(worker=0, run=0, iteration=0))
+    batches = [data.sample(worker=w, run=r, iteration=i) for w in range(3) for r in range(3) for i in range(3)]
+    batches.append(Sinusoid(seed=1).sample(worker=0, run=0, iteration=0))
 
     inputs = torch.cat([batch.support_x.flatten() for batch in batches])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmaml_pl import spares
+from dmaml_pl.launching import prestarted
 
 
 @pytest.fixture
@@ -39,22 +39,22 @@ def config() -> str:
     ],
 )
 def test_the_number_of_workers_is_guessed_from_the_command_line(words: list[str], workers: int, config: str) -> None:
-    assert spares.guess_workers(words) == workers
+    assert prestarted.guess_workers(words) == workers
 
 
 def test_the_last_file_that_says_how_many_workers_counts(config: str) -> None:
     Path("b.yaml").write_text("trainer: {}\n")
     Path("c.yaml").write_text("trainer:\n  devices: 2\n")
-    assert spares.guess_workers(["fit", "--config", "a.yaml", "--config", "b.yaml"]) == 3
-    assert spares.guess_workers(["fit", "--config", "a.yaml", "--config", "c.yaml"]) == 2
+    assert prestarted.guess_workers(["fit", "--config", "a.yaml", "--config", "b.yaml"]) == 3
+    assert prestarted.guess_workers(["fit", "--config", "a.yaml", "--config", "c.yaml"]) == 2
 
 
 def test_a_file_that_is_not_text_gives_no_guess_and_no_error() -> None:
     Path("a.yaml").write_bytes(bytes(range(256)))
-    assert spares.guess_workers(["fit", "--config", "a.yaml"]) == 1
+    assert prestarted.guess_workers(["fit", "--config", "a.yaml"]) == 1
 
 
-@pytest.mark.parametrize("name", spares.LAUNCHED)
+@pytest.mark.parametrize("name", prestarted.LAUNCHED)
 def test_a_process_that_somebody_started_as_a_worker_starts_no_spares(
     name: str, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,21 +63,21 @@ def test_a_process_that_somebody_started_as_a_worker_starts_no_spares(
 
     monkeypatch.setenv(name, "0")
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    spares.start(["fit", "--config", "a.yaml"])
+    prestarted.start(["fit", "--config", "a.yaml"])
 
 
 def test_a_rank_without_a_spare_gets_none() -> None:
-    assert spares.turn_into_worker(7, {}) is None
+    assert prestarted.turn_into_worker(7, {}) is None
 
 
 def test_a_process_that_is_no_spare_does_not_wait_for_orders() -> None:
-    spares.await_orders()
+    prestarted.await_orders()
 
 
 def _start_one(config: str, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[bytes]:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    spares.start(["fit", "--config", config, "--trainer.devices", "2"])
-    return spares._spares.pop(1)
+    prestarted.start(["fit", "--config", config, "--trainer.devices", "2"])
+    return prestarted._spares.pop(1)
 
 
 def test_a_spare_that_nobody_needs_ends_by_itself_and_says_nothing(

@@ -61,14 +61,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def tasks_of(data: Tabular, split: Any) -> set[int]:
-    batch = data.draw_tasks(split, range(300))
+    batch = data.sample_tasks(split, range(300))
     return {int(value) for value in (batch.query_y[:, 0, 0] // 1000).tolist()}
 
 
 @pytest.mark.parametrize("sampler", ["batched", "learn2learn"])
 def test_a_task_is_rows_of_one_task_none_of_them_twice(sampler: SamplerName, path: Path) -> None:
     data = ready(path, standardize=False, sampler=sampler)
-    batch = data.draw_tasks("train", range(200))
+    batch = data.sample_tasks("train", range(200))
 
     check_tasks(batch)
     assert batch.support_x.shape == (200, 2, 2)
@@ -84,8 +84,10 @@ def test_a_task_is_rows_of_one_task_none_of_them_twice(sampler: SamplerName, pat
 def test_a_task_follows_from_its_seed_alone(path: Path) -> None:
     one, other = ready(path), ready(path, seed=3)
 
-    assert torch.equal(one.draw_tasks("val", [5, 6]).query_x[1], other.draw_task("val", 6).query_x)
-    assert torch.equal(one.draw(worker=1, run=0, iteration=3).query_x, one.draw(worker=1, run=0, iteration=3).query_x)
+    assert torch.equal(one.sample_tasks("val", [5, 6]).query_x[1], other.sample_task("val", 6).query_x)
+    assert torch.equal(
+        one.sample(worker=1, run=0, iteration=3).query_x, one.sample(worker=1, run=0, iteration=3).query_x
+    )
 
 
 def test_csv_and_parquet_give_the_same_tasks_whatever_the_order_of_the_rows(path: Path, tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_csv_and_parquet_give_the_same_tasks_whatever_the_order_of_the_rows(path
     parquet = ready(write(tmp_path / "table.parquet", rows()))
     shuffled = ready(write(tmp_path / "other.csv", rows()[::-1]))
 
-    assert torch.equal(expected.draw_tasks("train", [1, 2]).query_y, parquet.draw_tasks("train", [1, 2]).query_y)
+    assert torch.equal(expected.sample_tasks("train", [1, 2]).query_y, parquet.sample_tasks("train", [1, 2]).query_y)
     assert tasks_of(tabular_plain(shuffled), "test") == tasks_of(tabular_plain(expected), "test")
 
 
@@ -127,7 +129,7 @@ def test_columns_are_standardized_over_the_rows_for_meta_training_alone(path: Pa
     assert data.scaling.y_scale == pytest.approx([float(y.std(correction=0))])
 
     for split in ("train", "test"):
-        ours, theirs = data.draw_tasks(split, [1, 2]), raw.draw_tasks(split, [1, 2])
+        ours, theirs = data.sample_tasks(split, [1, 2]), raw.sample_tasks(split, [1, 2])
         assert torch.allclose(data.scaling.values(ours.query_y), theirs.query_y, rtol=1e-5)
         assert torch.allclose(data.scaling.inputs(theirs.support_x), ours.support_x, atol=1e-5)
 
@@ -137,14 +139,14 @@ def test_a_constant_column_is_only_shifted(tmp_path: Path) -> None:
 
     assert data.scaling is not None
     assert data.scaling.x_scale[1] == 1
-    assert (data.draw_task("train", 0).support_x[:, 1] == 0).all()
+    assert (data.sample_task("train", 0).support_x[:, 1] == 0).all()
 
 
 def test_tasks_may_be_numbers(tmp_path: Path) -> None:
     table = [row | {"line": int(row["line"][1:])} for row in rows()]
     csv_file, parquet = write(tmp_path / "t.csv", table), write(tmp_path / "t.parquet", table)
 
-    assert torch.equal(ready(csv_file).draw_task("val", 0).query_x, ready(parquet).draw_task("val", 0).query_x)
+    assert torch.equal(ready(csv_file).sample_task("val", 0).query_x, ready(parquet).sample_task("val", 0).query_x)
 
 
 # ---- mistakes

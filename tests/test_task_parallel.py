@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_modules.base import TrainingRuns
 from dmaml_pl import TaskParallelStrategy
+from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.tasks import TaskBatch
 from tests.recipes import (
@@ -58,7 +58,7 @@ def test_two_workers_take_the_steps_of_one_with_both_meta_batches() -> None:
     module, data = small_maml(meta_optimizer=_optimizer), small_data()
     optimizer = _optimizer(module.parameters())
     for step in range(8):
-        shares = [data.draw(worker=rank, run=step // 4, iteration=step % 4) for rank in range(2)]
+        shares = [data.sample(worker=rank, run=step // 4, iteration=step % 4) for rank in range(2)]
         optimizer.zero_grad()
         module.engine.meta_gradient(
             module.learner,

@@ -32,9 +32,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
-from dmaml_pl.environment import GitState
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.redaction import redact
+from dmaml_pl.provenance.environment import GitState
+from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.description import wrap

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from data_modules import Sinusoid
 from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
 from dmaml_pl.algorithms import Algorithm
-from dmaml_pl.engines import AutoEngine, Engine, EngineName, Learn2LearnEngine, VectorizedEngine, auto, engine_named
+from dmaml_pl.engines import AutoEngine, Engine, EngineName, Learn2LearnEngine, VectorizedEngine, choose, engine_named
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks import MLP
 from dmaml_pl.objectives import Objective, objective_named
@@ -51,7 +51,7 @@ def objective_of(network: nn.Module) -> Objective:
 
 def batch_for(network: nn.Module, tasks: int = 3) -> TaskBatch:
     if not isinstance(network, Conv4):
-        batch = Sinusoid(meta_batch=tasks, seed=0, queries=7).draw(worker=0, run=0, iteration=0)
+        batch = Sinusoid(meta_batch=tasks, seed=0, queries=7).sample(worker=0, run=0, iteration=0)
         return batch.map(Tensor.double)
     generator = torch.Generator().manual_seed(1)
 
@@ -342,7 +342,7 @@ def test_auto_judges_many_tasks_at_once_with_small_convolutions(
     engine = AutoEngine(rule, objective_of(network))
     expected_curve = Learn2LearnEngine(rule, objective_of(network)).adaptation_curve(learner, batch, steps=1)
     at_once = VectorizedEngine.adaptation_curve
-    monkeypatch.setattr(auto, "FEW_ELEMENTS", 16 * 16 * 16 * 2)
+    monkeypatch.setattr(choose, "FEW_ELEMENTS", 16 * 16 * 16 * 2)
 
     def watched(*given: Any, **settings: Any) -> Any:
         judged.append(1)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dmaml_pl import DMAMLStrategy
+from dmaml_pl.console.meter import PLAIN_SECONDS, Meter
+from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.evaluation.report import MetaTestReport
-from dmaml_pl.meter import PLAIN_SECONDS, Meter
-from dmaml_pl.progress import RunProgress
 from dmaml_pl.studies.watch import last_line
 from tests.recipes import small_data, small_maml, small_trainer
 from tests.terminal import CTRL_C, Terminal
@@ -33,7 +33,7 @@ def test_a_plain_line_tells_what_is_under_way_how_fast_and_what_is_left(
     at_once: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("dmaml_pl.meter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dmaml_pl.console.meter.time.monotonic", lambda: now[0])
     meter = Meter("training", 1000, done=100, unit="meta-iteration")
     now[0] += 10
     meter.show(200, "run 2 (50/100), loss 0.500", tasks=1000)
@@ -51,7 +51,7 @@ def test_a_plain_line_tells_what_is_under_way_how_fast_and_what_is_left(
 
 def test_a_plain_line_comes_once_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dmaml_pl.meter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dmaml_pl.console.meter.time.monotonic", lambda: now[0])
     meter = Meter("work", 300)
     for second in range(1, 200):
         now[0] = float(second)

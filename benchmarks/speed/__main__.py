@@ -20,7 +20,7 @@ from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
 from benchmarks.speed.timing import Ratio, Times, in_turn
-from dmaml_pl.noise import quieten
+from dmaml_pl.cli.quiet import quieten
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "sinusoid-1": lambda: sinusoid(1),

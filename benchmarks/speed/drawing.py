@@ -95,7 +95,7 @@ def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Draw]:
         data = kind(**settings, sampler=sampler)
         data.prepare_data()
         data.setup("fit")
-        return lambda number: data.draw(worker=0, run=0, iteration=number), data
+        return lambda number: data.sample(worker=0, run=0, iteration=number), data
 
     batched, data = ours("batched")
     images = data.load_splits()["train"]

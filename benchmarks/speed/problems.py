@@ -93,7 +93,7 @@ def sinusoid(steps: int, tasks: int = 25) -> Problem:
         name=f"sinusoid-{steps}",
         title=f"Sinusoid, MLP [40, 40], {tasks} tasks of 10+10 points, {_steps(steps)}",
         network=lambda: MLP(1, [40, 40], 1),
-        tasks_of=lambda count: Sinusoid(shots=10, queries=10, meta_batch=count, seed=0).draw(
+        tasks_of=lambda count: Sinusoid(shots=10, queries=10, meta_batch=count, seed=0).sample(
             worker=0, run=0, iteration=0
         ),
         objective_name="regression",

@@ -85,7 +85,7 @@ class BareSteps(pl.Callback):
         """Make a copy of what is trained, to make bare steps with."""
         self._learner = copy.deepcopy(pl_module.learner)
         self._optimizer = pl_module.meta_optimizer(self._learner.parameters())
-        self._batch = trainer.datamodule.draw(worker=0, run=0, iteration=0)  # type: ignore[attr-defined]
+        self._batch = trainer.datamodule.sample(worker=0, run=0, iteration=0)  # type: ignore[attr-defined]
         self._step(pl_module)
         self._since = time.perf_counter()
 

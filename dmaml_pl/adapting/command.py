@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
-from dmaml_pl.options import Options, whole
 
 INTERRUPTED = 130
 
@@ -99,7 +99,7 @@ def main(words: list[str]) -> int:
             sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
         if sys.stderr.isatty():
             print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
-        from dmaml_pl.adapting.asking import adapt_and_ask  # noqa: PLC0415 - what needs no PyTorch does not wait
+        from dmaml_pl.adapting.answering import adapt_and_ask  # noqa: PLC0415 - what needs no PyTorch does not wait
 
         adapt_and_ask(request)
     except DmamlError as error:

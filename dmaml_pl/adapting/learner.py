@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dmaml_pl.checkpoints import CONFIG_KEY
 from dmaml_pl.checkpoints.files import write_whole
-from dmaml_pl.errors import DataError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import DataError
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Scaling
@@ -243,7 +244,7 @@ class AdaptedLearner:
             ConfigError: the packages of the extra `onnx` are missing, or ONNX has no words for the network.
             CheckpointError: the file could not be written.
         """
-        from dmaml_pl.adapting.exporting import export  # noqa: PLC0415 - needs packages that are not always there
+        from dmaml_pl.adapting.onnx import export  # noqa: PLC0415 - needs packages that are not always there
 
         export(self, Path(path))
 

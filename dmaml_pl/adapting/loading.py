@@ -13,7 +13,7 @@ from data_modules import TaskDataModule
 from dmaml_pl.adapting.learner import ADAPTED_KEY, AdaptedLearner, FewShotLearner
 from dmaml_pl.adapting.recipe import build
 from dmaml_pl.checkpoints import CONFIG_KEY, check_fits
-from dmaml_pl.checkpoints.finding import read_plain
+from dmaml_pl.checkpoints.lookup import read_plain
 from dmaml_pl.errors import CheckpointError, DmamlError
 from dmaml_pl.modules import FewShotModule
 from dmaml_pl.objectives import objective_named

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dmaml_pl.errors import require_positive
+from dmaml_pl.checks import require_positive
 
 Weights = dict[str, Tensor]
 """Tensors by the names that `nn.Module.named_parameters` gives them."""

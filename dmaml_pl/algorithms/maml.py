@@ -7,7 +7,7 @@ from torch import nn
 
 from dmaml_pl import _learn2learn
 from dmaml_pl.algorithms.base import Algorithm, Weights
-from dmaml_pl.errors import require_positive
+from dmaml_pl.checks import require_positive
 
 
 class MAMLRule(Algorithm):

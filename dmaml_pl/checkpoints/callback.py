@@ -18,10 +18,11 @@ from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.loops.utilities import _is_max_limit_reached
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from dmaml_pl import restarts
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
 from dmaml_pl.checkpoints.last_merge import Held, LastMerge
-from dmaml_pl.errors import CheckpointError, ConfigError, NonFiniteError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import CheckpointError, ConfigError, NonFiniteError
+from dmaml_pl.launching import restarts
 from dmaml_pl.runs import RunReport, strategy_of_runs
 
 PATIENCE = 50.0

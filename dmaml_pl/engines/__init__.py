@@ -1,7 +1,7 @@
 """How a meta-batch is executed."""
 
-from dmaml_pl.engines.auto import AutoEngine, engine_named
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
+from dmaml_pl.engines.choose import AutoEngine, engine_named
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine

@@ -23,7 +23,7 @@ from torch.func import functional_call, vmap
 from dmaml_pl.algorithms.base import Algorithm, Learner, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
 from dmaml_pl.engines.compiled import Compiler, hand_out
-from dmaml_pl.engines.inner_loop import Judge, adapt, cut, stacked, task_metrics
+from dmaml_pl.engines.loop import Judge, adapt, cut, stacked, task_metrics
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from dmaml_pl.commands import command, meta_test_command
-from dmaml_pl.environment import GitState, packages
+from dmaml_pl.provenance.commands import command, meta_test_command
+from dmaml_pl.provenance.environment import GitState, packages
 
 SHOWN_PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "numpy")
 

@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from dmaml_pl.checks import require_file, unwritable
 from dmaml_pl.runs import strategy_of_runs
 from dmaml_pl.tasks import TaskBatch
-from dmaml_pl.writable import require_file, unwritable
 
 SETTING = "predictions.file"
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from dmaml_pl.checks import require_folder, unwritable
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.evaluation.baseline import PlainTraining
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.facts import facts_of
 from dmaml_pl.evaluation.figures import (
@@ -21,10 +23,8 @@ from dmaml_pl.evaluation.figures import (
     draw_image_tasks,
     draw_regression_tasks,
 )
-from dmaml_pl.evaluation.plain import PlainTraining
-from dmaml_pl.evaluation.written import TITLES, Figure, advantage, as_json, as_markdown, cell
+from dmaml_pl.evaluation.report_text import TITLES, Figure, advantage, as_json, as_markdown, cell
 from dmaml_pl.runs import strategy_of_runs
-from dmaml_pl.writable import require_folder, unwritable
 
 SETTING = "report.folder"
 

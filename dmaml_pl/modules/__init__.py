@@ -1,6 +1,6 @@
 """LightningModules: supervised few-shot learning."""
 
-from dmaml_pl.modules.few_shot import FewShotModule
 from dmaml_pl.modules.maml import MAML
+from dmaml_pl.modules.meta_learning import FewShotModule
 
 __all__ = ["MAML", "FewShotModule"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from dmaml_pl.algorithms.maml import MAMLRule
 from dmaml_pl.engines import EngineName
-from dmaml_pl.modules.few_shot import FewShotModule
+from dmaml_pl.modules.meta_learning import FewShotModule
 from dmaml_pl.objectives import ObjectiveName
 
 

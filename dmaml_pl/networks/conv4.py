@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from dmaml_pl.errors import ConfigError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import ConfigError
 
 Normalization = Literal["batch", "group", "none"]
 

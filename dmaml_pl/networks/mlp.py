@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from dmaml_pl.errors import require_positive
+from dmaml_pl.checks import require_positive
 
 
 class MLP(nn.Module):

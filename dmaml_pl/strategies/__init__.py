@@ -6,8 +6,8 @@ from dmaml_pl.strategies.average import MergedAverage
 from dmaml_pl.strategies.dmaml import DMAMLStrategy
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule, TaskWeightedMerge, ValidationWeightedMerge
 from dmaml_pl.strategies.outer import OuterOptimizerMerge
+from dmaml_pl.strategies.strategy import WorkerStrategy
 from dmaml_pl.strategies.task_parallel import TaskParallelStrategy
-from dmaml_pl.strategies.workers import WorkerStrategy
 
 __all__ = [
     "DMAMLStrategy",

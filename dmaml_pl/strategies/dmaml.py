@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmaml_pl.errors import ConfigError, require_one_of
+from dmaml_pl.checks import require_one_of
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.group import StartMethod, WorkerFailure
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
 from dmaml_pl.strategies.moments import FlatMoments, Moments, reset
-from dmaml_pl.strategies.payload import WorkerTable
+from dmaml_pl.strategies.strategy import NonFinite, WorkerStrategy
 from dmaml_pl.strategies.transfer import TransferType, transfer_in
-from dmaml_pl.strategies.workers import NonFinite, WorkerStrategy
+from dmaml_pl.strategies.worker_table import WorkerTable
 
 
 class DMAMLStrategy(WorkerStrategy):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.runs import RunReport
-from dmaml_pl.strategies.payload import Figures, WorkerTable, pack_row, unpack_table
 from dmaml_pl.strategies.transfer import FullTransfer, Transfer
+from dmaml_pl.strategies.worker_table import Figures, WorkerTable, pack_row, unpack_table
 
 
 class Offer(NamedTuple):

@@ -22,10 +22,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from dmaml_pl import restarts
-from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError, require_one_of, require_positive
-from dmaml_pl.strategies.launcher import POLL_SECONDS, WorkerLauncher, started_by_us
-from dmaml_pl.strategies.membership import Membership
+from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
+from dmaml_pl.launching import restarts
+from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher, started_by_us
+from dmaml_pl.strategies.elastic import Membership
 
 WorkerFailure = Literal["stop", "continue"]
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]

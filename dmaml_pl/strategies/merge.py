@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dmaml_pl.errors import ConfigError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.runs import RunReport
 
 

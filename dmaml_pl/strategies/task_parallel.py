@@ -19,8 +19,8 @@ from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Offer
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.group import StartMethod, WorkerFailure
-from dmaml_pl.strategies.payload import CAUSES
-from dmaml_pl.strategies.workers import NonFinite, WorkerStrategy
+from dmaml_pl.strategies.strategy import NonFinite, WorkerStrategy
+from dmaml_pl.strategies.worker_table import CAUSES
 
 
 class TaskParallelStrategy(WorkerStrategy):

@@ -6,7 +6,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from dmaml_pl import cli
+from dmaml_pl.cli import training as cli
 from dmaml_pl.tracking import MLflowTracker
 
 

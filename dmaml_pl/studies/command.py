@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from dmaml_pl.commands import command
+from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
-from dmaml_pl.options import Options, whole
-from dmaml_pl.signals import interrupted_by
+from dmaml_pl.launching.signals import interrupted_by
+from dmaml_pl.provenance.commands import command
 
 INTERRUPTED = 130
 
@@ -128,7 +128,7 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
 
 def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     # Loaded after the help was asked for, and after the command line was read.
-    from dmaml_pl.studies import own, scaling, search, sweep, workers  # noqa: PLC0415
+    from dmaml_pl.studies import scaling, search, settings_by_workers, sweep, workers  # noqa: PLC0415
     from dmaml_pl.studies.plan import Request  # noqa: PLC0415
     from dmaml_pl.studies.space import Space  # noqa: PLC0415
     from dmaml_pl.studies.study import Study  # noqa: PLC0415
@@ -137,7 +137,7 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     name = given.name or f"{given.kind}-{stem}"
     request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs, given.output)
     space = Space.read(Path(given.space)) if given.kind == "sweep" else None
-    settings = own.read(given.own, given.workers) if given.kind == "workers" else {}
+    settings = settings_by_workers.read(given.own, given.workers) if given.kind == "workers" else {}
     study = Study.prepare(request)
     if given.kind == "workers":
         workers.conduct(study, given.workers, settings, given.target)

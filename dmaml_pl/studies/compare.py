@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmaml_pl.console.options import Options
 from dmaml_pl.errors import ConfigError, DmamlError, TrackingError
-from dmaml_pl.options import Options
 from dmaml_pl.tracking.store import Store
 
 if TYPE_CHECKING:

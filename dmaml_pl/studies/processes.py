@@ -13,7 +13,7 @@ import threading
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
-from dmaml_pl.meter import PLAIN_SECONDS
+from dmaml_pl.console.meter import PLAIN_SECONDS
 
 ORPHAN_PATIENCE_S = 20.0
 """Seconds that a worker whose study was killed has to end in good order."""
@@ -46,7 +46,7 @@ def free_port() -> int:
 def train(words: list[str], surroundings: dict[str, str], log: Path) -> None:
     """Be one worker of a training: `dmaml fit ...`, with all that it says in a log file."""
     _settle(surroundings, log)
-    from dmaml_pl.cli import run  # noqa: PLC0415 - loaded in the process that this one is forked from
+    from dmaml_pl.cli.training import run  # noqa: PLC0415 - loaded in the process that this one is forked from
 
     sys.exit(run(words))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dmaml_pl.meter import Meter
+from dmaml_pl.console.meter import Meter
 from dmaml_pl.studies.runner import Job
 
 TAIL_BYTES = 4096

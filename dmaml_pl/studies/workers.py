@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from dmaml_pl.studies.figures import draw_curves
-from dmaml_pl.studies.own import Settings
 from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Report, publish
 from dmaml_pl.studies.results import Group, final, groups, spread
+from dmaml_pl.studies.settings_by_workers import Settings
 from dmaml_pl.studies.study import Study
 from dmaml_pl.studies.tables import NOTHING, number, with_spread
 

@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dmaml_pl.environment import Environment
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.redaction import redact
+from dmaml_pl.provenance.environment import Environment
+from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking.params import clean_name
 from dmaml_pl.tracking.patience import UPLOAD_TIMEOUT_S, brief_requests
 from dmaml_pl.tracking.store import SETTING, Store, reason

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.redaction import redact
+from dmaml_pl.provenance.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

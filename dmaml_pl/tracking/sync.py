@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dmaml_pl.console.options import Options
 from dmaml_pl.errors import DmamlError, TrackingError
-from dmaml_pl.options import Options
 from dmaml_pl.tracking.delivery import Delivery
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.operations import describe

@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.redaction import redact
+from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.checkpoints import CheckpointFiles
 from dmaml_pl.tracking.description import NOTE, Description

@@ -16,9 +16,9 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
 
+from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import DmamlError, TrackingError
-from dmaml_pl.options import Options, whole
-from dmaml_pl.signals import interrupted_by
+from dmaml_pl.launching.signals import interrupted_by
 from dmaml_pl.tracking.store import check_database, check_path
 
 _STOP_TIMEOUT_S = 10.0

@@ -4,6 +4,6 @@ Where autograd derives the derivative of a derivative, it knows nothing of what 
 it computes and from which formula; `use_faster_layers` puts them into a network, whose modules stay what they are.
 """
 
-from dmaml_pl.engines.layers.place import use_faster_layers
+from dmaml_pl.engines.layers.substitution import use_faster_layers
 
 __all__ = ["use_faster_layers"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
-from dmaml_pl.meter import Meter, say
+from dmaml_pl.console.meter import Meter, say
 from dmaml_pl.tasks import TaskBatch
 
 

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmaml_pl.algorithms.base import Algorithm
+from dmaml_pl.checks import require_positive
 from dmaml_pl.engines import AdaptationCurve, Engine, EngineName, engine_named
 from dmaml_pl.engines.threads import limited_threads
-from dmaml_pl.errors import ConfigError, NonFiniteError, require_positive
+from dmaml_pl.errors import ConfigError, NonFiniteError
+from dmaml_pl.evaluation.baseline import PlainNetwork
 from dmaml_pl.evaluation.curves import NETWORKS, PLAIN, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
-from dmaml_pl.evaluation.plain import PlainNetwork
-from dmaml_pl.modules.meta_step import MetaStep
-from dmaml_pl.modules.run_log import log_evaluation, log_run
+from dmaml_pl.modules.metrics import log_evaluation, log_run
+from dmaml_pl.modules.outer_step import MetaStep
 from dmaml_pl.networks.batch_norm import use_batch_statistics
 from dmaml_pl.objectives import ObjectiveName, objective_named
 from dmaml_pl.runs import CHECKPOINT_KEY, RunClock, RunReport, RunStrategy, strategy_of_runs
@@ -229,7 +230,7 @@ class FewShotModule(pl.LightningModule):
             while len(losses) < limit and not (losses and clock.seconds() >= seconds):
                 self.answer_the_outside(strategy)
                 self.iteration = len(losses)
-                batch = tasks.draw(worker=worker, run=run, iteration=self.iteration).to(device)
+                batch = tasks.sample(worker=worker, run=run, iteration=self.iteration).to(device)
                 if not losses:
                     surroundings.enter_context(limited_threads(self.engine.threads(self.learner, batch)))
                 loss, metric, failure = self._meta_iteration(batch, meta_step, strategy)

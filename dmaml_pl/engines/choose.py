@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from dmaml_pl.algorithms.base import Algorithm, Learner
+from dmaml_pl.checks import require_positive
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
-from dmaml_pl.errors import ConfigError, require_positive
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 

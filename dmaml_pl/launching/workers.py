@@ -24,7 +24,7 @@ from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from dmaml_pl import spares
+from dmaml_pl.launching import prestarted
 
 POLL_SECONDS = 0.5
 READY = "DMAML_READY"
@@ -67,7 +67,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         atexit.register(shutil.rmtree, self._ready, ignore_errors=True)
         for rank in range(1, self.num_processes):
             own = {**os.environ, "LOCAL_RANK": str(rank), READY: str(self._ready / str(rank))}
-            spare = spares.turn_into_worker(rank, own)
+            spare = prestarted.turn_into_worker(rank, own)
             self.procs.append(spare or subprocess.Popen(_basic_subprocess_cmd(), env=own))  # noqa: S603 - this program
 
     def await_workers(self, check: Callable[[], None]) -> None:

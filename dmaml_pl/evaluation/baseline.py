@@ -115,7 +115,7 @@ class PlainTraining:
         trained = self._train(steps, on_step)
         step_size = self._best_step_size(trained, adaptation_steps)
         learner, engine = _fine_tuned_by(step_size, trained, self._objective, adaptation_steps)
-        classes = self._data.draw_labelled(1, 0).classes if self._classifies else None
+        classes = self._data.sample_labelled(1, 0).classes if self._classifies else None
         samples = steps * self._workers * self._own_samples()
         return PlainNetwork(learner, engine, step_size, steps, samples, classes)
 
@@ -133,9 +133,9 @@ class PlainTraining:
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
         parts = ("plain", self._data.seed, step, self._worker)
         if self._classifies:
-            drawn = self._data.draw_labelled(self._own_samples(), derive_seed(*parts))
+            drawn = self._data.sample_labelled(self._own_samples(), derive_seed(*parts))
             return drawn.x, drawn.y
-        return _pooled(self._data.draw_tasks("train", derive_seeds(*parts, count=self._own_tasks)))
+        return _pooled(self._data.sample_tasks("train", derive_seeds(*parts, count=self._own_tasks)))
 
     def _train(self, steps: int, on_step: OnStep) -> nn.Module:
         """By Adam; the output layer of a classification is exchanged before and after."""
@@ -144,7 +144,7 @@ class PlainTraining:
             torch.manual_seed(derive_seed("plain", self._data.seed))  # of the new layer, and of dropout
             trained, ways = copy.deepcopy(self._network).to(device).train(), 0
             if self._classifies:
-                ways = _exchange_head(trained, self._data.draw_labelled(1, 0).classes)
+                ways = _exchange_head(trained, self._data.sample_labelled(1, 0).classes)
             parameters = [p for p in trained.parameters() if p.requires_grad]
             optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -189,15 +189,15 @@ class PlainTraining:
 
 
 def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
-    if not (hasattr(data, "draw_tasks") and hasattr(data, "evaluation_tasks")):
+    if not (hasattr(data, "sample_tasks") and hasattr(data, "evaluation_tasks")):
         return "it needs a data module of data_modules"
     if objective.name == "regression":
         return None
     if not isinstance(data, LabelledSource):
-        return f"{type(data).__name__} does not say of which class a training sample is (draw_labelled)"
+        return f"{type(data).__name__} does not say of which class a training sample is (sample_labelled)"
     if _head_of(network) is None:
         return f"{type(network).__name__} has no linear layer (nn.Linear) at its end to exchange"
-    drawn, changed = data.draw_labelled(2, 0), copy.deepcopy(network)
+    drawn, changed = data.sample_labelled(2, 0), copy.deepcopy(network)
     _exchange_head(changed, drawn.classes)
     weight = next(changed.parameters())
     with torch.no_grad():
@@ -221,7 +221,7 @@ def _like(tensor: Tensor, weight: Tensor) -> Tensor:
 
 def _samples_of(data: Any) -> int:
     """S + Q of a task."""
-    task = data.draw_tasks("train", [0])
+    task = data.sample_tasks("train", [0])
     return int(task.support_x.shape[1] + task.query_x.shape[1])
 
 

@@ -47,7 +47,12 @@ def start(words: list[str]) -> None:
         return
     for rank in range(1, min(guess_workers(words), os.cpu_count() or 1)):
         _spares[rank] = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-c", "from dmaml_pl import spares; raise SystemExit(spares.stand_by())", *words],
+            [
+                sys.executable,
+                "-c",
+                "from dmaml_pl.launching import prestarted; raise SystemExit(prestarted.stand_by())",
+                *words,
+            ],
             env={**os.environ, "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
         )
@@ -101,7 +106,8 @@ def stand_by() -> int:
         for number in (1, 2):
             _outputs[number] = os.dup(number)
             os.dup2(nowhere.fileno(), number)
-    from dmaml_pl import _learn2learn, cli  # noqa: PLC0415 - importing is what a spare is for
+    from dmaml_pl import _learn2learn  # noqa: PLC0415 - importing is what a spare is for
+    from dmaml_pl.cli import training as cli  # noqa: PLC0415 - the same
 
     _learn2learn.load()
     return cli.run(sys.argv[1:])

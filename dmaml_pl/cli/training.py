@@ -19,8 +19,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
-from dmaml_pl import noise, preflight, restarts, spares
-from dmaml_pl.adapting.registering import ModelRegistrar
 from dmaml_pl.checkpoints import (
     CONFIG_KEY,
     RunCheckpoint,
@@ -29,16 +27,19 @@ from dmaml_pl.checkpoints import (
     find_checkpoint,
     read_checkpoint,
 )
-from dmaml_pl.clusters import Launch
-from dmaml_pl.commands import meta_test_command, resume_command
+from dmaml_pl.cli import preflight, quiet
+from dmaml_pl.cli.messages import ConfigParser, check_config_files, explain, explain_interpolation, explain_trainer
+from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.errors import CheckpointError, ConfigError, DmamlError, NonFiniteError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
-from dmaml_pl.messages import ConfigParser, check_config_files, explain, explain_interpolation, explain_trainer
+from dmaml_pl.launching import prestarted, restarts
+from dmaml_pl.launching.clusters import Launch
+from dmaml_pl.launching.restarts import Restart
+from dmaml_pl.launching.signals import raised_at_sigterm
 from dmaml_pl.modules import FewShotModule
-from dmaml_pl.progress import RunProgress
-from dmaml_pl.restarts import Restart
-from dmaml_pl.signals import raised_at_sigterm
+from dmaml_pl.provenance.commands import meta_test_command, resume_command
+from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
@@ -189,7 +190,7 @@ class DmamlCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         """Between parsing and seeding, a spare process waits to be needed, and learns the seed."""
-        spares.await_orders()
+        prestarted.await_orders()
         try:
             super()._set_seed()
         except ValueError as error:
@@ -381,7 +382,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         arguments: the words after `dmaml`.
         front: what parses and runs them; it is told when all is checked by the event that it gets.
     """
-    noise.quieten()
+    quiet.quieten()
     if restarts.was_refused():
         return 1
     prepared = threading.Event()

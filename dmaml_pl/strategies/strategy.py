@@ -20,7 +20,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dmaml_pl.errors import ConfigError, NonFiniteError, require_one_of, require_positive
+from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Place, Sent
 from dmaml_pl.strategies.flat import FlatState

@@ -8,12 +8,12 @@ from typing import Any
 import pytorch_lightning as pl
 
 from data_modules import TaskDataModule
-from dmaml_pl.adapting.registering import ModelRegistrar
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.modules import FewShotModule
+from dmaml_pl.serving.register import ModelRegistrar
 
 
 def check_trainer(trainer: Any, data: TaskDataModule) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from dmaml_pl.adapting.answers import Answers
 from dmaml_pl.adapting.columns import read_columns
 from dmaml_pl.adapting.command import Request
-from dmaml_pl.adapting.exporting import check_can_export
 from dmaml_pl.adapting.folders import find_query, find_support
 from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner, check_ways
 from dmaml_pl.adapting.loading import is_adapted, load, load_adapted
+from dmaml_pl.adapting.onnx import check_can_export
 from dmaml_pl.errors import CheckpointError, ConfigError, DataError
 from dmaml_pl.tasks import NamedColumns, SampleReader
 

@@ -1,11 +1,35 @@
-"""Whether a file can be written is asked before the long work whose outcome it is to hold."""
+"""What is asked of settings before the work begins: that they are in range, and that what they name can be written."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
 from dmaml_pl.errors import ConfigError
+
+
+def require_positive(**settings: float) -> None:
+    """Check that each setting is greater than zero, and finite.
+
+    Raises:
+        ConfigError: names the first setting that is not.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}, but must be greater than 0.")
+        if math.isinf(value):
+            raise ConfigError(f"{name} is {value}, but must be finite.")
+
+
+def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that a setting is one of its choices.
+
+    Raises:
+        ConfigError: names the setting and the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{setting} is {value}, but must be {' or '.join(choices)}.")
 
 
 def require_folder(setting: str, folder: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 
-from dmaml_pl.errors import ConfigError, require_positive
+from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
 Split = Literal["train", "val", "test"]
@@ -122,27 +123,27 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         self.evaluation_seed = evaluation_seed
 
     @abstractmethod
-    def draw_task(self, split: Split, seed: int) -> TaskBatch:
+    def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis, as a pure function of its arguments.
 
         Called after `setup`. Must leave every global random generator as it found it.
         """
 
-    def draw_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
-        """Tasks of a split, (T, ...): for each seed what `draw_task` draws from it, whatever is drawn beside it.
+    def sample_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
+        """Tasks of a split, (T, ...): for each seed what `sample_task` draws from it, whatever is drawn beside it.
 
         This draws one after another. A subclass that can draw many at once for less overrides it.
         """
-        return stack_tasks([self.draw_task(split, seed) for seed in seeds])
+        return stack_tasks([self.sample_task(split, seed) for seed in seeds])
 
-    def draw(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
         """The training meta-batch of a worker at a meta-iteration of a run (`TaskSource`), (T, ...)."""
         seeds = derive_seeds("train", self.seed, worker, run, iteration, count=self.meta_batch)
-        return self.draw_tasks("train", seeds)
+        return self.sample_tasks("train", seeds)
 
     def evaluation_tasks(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks of a split as they are judged on, (T, ...), with their numbers; the same in every training."""
-        tasks = self.draw_tasks(split, [derive_seed(split, self.evaluation_seed, index) for index in indices])
+        tasks = self.sample_tasks(split, [derive_seed(split, self.evaluation_seed, index) for index in indices])
         return tasks._replace(numbers=tasks.support_x.new_tensor(indices, dtype=torch.int64))
 
     def evaluation_task(self, split: Split, index: int) -> TaskBatch:

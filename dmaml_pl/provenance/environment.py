@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
-from dmaml_pl.commands import command, program
+from dmaml_pl.provenance.commands import command, program
 
 COMMIT_VARIABLE = "DMAML_GIT_COMMIT"
 """Environment variable with the commit that the code was made from, where there is no repository, as in an image: the

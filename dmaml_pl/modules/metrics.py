@@ -16,7 +16,7 @@ from dmaml_pl.evaluation.curves import TaskScores, half_width, join
 from dmaml_pl.runs import RunReport
 
 if TYPE_CHECKING:
-    from dmaml_pl.modules.few_shot import FewShotModule
+    from dmaml_pl.modules.meta_learning import FewShotModule
 
 
 def log_run(module: FewShotModule, report: RunReport) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmaml_pl.redaction import redact
+from dmaml_pl.provenance.redaction import redact
 
 
 def program() -> list[str]:

@@ -1,0 +1,1 @@
+"""The command line of trainings: LightningCLI, what is checked before, and what is told of mistakes."""

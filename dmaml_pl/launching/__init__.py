@@ -1,0 +1,1 @@
+"""Starting workers, and hearing of them: processes, clusters, restarts, signals."""

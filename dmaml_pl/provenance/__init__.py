@@ -1,0 +1,1 @@
+"""Where a training comes from: versions, machine, commit, and the commands that repeat it."""
