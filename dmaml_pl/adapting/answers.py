@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.nn import functional
 
+from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import DataError
 
 SHOWN = 50
@@ -106,24 +103,12 @@ class Answers:
             raise DataError(f"--output {path} cannot be written ({error.strerror}).") from error
 
     def print(self, title: str) -> None:
-        """Print a table; plain where there is no terminal."""
-        table = Table()
-        for name in self.brief:
-            text = isinstance(self.rows[0][name], str)
-            table.add_column(Text(name), justify="left" if text else "right")
-        for row in self.rows[:SHOWN]:
-            table.add_row(*(_cell(row[name]) for name in self.brief))
-        console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
-        console.print(Text(f"\n{title}"))
-        console.print(table)
+        """Print the first rows as a table, and what there is to say of all."""
+        print_table([{name: row[name] for name in self.brief} for row in self.rows[:SHOWN]], title)
         if len(self.rows) > SHOWN:
-            console.print(f"... and {len(self.rows) - SHOWN} more")
+            print(f"... and {len(self.rows) - SHOWN} more")
         if "accuracy" in self.summary:
             right, samples = self.summary["right"], self.summary["samples"]
-            console.print(f"Accuracy: {self.summary['accuracy']:.4f} ({right} of {samples} right)")
+            print(f"Accuracy: {self.summary['accuracy']:.4f} ({right} of {samples} right)")
         if "mse" in self.summary:
-            console.print(f"Mean squared error: {self.summary['mse']:.4f} over {self.summary['samples']} samples")
-
-
-def _cell(value: str | float) -> Text:
-    return Text(f"{value:.4f}" if isinstance(value, float) else str(value))
+            print(f"Mean squared error: {self.summary['mse']:.4f} over {self.summary['samples']} samples")

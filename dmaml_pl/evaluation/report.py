@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from dmaml_pl.checks import require_folder, unwritable
+from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.baseline import PlainTraining
 from dmaml_pl.evaluation.curves import MetaTest
@@ -103,7 +101,7 @@ class MetaTestReport(pl.Callback):
         if not trainer.is_global_zero or result is None:
             return
         about = None if pl_module.plain is None else pl_module.plain.about()
-        print_table(result, about, self._no_plain)
+        print_result(result, about, self._no_plain)
         folder = self._folder(trainer)
         try:
             figures = self._draw(trainer, pl_module, result, folder / "figures")
@@ -178,7 +176,7 @@ def _told_of_steps(trainer: pl.Trainer, module: Any, steps: int) -> Callable[[in
     return tell
 
 
-def print_table(result: MetaTest, about_plain: str | None, no_plain: str | None) -> None:
+def print_result(result: MetaTest, about_plain: str | None, no_plain: str | None) -> None:
     """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks.
 
     Args:
@@ -186,32 +184,23 @@ def print_table(result: MetaTest, about_plain: str | None, no_plain: str | None)
         about_plain: what the plainly trained network is, in words.
         no_plain: why there is none.
     """
-    table = Table()
-    table.add_column("adaptation steps", justify="right")
-    for name in result.metrics:
-        table.add_column(TITLES[name], justify="right")
-    for step in result.table_steps():
-        row = result.row(step)
-        table.add_row(str(step), *(cell(row, name) for name in result.metrics))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100, highlight=False)
-    console.print(f"\n{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks")
-    console.print(table)
-    console.print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted", style="dim")
+    print_table(
+        [
+            {"adaptation steps": step, **{TITLES[name]: cell(result.row(step), name) for name in result.metrics}}
+            for step in result.table_steps()
+        ],
+        f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks",
+    )
+    print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted")
     if about_plain is not None:
-        console.print(f"{TITLES['plain']}: {about_plain}.", style="dim")
-        console.print(advantage(result))
+        print(f"{TITLES['plain']}: {about_plain}.\n{advantage(result)}")
     elif no_plain is not None:
-        console.print(f"No plainly trained network to compare with: {no_plain}.", style="dim")
+        print(f"No plainly trained network to compare with: {no_plain}.")
 
 
 def print_metrics(metrics: Mapping[str, Tensor]) -> None:
     """Print metrics by name, such as those of a validation."""
-    table = Table(title="Validation")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{float(value):.4f}")
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
+    print_table([{"metric": name, "value": float(value)} for name, value in metrics.items()], "Validation")
 
 
 def _shown(path: Path) -> str:

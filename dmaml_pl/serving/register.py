@@ -28,7 +28,7 @@ from dmaml_pl.tracking import MLflowTracker
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
-SERVED = Path(__file__).with_name("served.py")
+SERVED = Path(__file__).with_name("model.py")
 OWN = ("dmaml_pl", "data_modules")
 
 
