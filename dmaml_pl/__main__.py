@@ -78,7 +78,7 @@ def _train_or_test(words: list[str]) -> int:
     prestarted.start(words)
     if sys.stderr.isatty():
         print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
-    from dmaml_pl.cli.training import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+    from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
 
     return run(words)
 

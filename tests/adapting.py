@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from data_modules import Glyphs, Sinusoid
 from data_modules.glyphs import load_fonts
 from dmaml_pl.adapting import FewShotLearner
-from dmaml_pl.cli.training import run
+from dmaml_pl.cli.run import run
 from dmaml_pl.tasks import TaskBatch
 
 NAMES = ("ayb", "ben", "gan", "don", "en")

@@ -185,7 +185,7 @@ def test_code_in_a_file_is_not_run() -> None:
     [
         ({"class_path": "stranger.Net"}, "names stranger.Net, which comes with neither .* give --trust stranger"),
         ({"class_path": "os.system", "init_args": {"command": "touch run"}}, "give --trust os "),
-        ({"class_path": "dmaml_pl.cli.training.Path"}, "comes with neither"),
+        ({"class_path": "dmaml_pl.cli.resume.Path"}, "comes with neither"),
         ({"class_path": "dmaml_pl.errors.os.system"}, "which is not there"),
         ({"class_path": "torch.nn.functional.torch.hub.load"}, "which is not there"),
         ({"class_path": "torch.nn.functional.relu"}, "which is not a class"),

@@ -17,7 +17,8 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from dmaml_pl.cli.training import DmamlCLI, run
+from dmaml_pl.cli.run import run
+from dmaml_pl.cli.training import DmamlCLI
 from dmaml_pl.errors import ConfigError
 from tests.recipes import small_data, small_maml, small_trainer
 from tests.test_omniglot import make_folders

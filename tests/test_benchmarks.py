@@ -24,7 +24,7 @@ from data_modules import CIFARFS, FC100, MiniImageNet, TieredImageNet
 from data_modules.benchmarks import Benchmark
 from data_modules.cifar100 import CIFAR_FS, FC100_SUPERCLASSES
 from data_modules.plain_pickle import read_plain
-from dmaml_pl.cli.training import run
+from dmaml_pl.cli.run import run
 from dmaml_pl.errors import DataError
 from dmaml_pl.tasks import check_tasks
 

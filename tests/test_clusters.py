@@ -158,7 +158,7 @@ def test_the_command_in_every_file_goes_on_with_its_own_training(name: str, repo
 
 
 def test_our_parser_takes_what_the_files_contain(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dmaml_pl.cli.training import run
+    from dmaml_pl.cli.run import run
 
     os.chdir(repository)
     for name in FILES:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dmaml_pl.__main__ import main
-from dmaml_pl.cli.training import run
+from dmaml_pl.cli.run import run
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 
@@ -16,12 +16,47 @@ from dmaml_pl.modules import FewShotModule
 from dmaml_pl.serving.register import ModelRegistrar
 
 
-def check_trainer(trainer: Any, data: TaskDataModule) -> None:
-    """Check what Lightning would find in the workers only, or take in another sense than ours.
+def check_before(
+    stage: str, trainer: pl.Trainer, module: FewShotModule, data: TaskDataModule, *, meta_test: bool
+) -> None:
+    """Make every check that needs no worker.
+
+    Args:
+        stage: "fit", "validate", "test" or "predict".
+        trainer: with its callbacks.
+        module: to train or evaluate.
+        data: its tasks, which are loaded here.
+        meta_test: whether it ends in one.
 
     Raises:
-        ConfigError: names the setting of the Trainer.
+        DmamlError: names the setting that cannot work.
     """
+    split: Literal["val", "test"] = "val" if stage in ("fit", "validate") else "test"
+    module.check_workers_can_merge(trainer)
+    if stage == "fit":
+        _check_trainer(trainer, data)
+    data.prepare_data()
+    data.setup(stage)
+    module.check_task(data.evaluation_task(split, 0))
+    if stage == "fit":
+        _check_checkpoints(trainer, module)
+    # Every worker must have tasks to evaluate.
+    data.trainer = trainer
+    if split == "val":
+        data.val_dataloader()
+    if split == "test" or meta_test:
+        data.test_dataloader()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
+        if isinstance(callback, ModelRegistrar) and stage == "fit":
+            callback.check(trainer)
+        if isinstance(callback, MetaTestReport) and meta_test:
+            callback.check_writable(trainer)
+        if isinstance(callback, PredictionWriter) and stage == "predict":
+            callback.check_writable()
+
+
+def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
+    """Check what Lightning would find in the workers only, or take in another sense than ours."""
     if trainer.max_steps == 0:
         raise ConfigError("trainer.max_steps is 0, but must be at least 1 (meta-iterations of each worker), or -1.")
     if trainer.log_every_n_steps < 1:
@@ -49,12 +84,8 @@ def check_trainer(trainer: Any, data: TaskDataModule) -> None:
         )
 
 
-def check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
-    """Check what would be found at the first validation only.
-
-    Raises:
-        ConfigError: names the setting of `checkpoint`.
-    """
+def _check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
+    """Check what would be found at the first validation only."""
     objective = module.objective
     better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
     ours = type(module).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
@@ -69,48 +100,6 @@ def check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
             raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
         if mode not in (None, callback.mode):
             raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")
-
-
-def check_registering(trainer: pl.Trainer) -> None:
-    """Check what would be found at the end only.
-
-    Raises:
-        ConfigError: names the setting of the Trainer.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
-        if isinstance(callback, ModelRegistrar):
-            callback.check(trainer)
-
-
-def check_outputs(trainer: pl.Trainer, stage: str, *, meta_test: bool) -> None:
-    """Check that what comes at the end will find its place.
-
-    Args:
-        trainer: with its callbacks.
-        stage: "fit", "validate", "test" or "predict".
-        meta_test: whether it ends in one.
-
-    Raises:
-        ConfigError: names the setting of the folder or file that cannot be written.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
-        if isinstance(callback, MetaTestReport) and meta_test:
-            callback.check_writable(trainer)
-        if isinstance(callback, PredictionWriter) and stage == "predict":
-            callback.check_writable()
-
-
-def check_shares(trainer: pl.Trainer, data: TaskDataModule, *, val: bool, test: bool) -> None:
-    """Check that every worker has tasks to judge.
-
-    Raises:
-        ConfigError: names the number of tasks.
-    """
-    data.trainer = trainer
-    if val:
-        data.val_dataloader()
-    if test:
-        data.test_dataloader()
 
 
 def check_not_done(trainer: pl.Trainer, checkpoint: dict[str, Any], path: Path) -> None:

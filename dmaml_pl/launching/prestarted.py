@@ -107,7 +107,7 @@ def stand_by() -> int:
             _outputs[number] = os.dup(number)
             os.dup2(nowhere.fileno(), number)
     from dmaml_pl import _learn2learn  # noqa: PLC0415 - importing is what a spare is for
-    from dmaml_pl.cli import training as cli  # noqa: PLC0415 - the same
+    from dmaml_pl.cli.run import run  # noqa: PLC0415 - the same
 
     _learn2learn.load()
-    return cli.run(sys.argv[1:])
+    return run(sys.argv[1:])

@@ -6,11 +6,12 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from dmaml_pl.cli import training as cli
+from dmaml_pl.cli.run import run
+from dmaml_pl.cli.training import DmamlCLI
 from dmaml_pl.tracking import MLflowTracker
 
 
-class _Check(cli.DmamlCLI):
+class _Check(DmamlCLI):
     """The command line up to the point where the training would begin; nothing is tracked."""
 
     def __init__(self, prepared: threading.Event, path: Path) -> None:
@@ -33,4 +34,4 @@ def check(words: list[str], path: Path) -> int:
         words: the command line, from `fit` on.
         path: where the resolved configuration is written, as YAML.
     """
-    return cli.run(words, partial(_Check, path=path))
+    return run(words, partial(_Check, path=path))

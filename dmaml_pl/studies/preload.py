@@ -10,7 +10,7 @@ import importlib
 from dmaml_pl import _learn2learn
 from dmaml_pl.provenance.environment import packages
 
-for _name in ("dmaml_pl.cli.training", "dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store"):
+for _name in ("dmaml_pl.cli.run", "dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store"):
     importlib.import_module(_name)
 _learn2learn.load()
 packages()  # which each training logs

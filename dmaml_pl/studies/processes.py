@@ -46,7 +46,7 @@ def free_port() -> int:
 def train(words: list[str], surroundings: dict[str, str], log: Path) -> None:
     """Be one worker of a training: `dmaml fit ...`, with all that it says in a log file."""
     _settle(surroundings, log)
-    from dmaml_pl.cli.training import run  # noqa: PLC0415 - loaded in the process that this one is forked from
+    from dmaml_pl.cli.run import run  # noqa: PLC0415 - loaded in the process that this one is forked from
 
     sys.exit(run(words))
 

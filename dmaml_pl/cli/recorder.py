@@ -1,0 +1,57 @@
+"""Keeps what a training was made with: its resolved configuration, in MLflow and in every checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.cli import SaveConfigCallback
+
+from dmaml_pl.checkpoints import CONFIG_KEY
+from dmaml_pl.modules import FewShotModule
+from dmaml_pl.tracking import MLflowTracker
+
+RUN_ID_KEY = "mlflow_run_id"
+"""Where a checkpoint holds the id of its MLflow run."""
+
+ENGINE_TAG = "dmaml.engine"
+
+
+class ConfigRecorder(SaveConfigCallback):
+    """Keeps the resolved configuration in MLflow and in every checkpoint, and the MLflow run's id in the latter."""
+
+    _kept: dict[str, Any] | None = None
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Log parameters and YAML of a training; a test does not change what it was trained with."""
+        if stage != "fit":
+            return
+        text = self.parser.dump(self.config, skip_unset=False)
+        settings = {name: value for name, value in self.config.as_dict().items() if name != "config"}
+        for tracker in trackers(trainer):
+            tracker.log_config(settings, text)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep what `model.engine: auto` came to."""
+        if isinstance(pl_module, FewShotModule):
+            for tracker in trackers(trainer):
+                tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
+
+    def on_save_checkpoint(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """By the id a resumed training finds its MLflow run; the configuration makes the checkpoint enough."""
+        if self._kept is None:
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+            self._kept = {name: settings[name] for name in ("model", "data")}
+        checkpoint[CONFIG_KEY] = self._kept
+        checkpoint[RUN_ID_KEY] = next((tracker.version for tracker in trackers(trainer)), None)
+
+
+def trackers(trainer: pl.Trainer) -> list[MLflowTracker]:
+    """Those of a trainer's loggers that write to MLflow."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MLflowTracker)]

@@ -1,0 +1,142 @@
+"""Which checkpoint a command goes on with, and what a user types to go on with a training that was stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from dmaml_pl.checkpoints import check_fits, check_resumable, find_checkpoint, read_checkpoint
+from dmaml_pl.cli.preflight import check_not_done
+from dmaml_pl.cli.recorder import RUN_ID_KEY, trackers
+from dmaml_pl.errors import CheckpointError
+from dmaml_pl.launching import restarts
+from dmaml_pl.provenance.commands import meta_test_command, resume_command
+
+AUTO = "auto"
+"""The `--ckpt_path` of a job that may be started again: `last` in `checkpoint.dirpath`, if there is one."""
+
+RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
+"""Environment variable by which worker 0 tells the workers that it starts which file `last` or `best` was."""
+
+
+class Origin(NamedTuple):
+    """What a command starts from.
+
+    Attributes:
+        checkpoint: the file; None: from the beginning.
+        mlflow_run_id: the MLflow run that it belongs to, if one is known.
+    """
+
+    checkpoint: Path | None
+    mlflow_run_id: str | None
+
+
+def find_origin(
+    wanted: str | None, stage: str, trainer: pl.Trainer, model: pl.LightningModule, optimizer: torch.optim.Optimizer
+) -> Origin:
+    """Find and check the checkpoint to go on with, or to evaluate.
+
+    Args:
+        wanted: `--ckpt_path`.
+        stage: "fit", "validate", "test" or "predict".
+        trainer: of the command.
+        model: what is to get the weights.
+        optimizer: the meta-optimizer that is to go on.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+        ConfigError: the training has been made already.
+    """
+    restart = restarts.current() if stage == "fit" else None
+    path = _find(wanted, stage, trainer) if restart is None else restart.checkpoint
+    if path is None:
+        return Origin(None, None if restart is None else restart.mlflow_run_id)
+    os.environ[RESOLVED_CHECKPOINT] = str(path)
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, model, path)
+    if stage == "fit":
+        if restart is None and wanted != AUTO:  # a job that is started again may only have its meta-test left to make
+            check_not_done(trainer, checkpoint, path)
+        check_resumable(checkpoint, optimizer, path)
+    if is_worker_zero():
+        print(f"Using checkpoint {path}", file=sys.stderr)
+    run_id = checkpoint.get(RUN_ID_KEY)
+    return Origin(path, run_id if isinstance(run_id, str) else None)
+
+
+def _find(wanted: str | None, stage: str, trainer: Any) -> Path | None:
+    folder = checkpoint_folder(trainer)
+    if wanted == AUTO:
+        if stage != "fit" or getattr(trainer.checkpoint_callback, "dirpath", None) is None:
+            raise CheckpointError(
+                "--ckpt_path auto goes on with a training that was stopped, if there is one: it is for dmaml fit, "
+                "and needs checkpoint.dirpath, a folder for this training alone."
+            )
+        return folder / "last.ckpt" if (folder / "last.ckpt").is_file() else None
+    if wanted is None:
+        if stage in ("test", "predict"):
+            raise CheckpointError(f"dmaml {stage} needs --ckpt_path: give best, last or a file.")
+        return None
+    found = None if is_worker_zero() else os.environ.get(RESOLVED_CHECKPOINT)
+    return Path(found or find_checkpoint(str(wanted), folder))
+
+
+def checkpoint_folder(trainer: Any) -> Path:
+    """Where trainings of this configuration keep their checkpoints."""
+    chosen = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if chosen is not None:
+        return Path(chosen)
+    for tracker in trackers(trainer):
+        return Path(tracker.save_dir or ".") / str(tracker.name)
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def how_to_go_on(trainer: Any, folder: Path, *, launched: bool) -> str:
+    """What a user types after `dmaml fit` was stopped, with the words that were given.
+
+    Args:
+        trainer: that was stopped.
+        folder: where trainings of this configuration keep their checkpoints.
+        launched: whether something else starts the workers, whose words nobody knows here.
+    """
+    words = sys.argv[1:]
+    callback = trainer.checkpoint_callback
+    own = getattr(callback, "dirpath", None)
+    kept = None if own is None else Path(own) / "last.ckpt"
+    if trainer.state.fn == "test":
+        best = getattr(callback, "best_model_path", "") or kept
+        again = None if launched else meta_test_command(words, str(best))
+        return "Stopped in the meta-test; the training is finished." + (
+            f" The meta-test alone:\n  {again}" if again else " dmaml test --ckpt_path best makes it alone."
+        )
+    if kept is None or not kept.is_file():
+        return "Stopped before anything was kept. The same command begins again."
+    where = f"Stopped. The last merge is kept in {_from_here(kept)}."
+    if launched:
+        return f"{where} The same command with --ckpt_path last goes on from it."
+    return f"{where} To go on:\n  {resume_command(words, _shortest_name(kept, folder))}"
+
+
+def _shortest_name(kept: Path, folder: Path) -> str:
+    """`last`, where that means this file."""
+    try:
+        newest = find_checkpoint("last", folder)
+    except CheckpointError:
+        return _from_here(kept)
+    return "last" if newest.samefile(kept) else _from_here(kept)
+
+
+def _from_here(path: Path) -> str:
+    """The path from here, where it lies below."""
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+
+
+def is_worker_zero() -> bool:
+    """Known from the environment before there is a process group."""
+    return not getattr(rank_zero_only, "rank", 0)

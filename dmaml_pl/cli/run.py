@@ -1,0 +1,74 @@
+"""Runs a command, and turns its end into an exit code; a mistake of the user's is one line on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from dmaml_pl.cli import quiet
+from dmaml_pl.cli.messages import check_config_files, explain_interpolation
+from dmaml_pl.cli.resume import is_worker_zero
+from dmaml_pl.cli.training import DmamlCLI
+from dmaml_pl.errors import DmamlError, NonFiniteError, WorkerLostError
+from dmaml_pl.launching import restarts
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM, as shells give them."""
+
+
+def run(arguments: list[str], front: Callable[[threading.Event], object] = DmamlCLI) -> int:
+    """Run a command; returns the exit code. A user's mistake is one message on standard error, without a traceback.
+
+    Args:
+        arguments: the words after `dmaml`.
+        front: what parses and runs them; it is told when all is checked by the event that it gets.
+    """
+    quiet.quieten()
+    if restarts.was_refused():
+        return 1
+    prepared = threading.Event()
+    words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
+    try:
+        check_config_files(arguments)
+        front(prepared)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SIGTERMException as stop:
+        return _stopped(TERMINATED, stop)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
+            return _stopped(INTERRUPTED, stop)
+        raise
+    except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
+        if _speaks(error, prepared=prepared.is_set()):
+            print(f"dmaml: error: {_one_line(error)}", file=sys.stderr, flush=True)
+            if not prepared.is_set():
+                restarts.remember_refused()
+        return 1
+    finally:
+        sys.argv = words
+    return 0
+
+
+def _stopped(code: int, stop: BaseException) -> int:
+    if is_worker_zero():
+        print(*getattr(stop, "__notes__", ["Stopped."]), sep="\n", file=sys.stderr, flush=True)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
+    return " ".join(text.split())
+
+
+def _speaks(error: Exception, *, prepared: bool) -> bool:
+    """Whether this process tells the user; what every worker knows alike is told once."""
+    first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+    if isinstance(error, NonFiniteError) or not prepared:
+        return first
+    return first or not isinstance(error, WorkerLostError)
