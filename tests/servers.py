@@ -1,15 +1,18 @@
-"""A real MLflow server, which tests kill and start again on the same store."""
+"""A real MLflow server, which tests kill and start again on the same store, and one that says yes to everything."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.workers import free_port
@@ -82,3 +85,34 @@ def serving(folder: Path) -> Iterator[Server]:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def agreeing(folder: Path) -> Iterator[str]:
+    """The host and port of a server that takes whatever MLflow's client asks of it, for its one MLflow run."""
+    info = {"run_id": "a" * 32, "run_uuid": "a" * 32, "run_name": "mine", "experiment_id": "1", "status": "RUNNING"}
+    run = {"info": info | {"artifact_uri": str(folder), "lifecycle_stage": "active"}, "data": {}}
+    experiment = {"experiment_id": "1", "name": "dmaml", "artifact_location": str(folder), "lifecycle_stage": "active"}
+    answer = json.dumps({"run": run, "run_info": run["info"], "experiment": experiment, "experiments": []}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,8 +22,12 @@ from mlflow import MlflowClient
 from dmaml_pl.__main__ import main
 from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import outbox as outbox_module
+from dmaml_pl.tracking import sender as sender_module
+from dmaml_pl.tracking import tracker as tracker_module
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Outbox
+from dmaml_pl.tracking.outcome import Outcome
+from tests.servers import agreeing
 
 ABOUT = {"run_id": "a" * 32}
 
@@ -367,3 +372,123 @@ def test_a_server_that_is_still_away_is_told_and_all_is_kept(
         assert "1 metric value and the status FINISHED. No MLflow server can be used at http://127.0.0.1:9" in error
         assert error.count("\n") == 1
     assert len(list(Outbox.claim(tmp_path, "a" * 32, about).everything())) == 2
+
+
+# Nothing waits for ever
+
+
+class Slow:
+    """A store that answers when it is told to: replaces how metrics are sent.
+
+    Attributes:
+        asked: set while a request is under way.
+        answers: to be set for it to be answered.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.answers, self.before = threading.Event(), threading.Event(), threading.Event()
+        send = MLflowRun.send
+
+        def slow(run: MLflowRun, rows: Any) -> None:
+            if not self.before.is_set():
+                self.before.set()
+                raise ConnectionError("away")
+            self.asked.set()
+            assert self.answers.wait(60)
+            send(run, rows)
+
+        monkeypatch.setattr(MLflowRun, "send", slow)
+
+
+@pytest.mark.parametrize("answers_first", [True, False], ids=["before the meta-test", "during the meta-test"])
+def test_a_request_that_outlasts_the_end_of_a_training_holds_up_no_meta_test_and_loses_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch, *, answers_first: bool
+) -> None:
+    monkeypatch.setattr(sender_module, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(sender_module, "_STOP_S", 0.0)
+    monkeypatch.setitem(tracker_module._PATIENCE_S, Outcome.FINISHED, 0.0)
+    slow = Slow(monkeypatch)
+    tracker = make(store)
+    tracker.open()
+    sender = tracker._sender
+    assert sender is not None
+    tracker.log_metrics({"a": 1.0}, 0)
+    assert slow.asked.wait(60)
+    tracker.finalize("success")  # of the fit: the store has been away, and does not answer
+    thread = sender._thread
+    assert thread is not None
+    if answers_first:
+        slow.answers.set()
+        thread.join(60)
+    monkeypatch.setattr(sender_module, "_STOP_S", 60.0)
+    monkeypatch.setitem(tracker_module._PATIENCE_S, Outcome.FINISHED, 60.0)
+    tracker.log_metrics({"a": 2.0}, 1)
+    slow.answers.set()
+    tracker.finalize("success")  # of the meta-test
+    assert history(store, tracker.version or "", "a") == [(0, 1.0), (1, 2.0)]
+    assert MlflowClient(f"sqlite:///{store}/mlflow.db").get_run(tracker.version or "").info.status == "FINISHED"
+    assert not (store / "outbox" / (tracker.version or "")).exists()
+
+
+def test_a_request_that_never_ends_is_not_waited_for_and_what_waits_is_kept(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sender_module, "_SILENT_S", 0.0)
+    monkeypatch.setattr(sender_module, "_STOP_S", 0.0)
+    slow = Slow(monkeypatch)
+    slow.before.set()
+    tracker = make(tmp_path, tracking_uri=f"sqlite:///{store}/mlflow.db")
+    tracker.open()
+    sender = tracker._sender
+    assert sender is not None
+    tracker.log_metrics({"a": 1.0}, 0)
+    assert slow.asked.wait(60)
+    tracker.finalize("success")
+    assert "MLflow lacks 1 metric value" in caplog.records[-1].getMessage()
+    thread = sender._thread
+    assert thread is not None
+    slow.answers.set()
+    thread.join(60)  # it leaves the outbox to others when its request ends
+    assert main(["sync", "--save_dir", str(tmp_path)]) == 0
+    assert "the status FINISHED" in capsys.readouterr().out
+    assert history(store, tracker.version or "", "a") == [(0, 1.0)]
+
+
+def test_a_sending_thread_that_died_is_replaced(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = make(store)
+    tracker.open()
+    sender = tracker._sender
+    assert sender is not None
+    dead = sender._thread = threading.Thread(target=lambda: None)
+    dead.start()
+    dead.join()
+    tracker.log_metrics({"a": 1.0}, 0)
+    tracker.finalize("success")
+    assert history(store, tracker.version or "", "a") == [(0, 1.0)]
+
+
+# Passwords
+
+
+def test_the_servers_password_is_not_printed_at_the_end_of_a_training_and_of_sync(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with agreeing(tmp_path / "artifacts") as host:
+        address = f"http://me:secret@{host}"
+        tracker = make(tmp_path, tracking_uri=address)
+        tracker.open()
+        tracker.log_metrics({"a": 1.0}, 0)
+        tracker.finalize("success")
+        outbox = Outbox.claim(
+            tmp_path, "b", {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": address, "has_password": True}
+        )
+        outbox.append({"do": "end", "status": "FINISHED", "time": 1})
+        outbox.close()
+        assert main(["sync", "--save_dir", str(tmp_path), "--tracking_uri", address]) == 0
+    printed = "".join(capfd.readouterr())
+    assert "sent the status FINISHED" in printed
+    assert "secret" not in printed

@@ -35,6 +35,8 @@ class _Bounds:
                 "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(self._timeouts)),
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
                 "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+                # At the end of an MLflow run its client prints where to see it: an address with a user's password.
+                "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             }
             if len(self._timeouts) == 1:
                 self._environment = {name: os.environ.get(name) for name in bounds}

@@ -14,6 +14,8 @@ from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.store import reason
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # between attempts to reach a store that is away; it doubles
+_SILENT_S = 600.0  # after which nobody waits for a request: longer than a large checkpoint takes, and not for ever
+_STOP_S = 5.0  # that the request under way may take after `stop`
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +64,16 @@ class Sender:
         self._pace = Pace()
         self._away_since: float | None = None
         self._pause_s = 0.0
+        self._taken_at = time.monotonic()
         self._hurry = 0
         self._stopping = False
 
     def put(self, operation: Operation) -> None:
         """Write an operation down, and send it soon; never raises, never waits."""
-        self.outbox.append(operation)
-        self._wake()
+        with self._changed:
+            self.outbox.append(operation)
+            self._start()
+            self._changed.notify_all()
 
     def put_file(self, path: Path, operation: Callable[[str], Operation], *, replaced_whole: bool = False) -> None:
         """As `put`, for a file or folder, which is kept as it is now.
@@ -79,7 +84,8 @@ class Sender:
             replaced_whole: as for `Outbox.stage`.
         """
         if path.exists():
-            self.put(operation(self.outbox.stage(path, replaced_whole=replaced_whole)))
+            with self._changed:  # else the thread might close the outbox in between
+                self.put(operation(self.outbox.stage(path, replaced_whole=replaced_whole)))
         else:
             _log.warning("MLflow does not get %s: there is no such file. The training goes on.", path)
 
@@ -89,7 +95,7 @@ class Sender:
         return self._away_since is not None
 
     def wait(self, patience_s: float, at_most_s: float = float("inf")) -> bool:
-        """Wait until all is sent; returns whether it is.
+        """Wait until all is sent, or the store has taken nothing for 10 minutes; returns whether it is.
 
         Args:
             patience_s: seconds to go on trying where the store is away; 0 does not wait for one that is.
@@ -105,7 +111,7 @@ class Sender:
                     now = time.monotonic()
                     if self._away_since is not None and now - start >= patience_s:
                         return False
-                    if now - start >= at_most_s:
+                    if now - start >= at_most_s or now - max(start, self._taken_at) >= _SILENT_S:
                         return False
                     self._changed.wait(0.1)
             finally:
@@ -113,24 +119,23 @@ class Sender:
         return True
 
     def stop(self) -> None:
-        """Send nothing more, and leave what waits to others; what is under way is given up after 5 s."""
+        """Send nothing more until the next `put` or `wait`, and leave what waits to others.
+
+        A request that takes longer than 5 s from now is not waited for; the outbox is left when it ends.
+        """
         with self._changed:
             self._stopping = True
             thread = self._thread
             self._changed.notify_all()
         if thread is not None:
-            thread.join(5)
-        if thread is None or not thread.is_alive():
+            thread.join(_STOP_S)
+        else:
             self.outbox.close()
-            self._stopping = False
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._start()
-            self._changed.notify_all()
 
     def _start(self) -> None:
-        if self._thread is None and not self._stopping:
+        """See to it that a thread sends, whatever was asked before; `_changed` is held."""
+        self._stopping = False
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._loop, name="MLflowSender", daemon=True)
             self._thread.start()
 
@@ -151,6 +156,7 @@ class Sender:
                     self._changed.notify_all()
                     self._changed.wait(pause)
                 if self._stopping:
+                    self.outbox.close()
                     self._thread = None
                     return
             start = time.monotonic()
@@ -158,6 +164,7 @@ class Sender:
             attempted = time.monotonic()
             if self._away_since is None:
                 self._pace.spend(attempted - start)
+                self._taken_at = attempted
             with self._changed:
                 self._changed.notify_all()
 
