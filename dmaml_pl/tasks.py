@@ -148,7 +148,7 @@ class LabelledSamples(NamedTuple):
 class LabelledSource(Protocol):
     """A data module that can tell of which of its training classes a sample is, whatever label a task gives it.
 
-    A network can be trained on it plainly, without meta-learning, to compare with.
+    A network can be trained on it without meta-learning, as the baseline to compare with.
     """
 
     def sample_labelled(self, samples: int, seed: int) -> LabelledSamples:

@@ -293,7 +293,7 @@ def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("plain_budget", -1, "report.plain_budget is -1.0, but must be 0 or greater, and finite."),
+        ("baseline_budget", -1, "report.baseline_budget is -1.0, but must be 0 or greater, and finite."),
         ("tasks", 0, "report.tasks is 0, but must be greater than 0."),
     ],
 )

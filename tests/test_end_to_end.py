@@ -48,7 +48,7 @@ def test_fit_says_nothing_but_its_progress(trained: Training) -> None:
     expected = [
         r"Training with the vectorized engine \.\.\.",
         r"Trained 6 runs, 60 meta-iterations on each of 2 workers, 600 tasks, in \d+ s\.",
-        r"Training plainly, to compare with \.\.\.",
+        r"Training the baseline \.\.\.",
         r"Meta-test \.\.\.",
     ]
     assert len(lines) == len(expected), trained.result.stderr
@@ -88,7 +88,7 @@ def test_the_metrics_stand_at_their_meta_iterations(trained: Training) -> None:
     assert list(trained.history("val/mse_step_10")) == [20, 40, 60]
     for name in ("merge/seconds", "merge/drift", "merge/bytes", "train/tasks_per_second", "val/loss", "val/mse_step_0"):
         assert metrics[name] > 0
-    for name in ("test/mse_step_1", "test/plain_mse_step_1", "test/untrained_mse_step_1", "test/plain_mse_ci95"):
+    for name in ("test/mse_step_1", "test/baseline_mse_step_1", "test/untrained_mse_step_1", "test/baseline_mse_ci95"):
         assert metrics[name] > 0
     assert any(name.startswith("system/") for name in metrics)
 
@@ -282,6 +282,6 @@ def test_the_training_of_make_train_cuts_the_error_to_a_fifth_and_improves_with_
     found = json.loads(file.read_text())
     assert found["tasks"] == 600
     trained = [row["trained"] for row in found["steps"]]
-    assert trained[1] < found["steps"][1]["plain"] / 2
+    assert trained[1] < found["steps"][1]["baseline"] / 2
     assert trained[1] < found["steps"][1]["untrained"] / 5
     assert trained[10] < trained[5] < trained[1] < trained[0]

@@ -63,7 +63,7 @@ def test_a_plain_line_comes_once_a_minute(capsys: pytest.CaptureFixture[str], mo
     ]
 
 
-def test_training_validation_plain_training_and_meta_test_tell_run_metric_rate_and_time_left(
+def test_training_validation_baseline_and_meta_test_tell_run_metric_rate_and_time_left(
     at_once: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, data = small_maml(), small_data(meta_batch=1, val_tasks=300, test_tasks=300)
@@ -74,7 +74,7 @@ def test_training_validation_plain_training_and_meta_test_tell_run_metric_rate_a
         val_check_interval=1,
         check_val_every_n_epoch=None,
         enable_progress_bar=True,
-        callbacks=[MetaTestReport(folder="r", plain_budget=50.0), RunProgress(refresh_per_second=1e9)],
+        callbacks=[MetaTestReport(folder="r", baseline_budget=50.0), RunProgress(refresh_per_second=1e9)],
     )
     trainer.fit(module, data)
     trainer.validate(module, data, verbose=False)
@@ -86,8 +86,8 @@ def test_training_validation_plain_training_and_meta_test_tell_run_metric_rate_a
         rf"run 1 \(2/4\), loss {figure}, meta-iteration 2/12, {rate}, {left}",
         rf"run 2 \(2/4\), loss {figure}, val/mse {figure}, meta-iteration 6/12, {rate}, {left}",
         rf"run 2, validation \(2/3\), val/mse {figure}, meta-iteration 8/12, {rate}, {left}",
-        r"Training plainly, to compare with \.\.\.",
-        rf"training plainly, to compare with, loss {figure}, step 2/\d+, {left}",
+        r"Training the baseline \.\.\.",
+        rf"training the baseline, loss {figure}, step 2/\d+, {left}",
         rf"validation, mse {figure}, task 100/300, {rate}, {left}",
         rf"meta-test, mse {figure}, task 100/300, {rate}, {left}",
         rf"prediction, task 100/300, {rate}, {left}",
@@ -139,7 +139,7 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_keeps_the_last_merge_and_says_the_com
     ("setting", "shown", "told"),
     [
         ({"data.test_tasks": 1_000_000}, r"meta-test, mse \d", r"The meta-test alone:\s+python -m dmaml_pl test .*"),
-        ({"report.plain_budget": 1e6}, r"to compare with, loss \d", r"The meta-test alone:\s+python -m dmaml_pl test"),
+        ({"report.baseline_budget": 1e6}, r"the baseline, loss \d", r"The meta-test alone:\s+python -m dmaml_pl test"),
         (
             {"data.val_tasks": 1_000_000, "trainer.val_check_interval": 1, "checkpoint.every_n_runs": 1},
             r"run 1, validation \(\d",

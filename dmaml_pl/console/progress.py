@@ -104,14 +104,14 @@ class RunProgress(ProgressBar):
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
-    def on_plain_step(self, trainer: pl.Trainer, pl_module: Any, done: int, steps: int, loss: float) -> None:
-        """One of the `steps` of the plain training that a meta-test compares with is over."""
+    def on_baseline_step(self, trainer: pl.Trainer, pl_module: Any, done: int, steps: int, loss: float) -> None:
+        """One of the `steps` of the training of the baseline that a meta-test compares with is over."""
         if done == 1:
-            self._open("training plainly, to compare with", steps, unit="step")
+            self._open("training the baseline", steps, unit="step")
         if done == steps:
             self._close()
         elif self._meter is not None and self._meter.wants():
-            self._meter.show(done, f"training plainly, to compare with, loss {loss:.3f}")
+            self._meter.show(done, f"training the baseline, loss {loss:.3f}")
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any

@@ -1,4 +1,4 @@
-"""The field's plain baseline: the same network trained without meta-learning, and then fine-tuned to each task.
+"""The field's baseline: the same network trained without meta-learning, and then fine-tuned to each task.
 
 What meta-learning gains shows beside a network of the same architecture, from the same initial weights, on the same
 data, that has never seen an inner loop:
@@ -33,7 +33,7 @@ from dmaml_pl.tasks import LabelledSource, TaskBatch, derive_seed, derive_seeds
 OnStep = Callable[[int, float], None]
 
 BATCH = 128
-"""Samples of a step of the plain training, of all workers together, or a few more."""
+"""Samples of a step of its training, of all workers together, or a few more."""
 
 LEARNING_RATE = 3e-3
 """Of Adam, at the first step; it falls to zero along a cosine."""
@@ -41,19 +41,22 @@ LEARNING_RATE = 3e-3
 STEP_SIZES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """Of the fine-tuning, among which validation tasks choose."""
 
+STREAM = "plain"
+"""The name of its random numbers, as it was when the results in configs/README.md were made."""
+
 TUNING_TASKS = 25
 """Validation tasks by which the step size is chosen, at most."""
 
 
 @dataclass(frozen=True)
-class PlainNetwork:
-    """A plainly trained network, ready to be fine-tuned.
+class Baseline:
+    """A network trained without meta-learning, ready to be fine-tuned.
 
     Attributes:
         learner: its wrapper.
-        engine: fine-tunes and judges it.
+        engine: fine-tunes and evaluates it.
         step_size: of the fine-tuning, chosen on validation tasks.
-        steps: of the plain training.
+        steps: of its training.
         samples: that it saw.
         classes: that it was trained to tell apart; None for a regression.
     """
@@ -74,10 +77,10 @@ class PlainNetwork:
         )
 
 
-class PlainTraining:
-    """Trains a network plainly, and chooses the step size of its fine-tuning; the workers share the work.
+class BaselineTraining:
+    """Trains a network without meta-learning, and chooses the step size of its fine-tuning; the workers share the work.
 
-    All that is drawn follows from the data module's seed, and global random generators are left as they were.
+    All that is sampled follows from the data module's seed, and global random generators are left as they were.
 
     Args:
         network: initial weights; they stay as they are.
@@ -104,12 +107,12 @@ class PlainTraining:
         """Gradient steps that see so many samples, none of them more."""
         return int(samples // (self._workers * self._own_samples()))
 
-    def make(self, steps: int, adaptation_steps: int, on_step: OnStep = lambda done, loss: None) -> PlainNetwork:
+    def make(self, steps: int, adaptation_steps: int, on_step: OnStep = lambda done, loss: None) -> Baseline:
         """Train, and choose the step size; a collective call.
 
         Args:
             steps: gradient steps.
-            adaptation_steps: I, up to which it is to be judged.
+            adaptation_steps: I, up to which it is to be evaluated.
             on_step: is told the number of steps made, and the loss.
         """
         trained = self._train(steps, on_step)
@@ -117,7 +120,7 @@ class PlainTraining:
         learner, engine = _fine_tuned_by(step_size, trained, self._objective, adaptation_steps)
         classes = self._data.sample_labelled(1, 0).classes if self._classifies else None
         samples = steps * self._workers * self._own_samples()
-        return PlainNetwork(learner, engine, step_size, steps, samples, classes)
+        return Baseline(learner, engine, step_size, steps, samples, classes)
 
     @cached_property
     def _own_tasks(self) -> int:
@@ -130,18 +133,18 @@ class PlainTraining:
             return math.ceil(BATCH / self._workers)
         return self._own_tasks * _samples_of(self._data)
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        parts = ("plain", self._data.seed, step, self._worker)
+    def _sample(self, step: int) -> tuple[Tensor, Tensor]:
+        parts = (STREAM, self._data.seed, step, self._worker)
         if self._classifies:
-            drawn = self._data.sample_labelled(self._own_samples(), derive_seed(*parts))
-            return drawn.x, drawn.y
+            samples = self._data.sample_labelled(self._own_samples(), derive_seed(*parts))
+            return samples.x, samples.y
         return _pooled(self._data.sample_tasks("train", derive_seeds(*parts, count=self._own_tasks)))
 
     def _train(self, steps: int, on_step: OnStep) -> nn.Module:
         """By Adam; the output layer of a classification is exchanged before and after."""
         device = self._device
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(_cuda(device)):
-            torch.manual_seed(derive_seed("plain", self._data.seed))  # of the new layer, and of dropout
+            torch.manual_seed(derive_seed(STREAM, self._data.seed))  # of the new layer, and of dropout
             trained, ways = copy.deepcopy(self._network).to(device).train(), 0
             if self._classifies:
                 ways = _exchange_head(trained, self._data.sample_labelled(1, 0).classes)
@@ -149,7 +152,7 @@ class PlainTraining:
             optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
             for step in range(steps):
-                x, y = (_like(tensor.to(device), parameters[0]) for tensor in self._draw(step))
+                x, y = (_like(tensor.to(device), parameters[0]) for tensor in self._sample(step))
                 loss = self._objective.loss(trained(x), y)
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
@@ -197,12 +200,12 @@ def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
         return f"{type(data).__name__} does not say of which class a training sample is (sample_labelled)"
     if _head_of(network) is None:
         return f"{type(network).__name__} has no linear layer (nn.Linear) at its end to exchange"
-    drawn, changed = data.sample_labelled(2, 0), copy.deepcopy(network)
-    _exchange_head(changed, drawn.classes)
+    samples, changed = data.sample_labelled(2, 0), copy.deepcopy(network)
+    _exchange_head(changed, samples.classes)
     weight = next(changed.parameters())
     with torch.no_grad():
-        shape = changed(_like(drawn.x.to(weight.device), weight)).shape
-    if tuple(shape) != (2, drawn.classes):
+        shape = changed(_like(samples.x.to(weight.device), weight)).shape
+    if tuple(shape) != (2, samples.classes):
         return f"the last linear layer of {type(network).__name__} is not its output"
     return None
 

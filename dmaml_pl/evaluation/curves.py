@@ -18,8 +18,8 @@ Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution; the mean of some hundred tasks is normal enough."""
 
 
-TRAINED, PLAIN, UNTRAINED = NETWORKS = ("trained", "plain", "untrained")
-"""The networks that a meta-test compares: meta-trained; trained plainly, then fine-tuned; not trained at all."""
+TRAINED, BASELINE, UNTRAINED = NETWORKS = ("trained", "baseline", "untrained")
+"""The networks that a meta-test compares: meta-trained; trained without meta-learning, then fine-tuned; not trained."""
 
 
 class TaskScores(NamedTuple):
@@ -29,7 +29,7 @@ class TaskScores(NamedTuple):
         numbers: number of each task, (N,).
         loss: query loss after 0 .. I adaptation steps, (N, I + 1).
         metric: query metric, likewise.
-        network: which of the networks was judged, one of `NETWORKS`.
+        network: which of the networks was evaluated, one of `NETWORKS`.
     """
 
     numbers: Tensor
@@ -39,7 +39,7 @@ class TaskScores(NamedTuple):
 
 
 def in_order(shares: list[list[TaskScores]]) -> list[TaskScores]:
-    """The scores of all workers, in the order of the tasks, whichever worker judged which."""
+    """The scores of all workers, in the order of the tasks, whichever worker evaluated which."""
     return sorted((item for share in shares for item in share), key=lambda item: int(item.numbers[0]))
 
 
@@ -61,18 +61,14 @@ class MetaTest:
 
     Attributes:
         objective: the metric's name and direction.
-        metrics: by network (`NETWORKS`; `PLAIN` may be missing), the metric of each task after 0 .. I adaptation steps,
-            (N, I + 1), the same tasks for each network.
+        metrics: by network (`NETWORKS`; `BASELINE` may be missing), the metric of each task after 0 .. I adaptation
+            steps, (N, I + 1), the same tasks for each network.
         inner_steps: adaptation steps in training.
-        plain: what the plainly trained network is; None where it is missing.
-        no_plain: why it is missing.
     """
 
     objective: Objective
     metrics: dict[str, Tensor]
     inner_steps: int
-    plain: str | None = None
-    no_plain: str | None = None
 
     @classmethod
     def from_scores(cls, objective: Objective, scores: list[TaskScores], inner_steps: int) -> MetaTest:

@@ -1,4 +1,4 @@
-"""What a reader of a report must know to judge its figures: data, network, training, versions, and how to repeat it."""
+"""What a reader of a report must know to judge its numbers: data, network, training, versions, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
 
     Args:
         trainer: in a meta-test.
-        module: what it judges.
+        module: what it evaluates.
     """
     data = getattr(trainer, "datamodule", None)
     network = module.network

@@ -1,4 +1,4 @@
-"""Figures of a meta-test, drawn with matplotlib, which is imported only when a figure is drawn.
+"""Figures of a meta-test, plotted with matplotlib, which is imported only when something is plotted.
 
 Legend: T tasks, S support points, Q query points, I adaptation steps.
 """
@@ -6,13 +6,13 @@ Legend: T tasks, S support points, Q query points, I adaptation steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmaml_pl.evaluation.curves import PLAIN, TRAINED, UNTRAINED, MetaTest, half_width
+from dmaml_pl.evaluation.curves import BASELINE, TRAINED, UNTRAINED, MetaTest, half_width
 from dmaml_pl.tasks import TaskBatch
 
 if TYPE_CHECKING:
@@ -24,23 +24,62 @@ MANY_WAYS = 12
 """From more ways on, a confusion matrix is shown by its colours alone."""
 
 
+class Plot(NamedTuple):
+    """A figure of a report: its path from the report, and its caption."""
+
+    file: str
+    caption: str
+
+
+def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder: Path) -> list[Plot]:
+    """All figures of a meta-test, in `figures/` below a folder.
+
+    Args:
+        result: the outcome.
+        module: that was tested.
+        data: the data module, whose tasks are shown where it gives some.
+        count: T, tasks to show.
+        folder: of the report.
+    """
+    curve, some, confused = (f"figures/{name}.png" for name in ("adaptation_curve", "tasks", "confusion"))
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    plot_adaptation_curve(result, folder / curve)
+    plots = [Plot(curve, "The metric over adaptation steps")]
+    tasks = data.figure_tasks(count) if hasattr(data, "figure_tasks") else None
+    if tasks is None:
+        return plots
+    predictions = module.predictions_from(tasks).cpu()
+    if result.objective.name == "regression":
+        shown = tuple(sorted({0, min(1, result.steps), result.steps}))
+        style = data.figure_style() if hasattr(data, "figure_style") else {}
+        plot_regression_tasks(tasks, predictions, shown, folder / some, **style)
+        return [*plots, Plot(some, "Some tasks, before and after adaptation")]
+    plot_image_tasks(tasks, predictions, result.steps, folder / some)
+    plot_confusion(tasks, predictions, result.steps, folder / confused)
+    return [
+        *plots,
+        Plot(some, "Some tasks: support, queries, and what they were taken for"),
+        Plot(confused, "Which classes of a task are taken for which others"),
+    ]
+
+
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, and is drawn rarely
-    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is drawn rarely
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, and is needed rarely
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is needed rarely
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
+def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
     """Mean and 95 % confidence band of the metric over adaptation steps, of each network."""
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     steps = range(result.steps + 1)
     for name, colour, label in (
         (UNTRAINED, GREY, "untrained"),
-        (PLAIN, ORANGE, "trained plainly, then fine-tuned"),
+        (BASELINE, ORANGE, "baseline"),
         (TRAINED, BLUE, "meta-trained"),
     ):
         if name not in result.metrics:
@@ -59,7 +98,7 @@ def draw_adaptation_curve(result: MetaTest, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_regression_tasks(
+def plot_regression_tasks(
     tasks: TaskBatch,
     predictions: Tensor,
     shown: tuple[int, ...],
@@ -73,7 +112,7 @@ def draw_regression_tasks(
     Args:
         tasks: T tasks of one input and one output, whose query set is in the order of its inputs.
         predictions: (T, I + 1, Q, 1), after 0 .. I steps.
-        shown: the numbers of steps to draw.
+        shown: the numbers of steps to plot.
         path: the PNG file.
         labels: of the axes.
         points: whether the query set is some points, rather than the true curve on a grid.
@@ -115,7 +154,7 @@ def draw_regression_tasks(
     figure.savefig(path)
 
 
-def draw_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
+def plot_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
     """Some classification tasks: a support image of each class, and query images framed by right and wrong.
 
     Args:
@@ -157,7 +196,7 @@ def draw_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
     figure.savefig(path)
 
 
-def draw_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
+def plot_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
     """Which classes of a task are taken for which others: a matrix a task, beside a support picture of each class.
 
     Args:

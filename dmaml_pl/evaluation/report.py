@@ -12,32 +12,27 @@ from torch import Tensor
 from dmaml_pl.checks import require_folder, unwritable
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.evaluation.baseline import PlainTraining
+from dmaml_pl.evaluation.baseline import BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.facts import facts_of
-from dmaml_pl.evaluation.figures import (
-    draw_adaptation_curve,
-    draw_confusion,
-    draw_image_tasks,
-    draw_regression_tasks,
-)
-from dmaml_pl.evaluation.report_text import TITLES, Figure, advantage, as_json, as_markdown, cell
+from dmaml_pl.evaluation.figures import plot_meta_test
+from dmaml_pl.evaluation.rendering import as_json, as_markdown, print_result
 from dmaml_pl.runs import strategy_of_runs
 
 SETTING = "report.folder"
 
 
 class MetaTestReport(pl.Callback):
-    """Reports what a meta-test found, beside a plainly trained network that it trains for that.
+    """Reports what a meta-test found, beside a baseline that it trains for that.
 
     Writes `report.md`, `report.json` and figures in `figures/`, and logs the same to MLflow.
 
     Args:
         folder: where to write them; by default beside the training's checkpoints.
-        tasks: tasks to draw.
-        plain_budget: samples that the plainly trained network may see, as a share of those that the training saw; 0
+        tasks: tasks to plot.
+        baseline_budget: samples that the baseline may see, as a share of those that the training saw; 0
             leaves it out. A quarter costs about a tenth of the training's time; more did not help where it was measured
-            (docs/judge.md).
+            (docs/evaluation.md).
         per_task: whether report.json holds the metric of every single task, too.
 
     Raises:
@@ -45,17 +40,17 @@ class MetaTestReport(pl.Callback):
     """
 
     def __init__(
-        self, folder: str | None = None, tasks: int = 4, plain_budget: float = 0.25, per_task: bool = False
+        self, folder: str | None = None, tasks: int = 4, baseline_budget: float = 0.25, per_task: bool = False
     ) -> None:
         if tasks < 1:
             raise ConfigError(f"report.tasks is {tasks}, but must be greater than 0.")
-        if not 0 <= plain_budget < float("inf"):
-            raise ConfigError(f"report.plain_budget is {plain_budget}, but must be 0 or greater, and finite.")
+        if not 0 <= baseline_budget < float("inf"):
+            raise ConfigError(f"report.baseline_budget is {baseline_budget}, but must be 0 or greater, and finite.")
         self.folder = folder
         self.tasks = tasks
-        self.plain_budget = plain_budget
+        self.baseline_budget = baseline_budget
         self.per_task = per_task
-        self._no_plain: str | None = None
+        self._about_baseline = ""
 
     def check_writable(self, trainer: pl.Trainer) -> None:
         """Check that the report can be written, before the work that it reports on.
@@ -73,23 +68,26 @@ class MetaTestReport(pl.Callback):
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Train the plain network, all workers together; after the strategy has learned how to answer SIGTERM."""
-        pl_module.plain, self._no_plain = None, None
-        data = getattr(trainer, "datamodule", None)
-        if not self.plain_budget:
-            self._no_plain = "report.plain_budget is 0"
-            return
-        training = PlainTraining(pl_module.untrained.module, pl_module.objective, data, trainer.strategy)
+        """Train the baseline, all workers together; after the strategy has learned how to answer SIGTERM."""
+        pl_module.baseline = None
+        self._about_baseline = self._train_baseline(trainer, pl_module)
+
+    def _train_baseline(self, trainer: pl.Trainer, module: Any) -> str:
+        """Give the module its baseline; returns what it is, or why there is none."""
+        if not self.baseline_budget:
+            return "report.baseline_budget is 0"
+        data: Any = getattr(trainer, "datamodule", None)
+        training = BaselineTraining(module.untrained.module, module.objective, data, trainer.strategy)
         if training.refusal is not None:
-            self._no_plain = training.refusal
-            return
-        task = data.evaluation_task("val", 0)  # type: ignore[union-attr]
-        seen = pl_module.tasks_seen * (len(task.support_x) + len(task.query_x))
-        steps = training.steps_for(self.plain_budget * seen)
+            return training.refusal
+        task = data.evaluation_task("val", 0)
+        seen = module.tasks_seen * (len(task.support_x) + len(task.query_x))
+        steps = training.steps_for(self.baseline_budget * seen)
         if steps < 1:
-            self._no_plain = "the training has seen too few samples for it"
-            return
-        pl_module.plain = training.make(steps, pl_module.evaluation_steps, _told_of_steps(trainer, pl_module, steps))
+            return "the training has seen too few samples for it"
+        module.baseline = training.make(steps, module.evaluation_steps, _told_of_steps(trainer, module, steps))
+        about: str = module.baseline.about()
+        return about
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Worker 0 reports; the others wait for nothing.
@@ -100,14 +98,14 @@ class MetaTestReport(pl.Callback):
         result: MetaTest | None = getattr(pl_module, "meta_test", None)
         if not trainer.is_global_zero or result is None:
             return
-        about = None if pl_module.plain is None else pl_module.plain.about()
-        print_result(result, about, self._no_plain)
+        about = self._about_baseline
+        print_result(result, about)
         folder = self._folder(trainer)
         try:
-            figures = self._draw(trainer, pl_module, result, folder / "figures")
+            figures = plot_meta_test(result, pl_module, getattr(trainer, "datamodule", None), self.tasks, folder)
             facts = facts_of(trainer, pl_module)
             report, data = folder / "report.md", folder / "report.json"
-            report.write_text(as_markdown(result, facts, figures, about, self._no_plain), encoding="utf-8")
+            report.write_text(as_markdown(result, facts, figures, about), encoding="utf-8")
             data.write_text(as_json(result, facts, figures, about, per_task=self.per_task), encoding="utf-8")
         except OSError as error:
             raise unwritable(SETTING, folder, error) from error
@@ -136,35 +134,13 @@ class MetaTestReport(pl.Callback):
         own = Path(checkpoints)
         return own.parent if own.name == "checkpoints" else own
 
-    def _draw(self, trainer: pl.Trainer, module: Any, result: MetaTest, folder: Path) -> list[Figure]:
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_adaptation_curve(result, folder / "adaptation_curve.png")
-        figures = [Figure("figures/adaptation_curve.png", "The metric over adaptation steps")]
-        data: Any = getattr(trainer, "datamodule", None)
-        tasks = data.figure_tasks(self.tasks) if hasattr(data, "figure_tasks") else None
-        if tasks is None:
-            return figures
-        predictions = module.predictions_from(tasks).cpu()
-        path = folder / "tasks.png"
-        if result.objective.name == "regression":
-            shown = tuple(sorted({0, min(1, result.steps), result.steps}))
-            how = data.figure_style() if hasattr(data, "figure_style") else {}
-            draw_regression_tasks(tasks, predictions, shown, path, **how)
-            figures.append(Figure("figures/tasks.png", "Some tasks, before and after adaptation"))
-        else:
-            draw_image_tasks(tasks, predictions, result.steps, path)
-            figures.append(Figure("figures/tasks.png", "Some tasks: support, queries, and what they were taken for"))
-            draw_confusion(tasks, predictions, result.steps, folder / "confusion.png")
-            figures.append(Figure("figures/confusion.png", "Which classes of a task are taken for which others"))
-        return figures
-
 
 def _told_of_steps(trainer: pl.Trainer, module: Any, steps: int) -> Callable[[int, float], None]:
-    """Tells callbacks with an `on_plain_step` of each step, and ends at once where a worker is lost, or on SIGTERM."""
+    """Tells callbacks with `on_baseline_step` of each step, and ends at once where a worker is lost, or on SIGTERM."""
     listeners = [
-        callback.on_plain_step
+        callback.on_baseline_step
         for callback in trainer.callbacks  # type: ignore[attr-defined]  # Lightning declares it nowhere
-        if hasattr(callback, "on_plain_step")
+        if hasattr(callback, "on_baseline_step")
     ]
     strategy = strategy_of_runs(trainer)
 
@@ -174,28 +150,6 @@ def _told_of_steps(trainer: pl.Trainer, module: Any, steps: int) -> Callable[[in
             listener(trainer, module, done, steps, loss)
 
     return tell
-
-
-def print_result(result: MetaTest, about_plain: str | None, no_plain: str | None) -> None:
-    """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks.
-
-    Args:
-        result: of the meta-test.
-        about_plain: what the plainly trained network is, in words.
-        no_plain: why there is none.
-    """
-    print_table(
-        [
-            {"adaptation steps": step, **{TITLES[name]: cell(result.row(step), name) for name in result.metrics}}
-            for step in result.table_steps()
-        ],
-        f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks",
-    )
-    print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted")
-    if about_plain is not None:
-        print(f"{TITLES['plain']}: {about_plain}.\n{advantage(result)}")
-    elif no_plain is not None:
-        print(f"No plainly trained network to compare with: {no_plain}.")
 
 
 def print_metrics(metrics: Mapping[str, Tensor]) -> None:

@@ -27,8 +27,8 @@ from dmaml_pl.checks import require_positive
 from dmaml_pl.engines import AdaptationCurve, Engine, EngineName, engine_named
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, NonFiniteError
-from dmaml_pl.evaluation.baseline import PlainNetwork
-from dmaml_pl.evaluation.curves import NETWORKS, PLAIN, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
+from dmaml_pl.evaluation.baseline import Baseline
+from dmaml_pl.evaluation.curves import BASELINE, NETWORKS, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
 from dmaml_pl.modules.metrics import log_evaluation, log_run
 from dmaml_pl.modules.outer_step import MetaStep
 from dmaml_pl.networks.batch_norm import use_batch_statistics
@@ -61,7 +61,7 @@ class FewShotModule(pl.LightningModule):
         shapes: axes of one "sample" and of one "output" of the network, as the data gave them; empty before.
         scaling: how the units of the data became those of its tasks, if they are not the same.
         meta_test: what the last meta-test found.
-        plain: a plainly trained network for the meta-test to compare with; `MetaTestReport` sets it.
+        baseline: a network trained without meta-learning for the meta-test to compare with; `MetaTestReport` sets it.
         trained_by: the number of workers that made the checkpoint loaded last.
 
     Raises:
@@ -102,7 +102,7 @@ class FewShotModule(pl.LightningModule):
         self.tasks_under_way = 0
         self.iteration = 0
         self.meta_test: MetaTest | None = None
-        self.plain: PlainNetwork | None = None
+        self.baseline: Baseline | None = None
         self.trained_by: int | None = None
         self._untrained: tuple[Any, ...] = ()
         self._scores: list[TaskScores] = []
@@ -370,12 +370,12 @@ class FewShotModule(pl.LightningModule):
             log_evaluation(self, "val", scores)
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """Adapt to a share of the meta-test tasks: the trained, the untrained, and the plainly trained network."""
+        """Adapt to a share of the meta-test tasks: the trained, the untrained, and the baseline network."""
         self._scores.append(self._score(self.learner, batch))
         self._scores.append(self._score(self.untrained, batch)._replace(network=UNTRAINED))
-        if self.plain is not None:
-            scores = self._score(self.plain.learner, batch, self.plain.engine)
-            self._scores.append(scores._replace(network=PLAIN))
+        if self.baseline is not None:
+            scores = self._score(self.baseline.learner, batch, self.baseline.engine)
+            self._scores.append(scores._replace(network=BASELINE))
 
     def on_test_epoch_end(self) -> None:
         """Join the workers' shares into `meta_test`; log them as `test/...`."""
@@ -391,11 +391,11 @@ class FewShotModule(pl.LightningModule):
         with self._adapting(batch) as tasks:
             return self.engine.predict(self.learner, tasks, self.evaluation_steps)
 
-    def predictions_from(self, batch: TaskBatch, *, untrained: bool = False, plain: bool = False) -> Tensor:
-        """As `predict_step`, if asked for by the untrained or the plainly trained network; `batch` is on any device."""
+    def predictions_from(self, batch: TaskBatch, *, untrained: bool = False, baseline: bool = False) -> Tensor:
+        """As `predict_step`, if asked for by the untrained or the baseline network; `batch` is on any device."""
         learner, engine = self.learner, self.engine
-        if plain and self.plain is not None:
-            learner, engine = self.plain.learner, self.plain.engine
+        if baseline and self.baseline is not None:
+            learner, engine = self.baseline.learner, self.baseline.engine
         elif untrained:
             learner = self.untrained
         with self._adapting(batch.to(self.device)) as tasks:

@@ -1,4 +1,4 @@
-"""Meta-tests: the plainly trained network beside the meta-trained one, and the report in files."""
+"""Meta-tests: the baseline beside the meta-trained network, and the report in files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data_modules import Glyphs
 from dmaml_pl import MAML, Conv4, DMAMLStrategy
-from dmaml_pl.evaluation.baseline import STEP_SIZES, PlainTraining
+from dmaml_pl.evaluation.baseline import STEP_SIZES, BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest, half_width
 from dmaml_pl.evaluation.figures import confusion
 from dmaml_pl.evaluation.report import MetaTestReport
@@ -33,28 +33,29 @@ def glyphs(**settings: Any) -> Glyphs:
     return data
 
 
-# -- the plainly trained network -----------------------------------------------------------------------------------
+# -- the baseline --------------------------------------------------------------------------------------------------
 
 
-def plain_curve(training: PlainTraining, data: Any, steps: int, adaptation_steps: int) -> tuple[Any, Tensor]:
-    plain = training.make(steps, adaptation_steps)
+def baseline_curve(training: BaselineTraining, data: Any, steps: int, adaptation_steps: int) -> tuple[Any, Tensor]:
+    baseline = training.make(steps, adaptation_steps)
     tasks = data.evaluation_tasks("test", range(data.test_tasks))
-    return plain, plain.engine.adaptation_curve(plain.learner, tasks, adaptation_steps).metric
+    return baseline, baseline.engine.adaptation_curve(baseline.learner, tasks, adaptation_steps).metric
 
 
 def alone() -> Any:
     return small_trainer(strategy=DMAMLStrategy()).strategy
 
 
-def test_plain_training_follows_from_the_seed_alone_and_leaves_everything_else_as_it_was() -> None:
+def test_the_baseline_follows_from_the_seed_alone_and_leaves_everything_else_as_it_was() -> None:
     network = small_maml().network
     before, found = state_of(network), []
     for noise in (0, 5):
         torch.manual_seed(noise)
         state = torch.get_rng_state()
-        plain, curve = plain_curve(PlainTraining(network, REGRESSION, small_data(), alone()), small_data(), 20, 2)
+        training = BaselineTraining(network, REGRESSION, small_data(), alone())
+        baseline, curve = baseline_curve(training, small_data(), 20, 2)
         assert torch.equal(torch.get_rng_state(), state)
-        found.append((state_of(plain.learner.module), plain.step_size, curve))
+        found.append((state_of(baseline.learner.module), baseline.step_size, curve))
     assert same(state_of(network), before)
     assert same(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
@@ -64,54 +65,54 @@ def test_plain_training_follows_from_the_seed_alone_and_leaves_everything_else_a
 def test_in_a_regression_it_learns_all_tasks_jointly_and_is_fine_tuned_with_a_step_size_of_its_own() -> None:
     data = small_data(test_tasks=60, val_tasks=25)
     network = small_maml().network
-    training = PlainTraining(network, REGRESSION, data, alone())
-    plain, curve = plain_curve(training, data, 300, 3)
+    training = BaselineTraining(network, REGRESSION, data, alone())
+    baseline, curve = baseline_curve(training, data, 300, 3)
     tasks = data.evaluation_tasks("test", range(60))
     with torch.no_grad():
         untrained = float((network(tasks.query_x) - tasks.query_y).square().mean())
     assert float(curve[:, 0].mean()) < untrained
     assert float(curve[:, 3].mean()) < float(curve[:, 0].mean())
-    assert plain.step_size in STEP_SIZES
-    assert (plain.samples, plain.classes) == (300 * 140, None)  # 7 tasks of 20 samples a step
+    assert baseline.step_size in STEP_SIZES
+    assert (baseline.samples, baseline.classes) == (300 * 140, None)  # 7 tasks of 20 samples a step
 
 
 def test_in_a_classification_it_learns_the_classes_of_training_and_starts_a_task_without_a_preference() -> None:
     data = glyphs()
     torch.manual_seed(0)
     network = Conv4(ways=5, filters=8)
-    plain, curve = plain_curve(PlainTraining(network, CLASSIFICATION, data, alone()), data, 60, 2)
-    assert plain.classes == 164
-    assert network.head.out_features == plain.learner.module.head.out_features == 5
+    baseline, curve = baseline_curve(BaselineTraining(network, CLASSIFICATION, data, alone()), data, 60, 2)
+    assert baseline.classes == 164
+    assert network.head.out_features == baseline.learner.module.head.out_features == 5
     assert curve[:, 0].tolist() == pytest.approx([0.2] * 12)  # all logits are zero
     assert float(curve[:, 2].mean()) > 0.3
 
 
 def test_labelled_samples_are_images_of_the_class_that_they_say() -> None:
     data = glyphs()
-    drawn = data.sample_labelled(10, seed=3)
-    assert drawn.x.shape == (10, 1, 28, 28)
+    samples = data.sample_labelled(10, seed=3)
+    assert samples.x.shape == (10, 1, 28, 28)
     images = data.load_splits()["train"].float() / 255
-    for picture, label in zip(drawn.x, drawn.y, strict=True):
+    for picture, label in zip(samples.x, samples.y, strict=True):
         assert any(torch.allclose(picture[0], each) for each in images[int(label)])
-    assert all(torch.equal(*pair) for pair in zip(drawn[:2], data.sample_labelled(10, seed=3)[:2], strict=True))
+    assert all(torch.equal(*pair) for pair in zip(samples[:2], data.sample_labelled(10, seed=3)[:2], strict=True))
 
 
-def _plain_of_two() -> tuple[dict[str, Tensor], float, int]:
+def _baseline_of_two() -> tuple[dict[str, Tensor], float, int]:
     found: dict[str, Any] = {}
 
     class Keep(pl.Callback):
         def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-            training = PlainTraining(pl_module.untrained.module, REGRESSION, trainer.datamodule, trainer.strategy)
-            found["plain"] = training.make(10, 2)
+            training = BaselineTraining(pl_module.untrained.module, REGRESSION, trainer.datamodule, trainer.strategy)
+            found["baseline"] = training.make(10, 2)
 
     trainer = small_trainer(devices=2, strategy=DMAMLStrategy(), callbacks=[Keep()])
     trainer.test(small_maml(), small_data(), verbose=False)
-    plain = found["plain"]
-    return state_of(plain.learner.module), plain.step_size, plain.samples
+    baseline = found["baseline"]
+    return state_of(baseline.learner.module), baseline.step_size, baseline.samples
 
 
-def test_workers_share_the_plain_training_and_come_to_the_same_network() -> None:
-    (first, size, samples), (second, other, _) = in_workers(_plain_of_two, 2)
+def test_workers_share_the_training_of_the_baseline_and_come_to_the_same_network() -> None:
+    (first, size, samples), (second, other, _) = in_workers(_baseline_of_two, 2)
     assert same(first, second)
     assert size == other
     assert samples == 10 * 2 * 80  # 4 tasks of 20 samples each
@@ -133,9 +134,9 @@ class Secretive(Glyphs):
     sample_labelled = None  # type: ignore[assignment]
 
 
-def test_why_there_is_no_plainly_trained_network_is_told() -> None:
+def test_why_there_is_no_baseline_is_told() -> None:
     def refusal(network: nn.Module, data: Any) -> str | None:
-        return PlainTraining(network, CLASSIFICATION, data, alone()).refusal
+        return BaselineTraining(network, CLASSIFICATION, data, alone()).refusal
 
     assert refusal(Conv4(filters=4), glyphs()) is None
     assert refusal(Conv4(filters=4), None) == "it needs a data module of data_modules"
@@ -144,18 +145,18 @@ def test_why_there_is_no_plainly_trained_network_is_told() -> None:
     assert refusal(convolutions, glyphs()) == "Sequential has no linear layer (nn.Linear) at its end to exchange"
 
 
-# -- figures of a result -------------------------------------------------------------------------------------------
+# -- metrics of a result -------------------------------------------------------------------------------------------
 
 
 def test_the_advantage_is_that_on_the_same_tasks() -> None:
     hard = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
-    result = MetaTest(REGRESSION, {"trained": hard, "plain": hard + torch.tensor([[0.4], [0.6], [0.5], [0.5]])}, 0)
-    mean, width = result.advantage("plain", 0)
+    result = MetaTest(REGRESSION, {"trained": hard, "baseline": hard + torch.tensor([[0.4], [0.6], [0.5], [0.5]])}, 0)
+    mean, width = result.advantage("baseline", 0)
     assert mean == pytest.approx(0.5)
     assert width == pytest.approx(float(half_width(torch.tensor([[0.4], [0.6], [0.5], [0.5]]))))
     assert width < float(half_width(hard)) / 5
-    better = MetaTest(CLASSIFICATION, {"trained": hard, "plain": hard - 1}, 0)
-    assert better.advantage("plain", 0)[0] == pytest.approx(1)
+    better = MetaTest(CLASSIFICATION, {"trained": hard, "baseline": hard - 1}, 0)
+    assert better.advantage("baseline", 0)[0] == pytest.approx(1)
 
 
 def test_a_confusion_counts_what_was_taken_for_what() -> None:
@@ -167,15 +168,15 @@ def test_a_confusion_counts_what_was_taken_for_what() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the reports of two small trainings."""
-    folder = tmp_path_factory.mktemp("judged")
+    folder = tmp_path_factory.mktemp("reports")
     classification = MAML(Conv4(filters=4), objective="classification", inner_lr=0.4, evaluation_steps=2)
     for name, module, data, steps in (
         ("regression", small_maml(), small_data(), 20),
         ("classification", classification, glyphs(), 4),
     ):
-        report = MetaTestReport(folder=str(folder / name), per_task=name == "regression", plain_budget=1.0)
+        report = MetaTestReport(folder=str(folder / name), per_task=name == "regression", baseline_budget=1.0)
         trainer = small_trainer(max_steps=steps, callbacks=[report])
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
@@ -183,27 +184,28 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["regression", "classification"])
-def test_the_report_can_be_read_alone(judged: dict[str, Path], name: str) -> None:
-    text = (judged[name] / "report.md").read_text()
-    steps = json.loads((judged[name] / "report.json").read_text())["steps"]
+def test_the_report_can_be_read_alone(reports: dict[str, Path], name: str) -> None:
+    text = (reports[name] / "report.md").read_text()
+    steps = json.loads((reports[name] / "report.json").read_text())["steps"]
     shown = f"{steps[1]['trained']:.4f} ± {steps[1]['trained_ci95']:.4f}"
     word = "Mean squared error" if name == "regression" else "Accuracy"
     assert f"**{word} {shown}** after 1 step of adaptation to each of 12 held-out tasks" in text
-    rows = re.findall(r"^\| (\d+) \| (.*) ± .* \| (.*) ± .* \| (.*) ± .* \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| +(\d+) \| (.*) ± .* \| (.*) ± .* \| (.*) ± .* \|$", text, re.MULTILINE)
     assert [row[0] for row in rows] == ["0", "1", "2"]
     for step, row in enumerate(rows):
-        assert [f"{steps[step][network]:.4f}" for network in ("trained", "plain", "untrained")] == list(row[1:])
+        assert [f"{steps[step][network]:.4f}" for network in ("trained", "baseline", "untrained")] == list(row[1:])
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     expected = ["adaptation_curve", "tasks", *(["confusion"] if name == "classification" else [])]
     assert pictures == [f"figures/{each}.png" for each in expected]
     for picture in pictures:
-        assert (judged[name] / picture).read_bytes().startswith(b"\x89PNG")
-    for fact in ("| data | queries |", "| model | algorithm | MAMLRule |", "| model | inner_steps | 1 |", "| torch |"):
-        assert fact in text
+        assert (reports[name] / picture).read_bytes().startswith(b"\x89PNG")
+    made = re.findall(r"^\| ([\w-]+) +\| (.+?) +\| (.+?) +\|$", text, re.MULTILINE)
+    assert {("model", "algorithm", "MAMLRule"), ("model", "inner_steps", "1")} < set(made)
+    assert {("data", "queries"), ("versions", "torch")} < {fact[:2] for fact in made}
 
 
-def test_the_report_for_machines_holds_means_intervals_tasks_and_versions(judged: dict[str, Path]) -> None:
-    found = json.loads((judged["regression"] / "report.json").read_text())
+def test_the_report_for_machines_holds_means_intervals_tasks_and_versions(reports: dict[str, Path]) -> None:
+    found = json.loads((reports["regression"] / "report.json").read_text())
     assert (found["metric"], found["better"], found["tasks"], found["inner_steps"]) == ("mse", "min", 12, 1)
     assert {"torch", "git commit", "git clean"} <= found["versions"].keys()
     assert found["training"]["tasks seen"] == 80
@@ -213,25 +215,25 @@ def test_the_report_for_machines_holds_means_intervals_tasks_and_versions(judged
         for row in found["steps"]:
             assert row[network] == pytest.approx(float(values[:, row["step"]].mean()), rel=1e-5)
             assert row[f"{network}_ci95"] == pytest.approx(float(half_width(values)[row["step"]]), rel=1e-5)
-    assert "per_task" not in json.loads((judged["classification"] / "report.json").read_text())
+    assert "per_task" not in json.loads((reports["classification"] / "report.json").read_text())
 
 
 def test_without_a_budget_the_report_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     module, data = small_maml(), small_data()
-    trainer = small_trainer(max_steps=2, callbacks=[MetaTestReport(folder="r", plain_budget=0)])
+    trainer = small_trainer(max_steps=2, callbacks=[MetaTestReport(folder="r", baseline_budget=0)])
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     assert module.meta_test is not None
     assert list(module.meta_test.metrics) == ["trained", "untrained"]
-    assert "No plainly trained network to compare with: report.plain_budget is 0." in capsys.readouterr().out
-    assert "- plainly trained: none, as report.plain_budget is 0." in Path("r/report.md").read_text()
+    assert "No baseline to compare with: report.baseline_budget is 0." in capsys.readouterr().out
+    assert "- baseline: none, as report.baseline_budget is 0." in Path("r/report.md").read_text()
 
 
-def test_the_plain_network_changes_no_figure_of_the_others() -> None:
+def test_the_baseline_changes_no_metric_of_the_others() -> None:
     found = []
     for budget in (0.0, 1.0):
         module, data = small_maml(), small_data()
-        trainer = small_trainer(max_steps=20, callbacks=[MetaTestReport(folder="r", plain_budget=budget)])
+        trainer = small_trainer(max_steps=20, callbacks=[MetaTestReport(folder="r", baseline_budget=budget)])
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
         assert module.meta_test is not None

@@ -1,0 +1,147 @@
+"""A meta-test for its readers: on the terminal, as a page to read alone (`report.md`), and for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from dmaml_pl.console.tables import markdown, print_table
+from dmaml_pl.evaluation.curves import BASELINE, TRAINED, UNTRAINED, MetaTest
+from dmaml_pl.evaluation.figures import Plot
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+TITLES = {TRAINED: "meta-trained", BASELINE: "baseline", UNTRAINED: "untrained"}
+
+JSON_VERSION = 2
+"""Of the form of report.json; another one where a reader of the present form could not read it."""
+
+
+def print_result(result: MetaTest, about_baseline: str) -> None:
+    """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks.
+
+    Args:
+        result: of the meta-test.
+        about_baseline: what the baseline is; where there is none, why.
+    """
+    title = f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks"
+    print_table(_rows(result, result.table_steps()), title)
+    print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted")
+    if BASELINE in result.metrics:
+        print(f"baseline: {about_baseline}.\n{_advantage(result)}")
+    else:
+        print(f"No baseline to compare with: {about_baseline}.")
+
+
+def as_markdown(result: MetaTest, facts: Facts, figures: Sequence[Plot], about_baseline: str) -> str:
+    """The report as a page that can be read without anything else, from the template `report.md.j2`.
+
+    Args:
+        result: of the meta-test.
+        facts: how it was made, by heading and name.
+        figures: with paths from the report.
+        about_baseline: what the baseline is; where there is none, why.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(),  # not for Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["steps"] = _steps
+    made = [
+        {"part": part, "setting": name, "value": str(value)}
+        for part, values in facts.items()
+        for name, value in values.items()
+        if part != "commands" and value is not None
+    ]
+    return environment.get_template("report.md.j2").render(
+        result=result,
+        titles=TITLES,
+        scores={name: _cell(result, name, result.inner_steps) for name in result.metrics},
+        curves=markdown(_rows(result, range(result.steps + 1))),
+        advantage=_advantage(result),
+        about_baseline=about_baseline,
+        figures=figures,
+        facts=facts,
+        made=markdown(made),
+    )
+
+
+def as_json(
+    result: MetaTest, facts: Facts, figures: Sequence[Plot], about_baseline: str, *, per_task: bool = False
+) -> str:
+    """The report for machines.
+
+    Args:
+        result: of the meta-test.
+        facts: how it was made.
+        figures: with paths from the report.
+        about_baseline: what the baseline is; where there is none, why.
+        per_task: whether to give the metric of every task, too.
+    """
+    ahead = result.advantage(BASELINE, result.inner_steps) if BASELINE in result.metrics else None
+    content: dict[str, Any] = {
+        "version": JSON_VERSION,
+        "metric": result.objective.metric,
+        "better": result.objective.better,
+        "tasks": result.tasks,
+        "inner_steps": result.inner_steps,
+        "networks": list(result.metrics),
+        "baseline": about_baseline if BASELINE in result.metrics else None,
+        "steps": [result.row(step) for step in range(result.steps + 1)],
+        "ahead_of_baseline": None if ahead is None else {"mean": ahead[0], "ci95": ahead[1]},
+        "figures": [figure.file for figure in figures],
+        **facts,
+    }
+    if per_task:
+        content["per_task"] = {name: values.tolist() for name, values in result.metrics.items()}
+    return json.dumps(_finite(content), indent=1) + "\n"
+
+
+def _rows(result: MetaTest, steps: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        {"adaptation steps": step, **{TITLES[name]: _cell(result, name, step) for name in result.metrics}}
+        for step in steps
+    ]
+
+
+def _cell(result: MetaTest, network: str, step: int) -> str:
+    row = result.row(step)
+    return f"{row[network]:.4f} ± {row[f'{network}_ci95']:.4f}"
+
+
+def _advantage(result: MetaTest) -> str:
+    """How much the meta-trained network is ahead of the baseline, in a sentence; empty where nothing can be said."""
+    if BASELINE not in result.metrics:
+        return ""
+    step = result.inner_steps
+    mean, width = result.advantage(BASELINE, step)
+    if math.isnan(width):
+        return ""
+    word = "higher" if (mean > 0) == (result.objective.better == "max") else "lower"
+    sure = "" if abs(mean) > width else ", which is within chance"
+    return (
+        f"After {_steps(step)} the {result.objective.title} of the meta-trained network is {word} by {abs(mean):.4f} ± "
+        f"{width:.4f} than that of the baseline, on the same tasks{sure}."
+    )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count > 1 else ''}"
+
+
+def _finite(value: Any) -> Any:
+    """Values that JSON has no words for as null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
