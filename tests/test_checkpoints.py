@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -14,14 +15,16 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from dmaml_pl import DMAMLStrategy
 from dmaml_pl.checkpoints import RunCheckpoint, find_checkpoint
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers, write_whole
 from dmaml_pl.checkpoints.last_merge import Held, LastMerge
+from dmaml_pl.cli import preflight
 from dmaml_pl.errors import CheckpointError, ConfigError
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
-from tests.trainings import Training, fit, of, same_weights
+from tests.trainings import SETTINGS, Training, dmaml, fit, flags, of, same_weights
 from tests.workers import in_workers
 
 OLD: dict[str, Any] = {"global_step": 1, "weight": torch.zeros(1000)}
@@ -363,3 +366,54 @@ def test_a_disk_that_fills_up_ends_the_training_in_one_line_and_keeps_the_last_g
     assert "Traceback" not in result.stderr
     assert torch.load(small_disk / "last.ckpt", weights_only=True)["global_step"] in (20, 30)
     assert of(tmp_path).run.info.status == "FAILED"
+
+
+# -- beside a user's own ModelCheckpoint -----------------------------------------------------------------------------
+
+
+def _own_callbacks(*others: str, **settings: Any) -> str:
+    own = {"monitor": "val/mse_step_0", "mode": "max", "filename": "worst"} | settings
+    kept = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": own}
+    return "--trainer.callbacks=" + json.dumps([kept, *({"class_path": other} for other in others)])
+
+
+TESTED = (
+    "import pathlib, pytorch_lightning as pl\nclass Tested(pl.Callback):\n"
+    "    def on_test_start(self, trainer, module):\n"
+    "        pathlib.Path('tested').write_text(trainer.ckpt_path)\n"
+)
+
+
+def test_a_users_own_checkpoints_are_kept_and_ours_decide_what_best_and_last_are(tmp_path: Path, sinusoid: str) -> None:
+    (tmp_path / "tested.py").write_text(TESTED)
+    words = [
+        "--trainer.devices=1",
+        "--data.test_tasks=4",
+        "--report.plain_budget=0",
+        _own_callbacks("tested.Tested", dirpath="extra"),
+    ]
+    result = fit(tmp_path, sinusoid, "--meta_test=true", "--trainer.val_check_interval=1", *words)
+    assert result.returncode == 0, result.stderr
+    (ours,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/checkpoints")
+    assert (tmp_path / "tested").read_text() == str((ours / "best.ckpt").relative_to(tmp_path))
+    assert [path.name for path in (tmp_path / "extra").iterdir()] == ["worst.ckpt"]
+    for name in ("best", "last"):
+        artifact = torch.load(of(tmp_path).artifact(f"checkpoints/{name}.ckpt"), weights_only=True)
+        assert same_weights(artifact, of(tmp_path).checkpoint(name))
+    again = dmaml(tmp_path, "test", "--config", sinusoid, *flags(SETTINGS), *words, "--ckpt_path=last")
+    assert f"Using checkpoint {(ours / 'last.ckpt').relative_to(tmp_path)}" in again.stderr
+    assert (tmp_path / "tested").read_text().endswith("last.ckpt")
+
+
+@pytest.mark.parametrize("taken", [{"filename": "best"}, {"filename": "last"}, {"save_last": True}])
+def test_a_users_own_checkpoint_that_would_take_the_place_of_ours_is_refused_in_one_line(taken: dict[str, Any]) -> None:
+    callbacks = [RunCheckpoint(), ModelCheckpoint(**taken)]
+    trainer = small_trainer(callbacks=callbacks, enable_checkpointing=True)
+    name = taken.get("filename", "last")
+    with pytest.raises(ConfigError, match=f"trainer.callbacks has a ModelCheckpoint that would write {name}.ckpt"):
+        preflight.check_checkpoints(trainer, small_maml())
+
+
+def test_a_users_own_checkpoint_in_a_folder_of_its_own_may_be_called_as_it_likes() -> None:
+    callbacks = [RunCheckpoint(), ModelCheckpoint("extra", filename="best", save_last=True)]
+    preflight.check_checkpoints(small_trainer(callbacks=callbacks, enable_checkpointing=True), small_maml())

@@ -45,9 +45,14 @@ class RunCheckpoint(ModelCheckpoint):
             By default as often as it takes less than 2 % of the training's time: after every run that takes a second
             or longer, for small networks. At validations and at the end it is renewed in any case.
 
+    Attributes:
+        decides: whether `best` and `last` are this callback's, whatever else keeps checkpoints beside it.
+
     Raises:
         ConfigError: `every_n_runs` is not greater than zero.
     """
+
+    decides = True
 
     def __init__(
         self,
@@ -93,6 +98,20 @@ class RunCheckpoint(ModelCheckpoint):
                 f"checkpoint.dirpath is {self.dirpath}, which cannot be written ({error.strerror}): set it to a folder "
                 "that can."
             ) from error
+
+    def check_beside(self, other: ModelCheckpoint) -> None:
+        """Check that a user's own ModelCheckpoint leaves `best.ckpt` and `last.ckpt` to this one.
+
+        Raises:
+            ConfigError: it would write one of them.
+        """
+        names = {str(other.filename), other.CHECKPOINT_NAME_LAST if other.save_last else ""}
+        taken = names & {str(self.filename), self.CHECKPOINT_NAME_LAST}
+        if taken and other.dirpath == self.dirpath:
+            raise ConfigError(
+                f"trainer.callbacks has a {type(other).__name__} that would write {min(taken)}{self.FILE_EXTENSION}, "
+                "which the training's own checkpoints are called (checkpoint.dirpath): give it a dirpath of its own."
+            )
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 

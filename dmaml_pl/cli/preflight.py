@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
@@ -89,8 +90,11 @@ def _check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
     objective = module.objective
     better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
     ours = type(module).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
+    ours_keeps = trainer.checkpoint_callback
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, RunCheckpoint):
+            if isinstance(callback, ModelCheckpoint) and isinstance(ours_keeps, RunCheckpoint):
+                ours_keeps.check_beside(callback)
             continue
         callback.check_writable()
         name = str(callback.monitor)

@@ -111,8 +111,12 @@ class DmamlCLI(LightningCLI):
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        if config.get("enable_checkpointing") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
+        # Lightning takes the first that keeps checkpoints for the one that decides, even if a user has added another.
+        decides = [callback for callback in callbacks if isinstance(callback, RunCheckpoint)]
+        callbacks = [callback for callback in callbacks if callback not in decides]
+        if config.get("enable_checkpointing") is not False:
+            given = config.get("callbacks") or []
+            config["callbacks"] = [*decides, *(given if isinstance(given, list) else [given])]
         if config.get("enable_progress_bar") is not False and not config.get("barebones"):
             callbacks.append(RunProgress())
         register = self._get(self.config_init, "register")

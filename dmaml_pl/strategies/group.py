@@ -6,6 +6,7 @@ behind. Every collective call goes through `WorkerGroupStrategy.together`, which
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _init_dist_connection
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -27,6 +29,7 @@ from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher, started_by_us
 from dmaml_pl.strategies.elastic import Membership
+from dmaml_pl.strategies.loopback import local_store, loopback_interface
 
 WorkerFailure = Literal["stop", "continue"]
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
@@ -117,25 +120,32 @@ class WorkerGroupStrategy(DDPStrategy):
             rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
 
     def setup_distributed(self) -> None:
-        """Lightning's; where torchrun may have made an attempt before, apart from what that has left behind."""
-        store = restarts.agent_store()
-        if store is not None and not torch.distributed.is_initialized():
+        """Lightning's, by a key-value store that no other machine reaches where all workers are on this one.
+
+        Under torchrun the store is its agent's: apart from what an attempt before may have left behind there.
+        """
+        if not torch.distributed.is_initialized():
             self.set_world_ranks()
-            fresh = restarts.fresh_store(
-                store,
-                rank=self.global_rank,
-                workers=self.world_size,
-                timeout=max(self._timeout_seconds(), restarts.START_SECONDS),
-                check=self.check_workers,
-            )
-            device = None if self.root_device.type == "cpu" else self.root_device
-            assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
+            environment, device = cast("ClusterEnvironment", self.cluster_environment), self.root_device
+            agents, store = restarts.agent_store(), None
+            if self.num_nodes == 1:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+            if agents is not None:
+                store = restarts.fresh_store(
+                    agents,
+                    rank=self.global_rank,
+                    workers=self.world_size,
+                    timeout=max(self._timeout_seconds(), restarts.START_SECONDS),
+                    check=self.check_workers,
+                )
+            elif self.num_nodes == 1:
+                store = local_store(environment.main_port, self.global_rank, self.world_size, self._timeout_seconds())
             _init_dist_connection(
-                self.cluster_environment,
+                environment,
                 self._get_process_group_backend(),
-                store=fresh,
+                store=store,
                 timeout=self._timeout,
-                device_id=device,
+                device_id=None if device.type == "cpu" else device,
             )
         super().setup_distributed()
 

@@ -21,8 +21,10 @@ class CheckpointFiles:
     def pending(self) -> dict[str, Path]:
         """Files to upload, by the name to give them: `best.ckpt` and `last.ckpt`, if they changed since `mark`."""
         files: dict[str, Path] = {}
-        # A callback without a monitor calls its latest file the best: it is asked after those that compare.
-        for callback in sorted(self._alive(), key=lambda callback: callback.monitor is None):
+        # The training's own decides; one without a monitor calls its latest file the best, and is asked last.
+        for callback in sorted(
+            self._alive(), key=lambda one: (not getattr(one, "decides", False), one.monitor is None)
+        ):
             for name, path in (("best.ckpt", callback.best_model_path), ("last.ckpt", callback.last_model_path)):
                 if path and Path(path).is_file():
                     files.setdefault(name, Path(path))
