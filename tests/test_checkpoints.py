@@ -411,9 +411,9 @@ def test_a_users_own_checkpoint_that_would_take_the_place_of_ours_is_refused_in_
     trainer = small_trainer(callbacks=callbacks, enable_checkpointing=True)
     name = taken.get("filename", "last")
     with pytest.raises(ConfigError, match=f"trainer.callbacks has a ModelCheckpoint that would write {name}.ckpt"):
-        preflight.check_checkpoints(trainer, small_maml())
+        preflight._check_checkpoints(trainer, small_maml())
 
 
 def test_a_users_own_checkpoint_in_a_folder_of_its_own_may_be_called_as_it_likes() -> None:
     callbacks = [RunCheckpoint(), ModelCheckpoint("extra", filename="best", save_last=True)]
-    preflight.check_checkpoints(small_trainer(callbacks=callbacks, enable_checkpointing=True), small_maml())
+    preflight._check_checkpoints(small_trainer(callbacks=callbacks, enable_checkpointing=True), small_maml())
