@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.plan import Point, Request, Training
-from dmaml_pl.studies.results import NO_CPU, NO_TRANSFER, Curve, Group, curve_of, final, first_reached, smooth
+from dmaml_pl.studies.report import as_shown, number
+from dmaml_pl.studies.results import NO_TRANSFER, Curve, Group, curve_of, final, is_reached, smooth
 from dmaml_pl.studies.search import cost
-from dmaml_pl.studies.tables import markdown, number
+from dmaml_pl.studies.space import Space, corners, extremes, read_space
 
 RUNS = {
     "train/run": {10: 1.0, 20: 2.0, 30: 3.0},
@@ -30,18 +33,20 @@ def test_the_computed_wall_time_is_the_slowest_workers_time_on_a_core_and_the_me
     curve = curve_of("a", 0, {10: 3.0, 30: 1.0}, RUNS, communicates=True)
     assert curve.total["wall_seconds"] == 2.0 + 2.5 + 3.0 + 3 * 0.25
     assert curve.total["computed_wall_seconds"] == 1.0 + 1.0 + 1.5 + 3 * 0.25
-    assert curve.at["computed_wall_seconds"].tolist() == [1.25, 4.25]
-    assert curve.at["run"].tolist() == [1, 3]
-    assert curve.at["tasks_seen"].tolist() == [40, 120]
-    assert curve.metric.tolist() == [3.0, 1.0]
+    assert curve.validations["computed_wall_seconds"].tolist() == [1.25, 4.25]
+    assert curve.validations["run"].tolist() == [1, 3]
+    assert curve.validations["tasks_seen"].tolist() == [40, 120]
+    assert curve.validations["metric"].tolist() == [3.0, 1.0]
     assert curve.notes == ()
 
 
-def test_what_was_not_measured_is_replaced_and_told() -> None:
-    runs = without("train/run_cpu_seconds", "merge/transfer_seconds")
-    curve = curve_of("a", 0, {30: 1.0}, runs, communicates=True)
-    assert curve.total["computed_wall_seconds"] == curve.total["wall_seconds"] == 7.5 + 1.5
-    assert curve.notes == (NO_CPU, NO_TRANSFER)
+def test_what_was_not_measured_is_told() -> None:
+    curve = curve_of("a", 0, {30: 1.0}, without("train/run_cpu_seconds"), communicates=True)
+    assert np.isnan(curve.total["computed_wall_seconds"])
+    assert curve.notes == ()
+    curve = curve_of("a", 0, {30: 1.0}, without("merge/transfer_seconds"), communicates=True)
+    assert curve.total["wall_seconds"] == 7.5 + 1.5
+    assert curve.notes == (NO_TRANSFER,)
 
 
 def test_a_single_worker_merges_nothing() -> None:
@@ -51,17 +56,26 @@ def test_a_single_worker_merges_nothing() -> None:
 
 
 def test_the_final_metric_is_the_mean_of_the_last_tenth() -> None:
-    values = np.arange(25.0)
+    values = pd.Series(np.arange(25.0))
     assert final(values) == (23 + 24) / 2
     assert smooth(values)[:3].tolist() == [0.0, 0.5, 1.5]
-    assert final(np.array([3.0, 7.0])) == 7.0
+    assert final(pd.Series([3.0, 7.0])) == 7.0
 
 
 def test_better_is_down_for_losses_and_up_for_accuracies() -> None:
-    values = np.array([0.2, 0.5, 0.4])
-    assert first_reached(values, 0.45, "max") == 1
-    assert first_reached(values, 0.3, "min") == 0
-    assert first_reached(values, 0.6, "max") is None
+    values = pd.Series([0.2, 0.5, 0.4])
+    assert is_reached(values, 0.45, "max").tolist() == [False, True, False]
+    assert is_reached(values, 0.4, "min").tolist() == [True, False, True]
+
+
+def test_a_validation_that_is_not_finite_is_not_left_out_of_a_mean() -> None:
+    values = pd.Series([1.0] * 19 + [np.nan])
+    assert np.isnan(final(values))
+    assert np.isnan(smooth(values).iloc[-1])
+    group = Group("a", (curve(0, 3.0, np.nan), curve(1, 1.0, 1.0)), "min")
+    assert group.mean["metric"].iloc[0] == 2
+    assert np.isnan(group.mean["metric"].iloc[1])
+    assert np.isnan(group.summary("val/loss")["final val/loss"])
 
 
 def curve(seed: int, *metric: float) -> Curve:
@@ -76,14 +90,16 @@ def test_the_band_is_a_standard_deviation_of_three_seeds_and_the_range_of_two() 
     three = Group("a", (*two.curves, curve(2, 5.0, 3.0)), "min")
     low, high = three.band
     assert (low.tolist(), high.tolist()) == ([1.0, 2.0], [5.0, 3.0])
-    assert three.best == 1.0
+    summary = three.summary("val/loss")
+    assert (summary["final val/loss"], summary["sd"]) == (2.5, 0.5)
+    assert (summary["best val/loss"], summary["seeds"]) == (1.0, 3)
 
 
 def test_the_cost_of_a_target_is_where_the_mean_over_the_seeds_reaches_it() -> None:
     group = Group("a", (curve(0, 3.0, 1.0, 1.0), curve(1, 3.0, 3.0, 1.0)), "min")
-    assert group.cost(2.0)["run"] == 2
-    assert group.cost(1.5)["tasks_seen"] == 120
-    assert group.cost(0.5) == {}
+    assert group.cost(2.0)["run_to_target"] == 2
+    assert group.cost(1.5)["tasks_seen_to_target"] == 120
+    assert all(map(np.isnan, group.cost(0.5).values()))
 
 
 def test_a_target_that_is_missed_costs_more_than_any_training_and_the_more_the_further() -> None:
@@ -122,7 +138,34 @@ def test_numbers_are_short(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
-def test_a_markdown_table_lines_up() -> None:
-    assert markdown([{"a": "1", "long": "2"}, {"a": "333", "long": "4"}]) == (
-        "| a   | long |\n|-----|------|\n| 1   | 2    |\n| 333 | 4    |"
-    )
+def test_people_see_means_with_their_spread_ratios_with_two_decimals_and_texts_as_they_are() -> None:
+    table = pd.DataFrame({"name": ["a", "b"], "m": [0.5, 2.0], "sd": [0.125, np.nan], "times_fewer": [1.0, np.nan]})
+    shown = as_shown(table, {"who": "name", "what": ("m", "sd"), "times": "times_fewer", "m": "m"})
+    assert shown == [
+        {"who": "a", "what": "0.5 ± 0.12", "times": "1.00", "m": "0.5"},
+        {"who": "b", "what": "2", "times": "-", "m": "2"},
+    ]
+
+
+# -- the space of a sweep ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Space:
+    file = tmp_path / "space.yaml"
+    file.write_text("a: {int: [5, 200], log: true}\nb: {float: [1e-4, 0.5]}\nc: {choice: [2, 8, 4]}\nd: {choice: [x]}")
+    return read_space(file)
+
+
+def test_the_corners_of_a_space_have_both_ends_of_each_range_and_every_choice(space: Space) -> None:
+    assert corners(space) == [
+        {"a": 5, "b": 1e-4, "c": "2", "d": "x"},
+        {"a": 200, "b": 0.5, "c": "8", "d": "x"},
+        {"a": 5, "b": 1e-4, "c": "4", "d": "x"},
+    ]
+
+
+def test_the_extremes_of_a_setting_are_the_ends_of_its_range_or_its_least_and_greatest_choice(space: Space) -> None:
+    assert [extremes(name, space[name]) for name in "abc"] == [(5, 200), (1e-4, 0.5), (2, 8)]
+    with pytest.raises(ConfigError, match="d is x, but must be numbers for a sweep with --target"):
+        extremes("d", space["d"])

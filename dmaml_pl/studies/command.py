@@ -16,8 +16,6 @@ from dmaml_pl.provenance.commands import command
 
 INTERRUPTED = 130
 
-_COUNTS = ("runs", "meta_iterations", "tasks")
-
 _OWN = {
     "--trainer.devices": "--workers says how many workers there are",
     "--trainer.num_nodes": "a study's trainings run on one machine",
@@ -27,7 +25,7 @@ _OWN = {
 """Settings of `dmaml fit` that a study sets itself, and what to do instead."""
 
 _FURTHER = """\
-All other settings, as --trainer.max_steps 2000, are passed on to `dmaml fit` for every training. Trainings are judged
+All other settings, as --trainer.max_steps 2000, are passed on to `dmaml fit` for every training. Trainings are compared
 by the metric of checkpoint.monitor after every run (trainer.val_check_interval), without a meta-test or checkpoints;
 every worker has one thread, unless OMP_NUM_THREADS is set. The same command again goes on: trainings that have finished
 are not made again.
@@ -73,13 +71,24 @@ def _parser() -> Options:
     )
     sweep = _add(kinds, "sweep", "the best setting of each number of workers, found by Optuna")
     add = sweep.add_argument
-    add("--space", required=True, metavar="FILE", help="YAML: NAME: {int: [5, 200], log: true}, or float, or choice")
+    add(
+        "--space",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="YAML: NAME: {int: [5, 200], log: true}, or float, or choice",
+    )
     add("--workers", type=whole(1), nargs="+", default=[1, 4], metavar="W", help="each searched alone (default: 1 4)")
     add("--trials", type=whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")
-    add("--startup", type=whole(1), default=8, metavar="N", help="of these, drawn at random first (default: 8)")
+    add("--startup", type=whole(1), default=8, metavar="N", help="of these, sampled at random first (default: 8)")
     add("--sampler_seed", type=whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
     add("--target", type=_finite, metavar="X", help="search for the fewest runs to this metric, not the best final one")
-    add("--count", choices=list(_COUNTS), default="runs", help="what --target counts (default: runs)")
+    add(
+        "--count",
+        choices=["runs", "meta_iterations", "tasks"],
+        default="runs",
+        help="what --target counts (default: runs)",
+    )
     return parser
 
 
@@ -127,27 +136,32 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
-    # Loaded after the help was asked for, and after the command line was read.
-    from dmaml_pl.studies import scaling, search, settings_by_workers, sweep, workers  # noqa: PLC0415
+    # Loaded after the help was asked for, and after the command line was read; Optuna for sweeps only.
     from dmaml_pl.studies.plan import Request  # noqa: PLC0415
-    from dmaml_pl.studies.space import Space  # noqa: PLC0415
     from dmaml_pl.studies.study import Study  # noqa: PLC0415
 
     stem = re.sub(r"[^\w.+-]", "-", Path(given.config[0]).stem)
     name = given.name or f"{given.kind}-{stem}"
     request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs, given.output)
-    space = Space.read(Path(given.space)) if given.kind == "sweep" else None
-    settings = settings_by_workers.read(given.own, given.workers) if given.kind == "workers" else {}
-    study = Study.prepare(request)
     if given.kind == "workers":
-        workers.conduct(study, given.workers, settings, given.target)
+        from dmaml_pl.studies import settings_files, workers  # noqa: PLC0415
+
+        own = settings_files.read_own(given.own, given.workers)
+        study = Study.prepare(request)
+        workers.conduct(study, given.workers, own, given.target)
     elif given.kind == "scaling":
+        from dmaml_pl.studies import scaling  # noqa: PLC0415
+
+        study = Study.prepare(request)
         scaling.conduct(study, given.factor, given.workers)
-    elif space is not None:
-        count = search.COUNTS[given.count]
+    else:
+        from dmaml_pl.studies import search, space, sweep  # noqa: PLC0415
+
+        count, searched = search.COUNTS[given.count], space.read_space(given.space)
         options = search.Options(
-            space, tuple(given.workers), given.trials, given.startup, given.sampler_seed, given.target, count
+            searched, tuple(given.workers), given.trials, given.startup, given.sampler_seed, given.target, count
         )
+        study = Study.prepare(request)
         sweep.conduct(study, options)
     if study.failed:
         labels = "; ".join(child.training.label for child in study.failed)

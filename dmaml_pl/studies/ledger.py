@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmaml_pl.errors import TrackingError
+from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.plan import Request, Training
-from dmaml_pl.studies.resolved import Resolved
 from dmaml_pl.studies.runner import Ended
 from dmaml_pl.tracking.delivery import deliver_left
 from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
@@ -26,7 +26,7 @@ PARENT = "mlflow.parentRunId"
 STUDY, KIND, ROLE = "dmaml.study", "dmaml.study.kind", "dmaml.study.role"
 POINT, SEED, DIGEST = "dmaml.study.point", "dmaml.study.seed", "dmaml.study.digest"
 _DIVERGED = "NonFiniteError"
-_PAGE = 200
+_MOST = 50_000  # more MLflow does not return at a time
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,10 @@ class Ledger:
     def __init__(self, parent: MLflowRun, save_dir: Path) -> None:
         self.parent = parent
         self._save_dir = save_dir
-        self._finished: dict[str, str] = {}
-        self._diverged: dict[str, tuple[str, str]] = {}
+        self._made: dict[str, tuple[str, str]] = {}  # by digest the id, and of one that diverged the error
 
     @classmethod
-    def open(cls, request: Request, base: Resolved) -> Ledger:
+    def open(cls, request: Request, base: Configuration) -> Ledger:
         """Make the parent MLflow run, or go on with the one of the same study, and look at its trainings.
 
         Whoever calls it must be alone at this study: what seems to be under way is taken for killed.
@@ -102,32 +101,23 @@ class Ledger:
         return ledger
 
     def _look(self) -> None:
-        for run in list(self._search()):
+        for run in reversed(self._search()):
             if run.info.status == "RUNNING":
                 with _requests():
                     self.parent.client.set_terminated(run.info.run_id, "KILLED")
             digest, error = run.data.tags.get(DIGEST, ""), run.data.tags.get(ERROR, "")
             if run.info.status == "FINISHED":
-                self._finished.setdefault(digest, run.info.run_id)
+                self._made[digest] = (run.info.run_id, "")
             elif error.startswith(_DIVERGED):
-                self._diverged.setdefault(digest, (run.info.run_id, error))
+                self._made.setdefault(digest, (run.info.run_id, error))
 
-    def _search(self, condition: str = "") -> Iterator[Run]:
+    def _search(self, condition: str = "") -> list[Run]:
         """The study's trainings, the newest first."""
-        wanted, token = f"tags.`{PARENT}` = '{self.parent.run_id}'{condition}", None
+        wanted, newest = f"tags.`{PARENT}` = '{self.parent.run_id}'{condition}", ["attributes.start_time DESC"]
         with _requests():
-            while True:
-                page = self.parent.client.search_runs(
-                    [self.parent.experiment_id],
-                    wanted,
-                    max_results=_PAGE,
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                )
-                yield from page
-                token = page.token
-                if not token:
-                    return
+            return list(
+                self.parent.client.search_runs([self.parent.experiment_id], wanted, max_results=_MOST, order_by=newest)
+            )
 
     def known(self, training: Training, digest: str, *, divergence_counts: bool) -> Child | None:
         """The training, if it was made before.
@@ -137,16 +127,13 @@ class Ledger:
             digest: of it.
             divergence_counts: whether one that diverged was made; it would diverge again.
         """
-        if digest in self._finished:
-            return Child(training, self._finished[digest])
-        if divergence_counts and digest in self._diverged:
-            return Child(training, *self._diverged[digest])
-        return None
+        child = Child(training, *self._made.get(digest, (None, "")))
+        return child if child.run_id and (divergence_counts or not child.diverged) else None
 
     def outcome(self, ended: Ended, digest: str) -> Child:
         """What became of a training that has just ended; one that was killed could not write it itself."""
         training: Training = ended.job.key
-        run = next(self._search(f" and tags.`{DIGEST}` = '{digest}'"), None)
+        run = next(iter(self._search(f" and tags.`{DIGEST}` = '{digest}'")), None)
         if run is None:
             return Child(training, None, ended.error())
         run_id = run.info.run_id
@@ -155,7 +142,7 @@ class Ledger:
                 deliver_left(self._save_dir, MLflowRun(self.parent.client, run, resumed=0))
                 run = self.parent.client.get_run(run_id)
         if ended.code == 0 and run.info.status == "FINISHED":
-            self._finished[digest] = run_id
+            self._made[digest] = (run_id, "")
             return Child(training, run_id)
         error = run.data.tags.get(ERROR) or f"a worker ended with exit code {ended.code}"
         if run.info.status == "RUNNING":
@@ -164,14 +151,8 @@ class Ledger:
                 self.parent.client.set_terminated(run_id, "FAILED")
         child = Child(training, run_id, error)
         if child.diverged:
-            self._diverged[digest] = (run_id, error)
+            self._made[digest] = (run_id, error)
         return child
-
-    def latest(self, child: Child, metric: str) -> float | None:
-        """The last value of a metric of a training."""
-        with _requests():
-            value: float | None = self.parent.client.get_run(child.run_id or "").data.metrics.get(metric)
-        return value
 
     def history(self, child: Child, metric: str) -> dict[int, float]:
         """All values of a metric of a training, by step."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from dmaml_pl.studies.settings_files import Settings
+
 DEFAULTS = {
     "meta_test": "false",
     "trainer.enable_checkpointing": "false",
@@ -43,11 +45,24 @@ class Request:
     jobs: int
     output: str | None = None
 
-    def command(self, *own: tuple[str, str], last: tuple[tuple[str, str], ...] = ()) -> tuple[str, ...]:
+    def command(self, own: Settings = (), *, last: Settings = ()) -> tuple[str, ...]:
         """The words after `dmaml`: configurations, our defaults, the user's words, and what may not be overruled."""
         files = [word for config in self.configs for word in ("--config", config)]
         defaults = [f"--{name}={value}" for name, value in (*DEFAULTS.items(), *own)]
         return ("fit", *files, *defaults, *self.words, *(f"--{name}={value}" for name, value in last))
+
+    def digest(self, own: Settings, *further: Any) -> str:
+        """A short text that is another one for all else that is asked: made of files, words and settings.
+
+        What the files say counts, not how: their comments may change.
+
+        Args:
+            own: the study's own defaults.
+            further: what else makes the difference, of plain types.
+        """
+        files = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
+        made_of = [files, [*DEFAULTS.items(), *own], self.words, *further]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -62,10 +77,10 @@ class Point:
 
     label: str
     workers: int
-    settings: tuple[tuple[str, str], ...] = ()
+    settings: Settings = ()
 
     @property
-    def overrides(self) -> tuple[tuple[str, str], ...]:
+    def overrides(self) -> Settings:
         """All settings of the point, the number of workers among them."""
         return (("trainer.devices", str(self.workers)), ("trainer.num_nodes", "1"), *self.settings)
 
@@ -88,20 +103,15 @@ class Training:
         return re.sub(r"[^\w.+-]+", "-", self.label)
 
     @property
-    def overrides(self) -> tuple[tuple[str, str], ...]:
+    def overrides(self) -> Settings:
         """All settings that make it this training."""
         return (*self.point.overrides, ("seed_everything", str(self.seed)))
 
-    def digest(self, request: Request, own: tuple[tuple[str, str], ...]) -> str:
-        """A short text that is another one for every other training: made of files, words and settings.
-
-        What the files say counts, not how: their comments may change.
-        """
-        files = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in request.configs]
-        made_of = [files, [*DEFAULTS.items(), *own], request.words, self.overrides]
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def digest(self, request: Request, own: Settings) -> str:
+        """A short text that is another one for every other training."""
+        return request.digest(own, self.overrides)
 
 
-def text_of(value: Any) -> str:
-    """A value as it is written on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+def label_of(workers: int) -> str:
+    """A number of workers, for people."""
+    return f"{workers} worker{'s' if workers > 1 else ''}"

@@ -1,7 +1,8 @@
-"""What a study leaves behind: a table, the raw curves and a figure, in its folder and with its MLflow run."""
+"""What a study leaves behind: a table, the raw curves and plots, in its folder and with its MLflow run."""
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from dmaml_pl.console.tables import NOTHING, markdown
 from dmaml_pl.studies.results import Group
 from dmaml_pl.studies.study import Study
-from dmaml_pl.studies.tables import markdown, write_csv
 
 SMOOTHED = (
     "The final metric is the mean of the last tenth of a training's validations; ± is one standard deviation over "
@@ -23,6 +26,19 @@ COMPUTED = (
     "validation."
 )
 
+Columns = Mapping[str, str | tuple[str, str]]
+"""What people see of a table: by heading a column, or a mean's column and that of its standard deviation."""
+
+_PAGE = """\
+# {title}
+
+`{command}`
+
+{table}
+
+{notes}
+"""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -30,48 +46,40 @@ class Report:
 
     Attributes:
         title: of the table.
-        rows: of `table.csv`.
-        shown: the same for people, by heading.
+        table: of `table.csv`.
+        shown: what of it people see.
         notes: what a reader of the numbers must know.
-        draw: draws a figure into a file, by the file's name.
-        further: rows of other tables, by the file's name.
+        plots: draws a plot into a file, by the file's name.
+        further: other tables, by the file's name.
     """
 
     title: str
-    rows: Sequence[Mapping[str, Any]]
-    shown: Sequence[Mapping[str, str]]
+    table: pd.DataFrame
+    shown: Columns
     notes: Sequence[str]
-    draw: Mapping[str, Callable[[Path], None]]
-    further: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    plots: Mapping[str, Callable[[Path], None]]
+    further: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
     """Write everything, keep it in MLflow, and print the table."""
-    raw = [row for group in groups for curve in group.curves for row in curve.rows()]
-    tables = {"table.csv": report.rows, "curves.csv": raw, **report.further}
-    for name, rows in tables.items():
-        write_csv(study.output / name, rows)
-    notes = list(dict.fromkeys([*report.notes, *_notes(study, groups)]))
-    text = "\n".join(
-        [
-            f"# {report.title}",
-            "",
-            f"`{shlex.join(['dmaml', *sys.argv[1:]])}`"
-            if sys.argv[1:2] == ["study"]
-            else f"Study {study.request.name}",
-            "",
-            markdown(report.shown),
-            "",
-            *(f"- {note}" for note in notes),
-            "",
-        ]
-    )
-    (study.output / "table.md").write_text(text, encoding="utf-8")
-    for name, draw in report.draw.items():
-        draw(study.output / name)
-    for name in (*tables, "table.md", *report.draw):
+    curves = [
+        curve.validations.assign(point=curve.label, seed=curve.seed) for group in groups for curve in group.curves
+    ]
+    tables = {"table.csv": report.table, "curves.csv": pd.concat(curves).set_index(["point", "seed"]).reset_index()}
+    tables |= report.further
+    for name, table in tables.items():
+        table.to_csv(study.output / name, index=False)
+    shown = markdown(as_shown(report.table, report.shown))
+    notes = "\n".join(f"- {note}" for note in dict.fromkeys([*report.notes, *_notes(study, groups)]))
+    given = shlex.join(["dmaml", *sys.argv[1:]]) if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
+    page = _PAGE.format(title=report.title, command=given, table=shown, notes=notes)
+    (study.output / "table.md").write_text(page, encoding="utf-8")
+    for name, plot in report.plots.items():
+        plot(study.output / name)
+    for name in (*tables, "table.md", *report.plots):
         study.ledger.parent.log_file(study.output / name)
-    print(f"\n{report.title}\n\n{markdown(report.shown)}\n", *(f"- {note}" for note in notes), sep="\n")
+    print(f"\n{report.title}\n\n{shown}\n\n{notes}")
     print(f"\nResults: {study.output}\nMLflow:  {study.ui_command()}", flush=True)
 
 
@@ -84,3 +92,39 @@ def _notes(study: Study, groups: Sequence[Group]) -> list[str]:
     if study.failed:
         notes.append(f"Not in the table, as they failed: {'; '.join(child.training.label for child in study.failed)}.")
     return notes
+
+
+def as_shown(table: pd.DataFrame, columns: Columns) -> list[dict[str, str]]:
+    """The rows of a table as people see them.
+
+    Args:
+        table: of numbers and texts.
+        columns: those that are shown.
+    """
+    return [
+        {
+            heading: _cell(name, row[name]) if isinstance(name, str) else with_spread(row[name[0]], row[name[1]])
+            for heading, name in columns.items()
+        }
+        for row in table.to_dict("records")
+    ]
+
+
+def _cell(name: str, value: Any) -> str:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    return f"{value:.2f}" if name.startswith("times_") and math.isfinite(value) else number(value)
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; whole numbers in full."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if abs(value) < 1e15 and (float(value).is_integer() or abs(value) >= 1000):
+        return f"{value:.0f}"
+    return f"{value:.4g}"
+
+
+def with_spread(mean: float, deviation: float) -> str:
+    """Mean ± standard deviation over the seeds; the mean alone where there is none."""
+    return number(mean) if math.isnan(deviation) else f"{number(mean)} ± {deviation:.2g}"

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from dmaml_pl.studies.figures import Measured, draw_bars
+import pandas as pd
+
+from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.plan import Point
-from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Report, publish
-from dmaml_pl.studies.resolved import Resolved
-from dmaml_pl.studies.results import Group, groups, spread
+from dmaml_pl.studies.plots import plot_costs
+from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, publish
+from dmaml_pl.studies.results import Group, groups
 from dmaml_pl.studies.study import Study
-from dmaml_pl.studies.tables import number, with_spread
 
 IN_STEP = (
     "task_parallel communicates at every meta-iteration. Its computed wall time holds the merge at the end of a run "
@@ -27,6 +27,7 @@ SAME_UPDATES = (
     "With one worker and the plain mean, a longer run and more runs are the same training: they differ in how often it "
     "is validated."
 )
+_STEPS = "trainer.max_steps"
 
 
 def conduct(study: Study, factor: int, workers: int) -> None:
@@ -43,14 +44,13 @@ def conduct(study: Study, factor: int, workers: int) -> None:
     points = knobs(study.base, factor, workers)
     study.check(points)
     with study.open({"factor": factor, "workers": workers, "seeds": study.request.seeds}):
-        by_seed = zip(*(study.seeds(point) for point in points), strict=True)
-        found = groups(study, study.train([training for trainings in by_seed for training in trainings]))
+        found = groups(study, study.train(study.trainings(points)))
         if found and found[0].label == points[0].label:
             publish(study, report(study, found, points, factor), found)
 
 
-def knobs(base: Resolved, factor: int, workers: int) -> list[Point]:
-    """The training to compare with, and one for each knob.
+def knobs(base: Configuration, factor: int, workers: int) -> list[Point]:
+    """Name the training to compare with, and one for each knob.
 
     Args:
         base: the configuration.
@@ -78,10 +78,7 @@ def knobs(base: Resolved, factor: int, workers: int) -> list[Point]:
     return points
 
 
-_STEPS = "trainer.max_steps"
-
-
-def _task_parallel(base: Resolved) -> str:
+def _task_parallel(base: Configuration) -> str:
     """The strategy that averages meta-gradients, with the settings that it shares with the configuration's."""
     shared = ("timeout", "process_group_backend", "start_method")
     given = {name: base.find(f"trainer.strategy.{name}") for name in shared if base.has(f"trainer.strategy.{name}")}
@@ -90,7 +87,7 @@ def _task_parallel(base: Resolved) -> str:
 
 
 def report(study: Study, found: Sequence[Group], points: Sequence[Point], factor: int) -> Report:
-    """The table and the figure.
+    """Make the table and the plot.
 
     Args:
         study: what was studied.
@@ -98,58 +95,25 @@ def report(study: Study, found: Sequence[Group], points: Sequence[Point], factor
         points: all knobs.
         factor: of tasks.
     """
-    metric, base = study.base.metric, found[0]
-    workers = {point.label: point.workers for point in points}
-    rows, shown = [], []
-    for group in found:
-        wall, computed, tasks = (group.total(axis) for axis in ("wall_seconds", "computed_wall_seconds", "tasks_seen"))
-        ratio = {axis: _ratio(group, base, axis) for axis in ("tasks_seen", "wall_seconds", "computed_wall_seconds")}
-        rows.append(
-            {
-                "knob": group.label,
-                "workers": workers[group.label],
-                "seeds": len(group.curves),
-                "runs": float(group.total("run").mean()),
-                "tasks_seen": float(tasks.mean()),
-                "times_tasks": ratio["tasks_seen"],
-                "wall_seconds": float(wall.mean()),
-                "wall_seconds_sd": spread(wall),
-                "times_wall": ratio["wall_seconds"],
-                "computed_wall_seconds": float(computed.mean()),
-                "computed_wall_seconds_sd": spread(computed),
-                "times_computed_wall": ratio["computed_wall_seconds"],
-                f"final {metric}": float(group.final.mean()),
-                "sd": spread(group.final),
-            }
-        )
-        shown.append(
-            {
-                "knob": group.label,
-                "workers": str(workers[group.label]),
-                "runs": number(float(group.total("run").mean())),
-                "tasks seen": number(float(tasks.mean())),
-                "x base ": f"{ratio['tasks_seen']:.2f}",
-                "wall s measured": with_spread(wall),
-                "x base  ": f"{ratio['wall_seconds']:.2f}",
-                "wall s computed": with_spread(computed),
-                "x base   ": f"{ratio['computed_wall_seconds']:.2f}",
-                f"final {metric}": with_spread(group.final),
-            }
-        )
+    metric, workers = study.base.metric, {point.label: point.workers for point in points}
+    table = pd.DataFrame(
+        [{"knob": group.label, "workers": workers[group.label], **group.summary(metric)} for group in found]
+    )
+    times = {"times_tasks": "tasks_seen", "times_wall": "wall_seconds", "times_computed_wall": "computed_wall_seconds"}
+    table = table.assign(**{times: table[column] / table[column].iloc[0] for times, column in times.items()})
+    shown: Columns = {
+        "knob": "knob",
+        "workers": "workers",
+        "runs": "runs",
+        "tasks seen": "tasks_seen",
+        "x base ": "times_tasks",
+        "wall s measured": ("wall_seconds", "wall_seconds_sd"),
+        "x base  ": "times_wall",
+        "wall s computed": ("computed_wall_seconds", "computed_wall_seconds_sd"),
+        "x base   ": "times_computed_wall",
+        f"final {metric}": (f"final {metric}", "sd"),
+    }
     title = f"{factor} times the tasks, through each knob in turn"
     notes = [SMOOTHED, COMPUTED, IN_STEP, *([SAME_UPDATES] if points[0].workers == 1 else [])]
-    draw = partial(_draw, found, metric, f"{study.base.experiment_name}: {title}")
-    return Report(title, rows, shown, notes, {"scaling.png": lambda path: draw(path=path)})
-
-
-def _ratio(group: Group, base: Group, axis: str) -> float:
-    return float(group.total(axis).mean() / base.total(axis).mean())
-
-
-def _draw(found: Sequence[Group], metric: str, title: str, path: Path) -> None:
-    wall = [
-        Measured.of("measured here", [group.total("wall_seconds") for group in found]),
-        Measured.of("computed, one machine per worker", [group.total("computed_wall_seconds") for group in found]),
-    ]
-    final = Measured.of(f"final {metric}", [group.final for group in found])
-    draw_bars([group.label for group in found], ("wall time (s)", wall), final, title, path)
+    plot = partial(plot_costs, table, "knob", f"final {metric}", f"{study.base.experiment_name}: {title}")
+    return Report(title, table, shown, notes, {"scaling.png": plot})

@@ -1,7 +1,8 @@
 """The search of a sweep: Optuna asks for settings, and learns from what their trainings came to.
 
-Optuna keeps nothing on disk. Its sampler asks for the same settings again after the same results, so a sweep that goes
-on asks for all of its trials anew, and those whose trainings are known cost nothing.
+Optuna keeps its trials in a file beside the results, so a sweep that goes on knows what was tried; what the trainings
+came to is read from MLflow. Each trial has a sampler of its own, seeded by its number: a sweep that was stopped asks
+for the settings that one that was not would ask for.
 
 The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, NeurIPS 24).
 
@@ -13,14 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import optuna
+import pandas as pd
+from optuna.importance import get_param_importances
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
+from dmaml_pl.errors import TrackingError
 from dmaml_pl.studies.ledger import Child
-from dmaml_pl.studies.plan import Point
-from dmaml_pl.studies.results import Curve, Floats, Group, final, first_reached, read_curve, smooth
-from dmaml_pl.studies.space import Space
+from dmaml_pl.studies.plan import Point, label_of
+from dmaml_pl.studies.results import Better, Curve, Group, final, is_reached, read_curve, smooth
+from dmaml_pl.studies.settings_files import as_settings
+from dmaml_pl.studies.space import Space, extremes
 from dmaml_pl.studies.study import Study
 
 Count = Literal["run", "meta_iterations", "tasks_seen"]
@@ -53,31 +63,32 @@ class Options:
     count: Count
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
-    """A setting that was tried.
+    """A setting that is tried.
 
     Attributes:
         number: from 1.
+        id: Optuna's number of it.
         values: of the settings.
         scores: the objective of each seed, (S,); infinitely bad where a training diverged, empty where one failed.
         group: the curves, if all trainings finished.
     """
 
     number: int
+    id: int
     values: dict[str, Any]
-    scores: Floats
-    group: Group | None
-
-    @property
-    def score(self) -> float:
-        """The mean over the seeds; nan if a training failed."""
-        return float(self.scores.mean()) if len(self.scores) else math.nan
+    scores: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
+    group: Group | None = None
 
 
 @dataclass
 class Search:
-    """The trials of one number of workers."""
+    """The trials of one number of workers.
+
+    Raises:
+        ConfigError: a target cannot be counted to in this space.
+    """
 
     workers: int
     study: Study
@@ -85,92 +96,109 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        import optuna  # noqa: PLC0415 - a second, and only when a sweep begins
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            seed=self.options.sampler_seed + self.workers, n_startup_trials=self.options.startup
-        )
-        self.optuna = optuna.create_study(sampler=sampler, direction="maximize" if self.upwards else "minimize")
         self._most = math.inf if self.options.target is None else self._greatest()
-        self._distributions = {name: one.distribution() for name, one in self.options.space.dimensions.items()}
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        return label_of(self.workers)
 
     @property
     def upwards(self) -> bool:
         """Whether greater scores are better."""
         return self.options.target is None and self.study.base.better == "max"
 
-    def ask(self) -> tuple[Any, Point]:
-        """The next trial to make: Optuna's, and what it means for us."""
-        trial = self.optuna.ask(self._distributions)
-        values = {name: trial.params[name] for name in self._distributions}
-        return trial, Point(f"{self.label}, trial {trial.number + 1}", self.workers, Space.settings(values))
+    @cached_property
+    def optuna_study(self) -> optuna.Study:
+        """Optuna's study, in a file in the study's folder, which must be open.
 
-    def tell(self, trial: Any, children: Sequence[Child]) -> None:
-        """Learn from a trial; one with a training that failed otherwise than by diverging teaches nothing."""
-        values = {name: trial.params[name] for name in self._distributions}
+        Another search (another configuration, space, objective or sampler) is another one in the same file.
+
+        Raises:
+            TrackingError: the file cannot be used.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        options, file = self.options, self.study.folder / "optuna.journal"
+        space = sorted((name, str(distribution)) for name, distribution in options.space.items())
+        asked = [space, options.startup, options.sampler_seed, options.target, options.count]
+        digest = self.study.request.digest(self.study.own, self.workers, self.study.request.seeds, asked)
+        try:
+            return optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(file))),
+                study_name=f"{self.label}, {digest}",
+                direction="maximize" if self.upwards else "minimize",
+                load_if_exists=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise TrackingError(
+                f"{file}, in which Optuna keeps its trials, cannot be used ({error}): move it away. Trainings that "
+                "have finished are not made again."
+            ) from error
+
+    def ask(self, number: int) -> tuple[Trial, Point]:
+        """Return a trial and what is to be trained for it.
+
+        Args:
+            number: from 1; what an earlier command asked for is known.
+        """
+        # One that a process was stopped at while it asked has not all of the settings.
+        known = [trial for trial in self.optuna_study.trials if trial.params.keys() == self.options.space.keys()]
+        if number <= len(known):
+            asked: optuna.trial.BaseTrial = known[number - 1]
+        else:
+            seed = np.random.SeedSequence([self.options.sampler_seed, self.workers, number]).generate_state(1).item()
+            self.optuna_study.sampler = TPESampler(seed=seed, n_startup_trials=self.options.startup)
+            asked = self.optuna_study.ask(self.options.space)
+        self.trials.append(Trial(number, asked.number, {name: asked.params[name] for name in self.options.space}))
+        settings = as_settings(self.trials[-1].values)
+        return self.trials[-1], Point(f"{self.label}, trial {number}", self.workers, settings)
+
+    def tell(self, trial: Trial, children: Sequence[Child]) -> None:
+        """Learn from a trial; one with a training that failed otherwise than by diverging is left open."""
         if any(child.error and not child.diverged for child in children):
-            self.optuna.tell(trial, state=_failed())
-            self.trials.append(Trial(trial.number + 1, values, np.array([]), None))
             return
         worst = -math.inf if self.upwards else math.inf
         curves = [None if child.error else read_curve(self.study, child) for child in children]
-        scores = np.array([worst if curve is None else self.score(curve) for curve in curves])
-        scores = np.where(np.isnan(scores), worst, scores)
+        trial.scores = pd.Series([worst if curve is None else self._score(curve) for curve in curves]).fillna(worst)
         finished = tuple(curve for curve in curves if curve is not None)
-        whole = len(finished) == len(curves)
-        group = Group(f"{self.label}, trial {trial.number + 1}", finished, self.study.base.better) if whole else None
-        self.optuna.tell(trial, float(scores.mean()))
-        self.trials.append(Trial(trial.number + 1, values, scores, group))
+        if len(finished) == len(curves):
+            trial.group = Group(self.label, finished, self.study.base.better)
+        self.optuna_study.tell(trial.id, trial.scores.mean(), skip_if_finished=True)
 
-    def score(self, curve: Curve) -> float:
-        """The objective of a training."""
+    def _score(self, curve: Curve) -> float:
         if self.options.target is None:
-            return final(curve.metric)
+            return final(curve.validations["metric"])
         return cost(curve, self.options.target, self.options.count, self.study.base.better, self._most)
 
     def _greatest(self) -> float:
         """What no training of this search can exceed, of that which is counted until the target is reached."""
-        base, dimensions = self.study.base, self.options.space.dimensions
-        searched = {name.replace(".init_args", ""): dimension for name, dimension in dimensions.items()}
+        base, space = self.study.base, self.options.space
+        searched = {name.replace(".init_args", ""): (name, distribution) for name, distribution in space.items()}
 
-        def extremes(name: str) -> tuple[float, float]:
-            return searched[name].extremes() if name in searched else (base.whole(name), base.whole(name))
+        def bounds(name: str) -> tuple[float, float]:
+            return extremes(*searched[name]) if name in searched else (base.whole(name), base.whole(name))
 
-        iterations = extremes("trainer.max_steps")[1]
+        iterations = bounds("trainer.max_steps")[1]
         if self.options.count == "run":
-            return math.ceil(iterations / extremes(base.run_length_setting)[0])
-        return iterations * (extremes("data.meta_batch")[1] * self.workers if self.options.count == "tasks_seen" else 1)
+            return math.ceil(iterations / bounds(base.run_length_setting)[0])
+        return iterations * (bounds("data.meta_batch")[1] * self.workers if self.options.count == "tasks_seen" else 1)
 
     @property
     def best(self) -> Trial | None:
         """The best trial whose trainings all finished; of equals the first."""
         done = [trial for trial in self.trials if trial.group is not None]
-        return min(done, key=lambda trial: -trial.score if self.upwards else trial.score, default=None)
+        return (max if self.upwards else min)(done, key=lambda trial: trial.scores.mean(), default=None)
 
     def importance(self) -> dict[str, float]:
         """What part of the scores' variation follows from each setting; empty if there are few trials."""
-        from optuna.importance import get_param_importances  # noqa: PLC0415 - only when a sweep ends
-
-        finite = [trial for trial in self.trials if math.isfinite(trial.score)]
-        if len(finite) < _ENOUGH or len(self._distributions) < 2 or len({trial.score for trial in finite}) < 2:
+        finite = [score for trial in self.trials if math.isfinite(score := trial.scores.mean())]
+        if len(finite) < _ENOUGH or len(self.options.space) < 2 or len(set(finite)) < 2:
             return {}
-        return dict(get_param_importances(self.optuna))
+        return dict(get_param_importances(self.optuna_study))
 
 
-def _failed() -> Any:
-    from optuna.trial import TrialState  # noqa: PLC0415 - only when a sweep has begun
-
-    return TrialState.FAIL
-
-
-def cost(curve: Curve, target: float, count: Count, better: Literal["min", "max"], most: float) -> float:
-    """What it takes until the smoothed metric reaches a target.
+def cost(curve: Curve, target: float, count: Count, better: Better, most: float) -> float:
+    """Count what it takes until the smoothed metric reaches a target.
 
     Where it never does, more than any training can take, `most`: larger by the relative distance of the final metric
     from the target, |f - t| / (|f| + |t|), so that the sampler sees which setting comes nearer.
@@ -182,9 +210,9 @@ def cost(curve: Curve, target: float, count: Count, better: Literal["min", "max"
         better: which values of the metric are better.
         most: the most that any training can take.
     """
-    smoothed = smooth(curve.metric)
-    index = first_reached(smoothed, target, better)
-    if index is not None:
-        return float(curve.at[count][index])
-    missed = abs(smoothed[-1] - target) / max(abs(smoothed[-1]) + abs(target), 1e-12)
+    smoothed = smooth(curve.validations["metric"])
+    reached = is_reached(smoothed, target, better)
+    if reached.any():
+        return float(curve.validations.loc[reached.idxmax(), count])
+    missed = abs(smoothed.iloc[-1] - target) / max(abs(smoothed.iloc[-1]) + abs(target), 1e-12)
     return float(most * (1 + missed))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
 from dmaml_pl.studies.plan import Point, Request, Training
-from dmaml_pl.studies.resolved import Resolved
 from dmaml_pl.studies.runner import Job, Runner
+from dmaml_pl.studies.settings_files import Settings
 from dmaml_pl.studies.watch import Watch, say
 
 
@@ -32,16 +31,18 @@ class Study:
         base: the configuration that they vary.
     """
 
-    def __init__(self, request: Request, base: Resolved) -> None:
+    ledger: Ledger
+    """What MLflow knows of the study; only while it is open."""
+
+    def __init__(self, request: Request, base: Configuration) -> None:
         self.request = request
         self.base = base
         self.folder = Path(base.save_dir) / "studies" / request.name
         self.output = Path(request.output or self.folder)
-        # Judging more adaptation steps than those of training costs time, and no study looks at it.
+        # Evaluating more adaptation steps than those of training costs time, and no study looks at it.
         few = (("model.evaluation_steps", "1"),) if base.has("model.evaluation_steps") else ()
-        self._own: tuple[tuple[str, str], ...] = (("trainer.logger.system_metrics", "false"), *few)
+        self.own: Settings = (("trainer.logger.system_metrics", "false"), *few)
         self._runner = Runner(request.jobs)
-        self._ledger: Ledger | None = None
         self.failed: list[Child] = []
 
     @classmethod
@@ -55,8 +56,8 @@ class Study:
         Runner().warm_up()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
         alone = Point("the configuration", 1)
-        (settings,) = _resolve([Planned(alone.label, 1, request.command(last=alone.overrides))])
-        return cls(request, Resolved(settings))
+        (settings,) = _resolve({alone.label: (1, request.command(last=alone.overrides))})
+        return cls(request, Configuration(settings))
 
     def check(self, points: Sequence[Point]) -> None:
         """Check a training of each point.
@@ -64,16 +65,9 @@ class Study:
         Raises:
             ConfigError: names the setting, and the point where that is not the number of workers alone.
         """
-        trainings = [Training(point, self.base.seed) for point in points]
-        _resolve([Planned(one.point.label, one.point.workers, self._command(one, "", "")) for one in trainings])
+        _resolve({p.label: (p.workers, self._command(Training(p, self.base.seed), "", "")) for p in points})
 
     # -- its MLflow run --------------------------------------------------------------------------------------------
-
-    @property
-    def ledger(self) -> Ledger:
-        """What MLflow knows of the study; only while it is open."""
-        assert self._ledger is not None, "the study is not open"  # noqa: S101
-        return self._ledger
 
     @contextmanager
     def open(self, options: dict[str, Any]) -> Iterator[None]:
@@ -87,8 +81,8 @@ class Study:
             TrackingError: the store cannot be used.
         """
         with self._alone():
-            self._ledger = Ledger.open(self.request, self.base)
-            parent = self._ledger.parent
+            self.ledger = Ledger.open(self.request, self.base)
+            parent = self.ledger.parent
             parent.log_environment()
             parent.log_params({f"study.{name}": str(value) for name, value in options.items()})
             status = "FAILED"
@@ -122,6 +116,10 @@ class Study:
         """The trainings of a point."""
         return [Training(point, self.base.seed + number) for number in range(self.request.seeds)]
 
+    def trainings(self, points: Sequence[Point]) -> list[Training]:
+        """The trainings of all points, seed by seed, so that a study that is stopped can compare what is there."""
+        return [training for by_seed in zip(*map(self.seeds, points), strict=True) for training in by_seed]
+
     def train(self, trainings: Sequence[Training], *, divergence_counts: bool = False, what: str = "") -> list[Child]:
         """Make the trainings that have not been made yet, and tell of each.
 
@@ -133,7 +131,7 @@ class Study:
         Returns:
             What became of each, in the same order.
         """
-        digests = {training: training.digest(self.request, self._own) for training in trainings}
+        digests = {training: training.digest(self.request, self.own) for training in trainings}
         done: dict[Training, Child] = {}
         for training, digest in digests.items():
             child = self.ledger.known(training, digest, divergence_counts=divergence_counts)
@@ -142,17 +140,20 @@ class Study:
         todo = [training for training in trainings if training not in done]
         if done:
             say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
+        if not todo:
+            return [done[training] for training in trainings]
         jobs = [self._job(training, digests[training]) for training in todo]
-        with Watch(what, len(todo)) as watch:
+        with closing(Watch(what, len(todo))) as watch:
             for number, ended in enumerate(self._runner.run(jobs, watch.look), start=1):
                 child = self.ledger.outcome(ended, digests[ended.job.key])
                 done[child.training] = child
                 failed = bool(child.error) and not (divergence_counts and child.diverged)
                 result = "failed" if failed else "diverged" if child.error else self._result(child)
-                watch.ended(f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)")
+                line = f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)"
                 if failed:
                     self.failed.append(child)
-                    watch.say(f"{ended.last_words()}\n(all of it: {ended.job.log})")
+                    line += f"\n{ended.last_words()}\n(all of it: {ended.job.log})"
+                watch.ended(line)
         return [done[training] for training in trainings]
 
     def _job(self, training: Training, digest: str) -> Job:
@@ -175,11 +176,11 @@ class Study:
             ("trainer.logger.run_name", f"{self.request.name}, {training.label}"),
             ("trainer.logger.tags", json.dumps(tags)),
         )
-        return self.request.command(*self._own, last=(*training.overrides, *tracked))
+        return self.request.command(self.own, last=(*training.overrides, *tracked))
 
     def _result(self, child: Child) -> str:
-        value = self.ledger.latest(child, self.base.metric)
-        return "finished" if value is None else f"{self.base.metric} {value:.4g}"
+        values = self.ledger.history(child, self.base.metric)
+        return f"{self.base.metric} {values[max(values)]:.4g}" if values else "finished"
 
     # -- its results -----------------------------------------------------------------------------------------------
 
@@ -189,30 +190,21 @@ class Study:
         return self.base.store.ui_command(self.base.save_dir, page)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A training to be checked: for whom it stands, its workers and its command line."""
+def _resolve(planned: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[Any]:
+    """Check trainings in processes of their own, and return their resolved configurations, nested.
 
-    label: str
-    workers: int
-    words: tuple[str, ...]
-
-
-def _resolve(planned: Sequence[Planned]) -> list[Any]:
-    """Check trainings in processes of their own, and return their resolved configurations, nested."""
-    folder = Path(tempfile.mkdtemp(prefix="dmaml-study-"))
-    try:
+    Args:
+        planned: the workers and the command line of each, by the label of its point.
+    """
+    with tempfile.TemporaryDirectory(prefix="dmaml-study-", ignore_cleanup_errors=True) as folder:
         jobs = [
-            Job(number, one.words, one.workers, folder / f"{number}.log", folder / f"{number}.yaml")
-            for number, one in enumerate(planned)
+            Job(label, words, workers, Path(folder, f"{number}.log"), Path(folder, f"{number}.yaml"))
+            for number, (label, (workers, words)) in enumerate(planned.items())
         ]
         for ended in Runner(os.cpu_count() or 1).run(jobs):
             if ended.code:
-                where = f" (for {planned[ended.job.key].label})" if len(planned) > 1 else ""
-                raise ConfigError(f"{ended.error()}{where}")
-        return [yaml.safe_load((folder / f"{job.key}.yaml").read_text(encoding="utf-8")) for job in jobs]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+                raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
+        return [yaml.safe_load(job.resolved.read_text(encoding="utf-8")) for job in jobs if job.resolved]
 
 
 def _check_files(configs: Sequence[str]) -> None:

@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from dmaml_pl.console.meter import Meter
 from dmaml_pl.studies.runner import Job
@@ -16,7 +14,7 @@ TAIL_BYTES = 4096
 
 
 class Watch:
-    """Shows progress over trainings, and prints their results above it.
+    """Shows progress over trainings, and prints their results above it, until it is closed.
 
     Args:
         what: said before each line.
@@ -25,42 +23,22 @@ class Watch:
 
     def __init__(self, what: str, trainings: int) -> None:
         self._what = what
-        self._trainings = trainings
         self._done = 0
-        self._meter: Meter | None = None
-
-    def __enter__(self) -> Self:
-        if self._trainings:
-            title = f"{self._what}trainings"
-            self._meter = Meter(title, self._trainings, unit="trainings", announce=False)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._meter is not None:
-            self._meter.close()
+        self._meter = Meter(f"{what}trainings", trainings, unit="trainings", announce=False)
+        self.close = self._meter.close
 
     def look(self, running: Sequence[Job]) -> None:
         """Show the trainings that are under way; called about every second."""
-        if self._meter is None or not running:
-            return
-        first = running[0]
-        others = f" (and {len(running) - 1} more)" if len(running) > 1 else ""
-        said = last_line(first.log)
-        self._meter.show(self._done, f"{self._what}{first.key.label}{others}" + (f": {said}" if said else ""))
+        if running:
+            first = running[0]
+            others = f" (and {len(running) - 1} more)" if len(running) > 1 else ""
+            said = last_line(first.log)
+            self._meter.show(self._done, f"{self._what}{first.key.label}{others}" + (f": {said}" if said else ""))
 
     def ended(self, text: str) -> None:
-        """A training is over; its result is a line on standard output."""
+        """Tell that a training is over, and its result, on standard output, above the bar."""
         self._done += 1
-        self.say(text)
-
-    def say(self, text: str) -> None:
-        """A line on standard output, above the bar."""
-        if self._meter is not None:
-            self._meter.above(lambda: say(text))
-        else:
-            say(text)
+        self._meter.above(lambda: say(text))
 
 
 def last_line(log: Path) -> str:

@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from dmaml_pl.studies.figures import draw_curves
-from dmaml_pl.studies.plan import Point
-from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Report, publish
-from dmaml_pl.studies.results import Group, final, groups, spread
-from dmaml_pl.studies.settings_by_workers import Settings
-from dmaml_pl.studies.study import Study
-from dmaml_pl.studies.tables import NOTHING, number, with_spread
+import pandas as pd
 
-PANELS = (
-    ("run", "runs"),
-    ("tasks_seen", "tasks seen by all workers"),
-    ("wall_seconds", "wall time, measured (s)"),
-    ("computed_wall_seconds", "wall time on one machine per worker, computed (s)"),
-)
+from dmaml_pl.console.tables import NOTHING
+from dmaml_pl.studies.plan import Point, label_of
+from dmaml_pl.studies.plots import plot_curves
+from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, number, publish
+from dmaml_pl.studies.results import Group, final, groups
+from dmaml_pl.studies.settings_files import Settings
+from dmaml_pl.studies.study import Study
+
+PANELS = {
+    "run": "runs",
+    "tasks_seen": "tasks seen by all workers",
+    "wall_seconds": "wall time, measured (s)",
+    "computed_wall_seconds": "wall time on one machine per worker, computed (s)",
+}
 
 
 def conduct(study: Study, workers: Sequence[int], own: Mapping[int, Settings], target: float | None) -> None:
@@ -33,22 +35,16 @@ def conduct(study: Study, workers: Sequence[int], own: Mapping[int, Settings], t
         own: settings of a number of workers' own.
         target: metric to which runs are counted; None takes what the first ends with.
     """
-    points = {count: Point(_label(count), count, own.get(count, ())) for count in workers}
-    study.check(list(points.values()))
+    points = [Point(label_of(count), count, own.get(count, ())) for count in workers]
+    study.check(points)
     with study.open({"workers": " ".join(map(str, workers)), "seeds": study.request.seeds}):
-        by_seed = zip(*(study.seeds(point) for point in points.values()), strict=True)
-        children = study.train([training for trainings in by_seed for training in trainings])
-        found = groups(study, children)
+        found = groups(study, study.train(study.trainings(points)))
         if found:
-            publish(study, report(study, found, {_label(count): count for count in workers}, target), found)
+            publish(study, report(study, found, {point.label: point.workers for point in points}, target), found)
 
 
-def _label(workers: int) -> str:
-    return f"{workers} worker{'s' if workers > 1 else ''}"
-
-
-def report(study: Study, found: Sequence[Group], workers: dict[str, int], target: float | None = None) -> Report:
-    """The table and the figure.
+def report(study: Study, found: Sequence[Group], workers: Mapping[str, int], target: float | None = None) -> Report:
+    """Make the table and the plot.
 
     Args:
         study: what was studied.
@@ -58,44 +54,27 @@ def report(study: Study, found: Sequence[Group], workers: dict[str, int], target
     """
     metric, reference = study.base.metric, found[0]
     whose = f"what {reference.label} ends with" if target is None else "the metric asked for"
-    target = final(reference.mean) if target is None else target
-    reached = [group.cost(target) for group in found]
-    rows, shown = [], []
-    for group, cost in zip(found, reached, strict=True):
-        times = reached[0]["run"] / cost["run"] if cost and reached[0] else None
-        rows.append(
-            {
-                "workers": workers[group.label],
-                "seeds": len(group.curves),
-                f"final {metric}": float(group.final.mean()),
-                "sd": spread(group.final),
-                f"best {metric}": group.best,
-                "runs": float(group.total("run").mean()),
-                "tasks_seen": float(group.total("tasks_seen").mean()),
-                "wall_seconds": float(group.total("wall_seconds").mean()),
-                "wall_seconds_sd": spread(group.total("wall_seconds")),
-                "computed_wall_seconds": float(group.total("computed_wall_seconds").mean()),
-                "computed_wall_seconds_sd": spread(group.total("computed_wall_seconds")),
-                "target": target,
-                **{f"{axis}_to_target": cost.get(axis) for axis, _ in PANELS},
-                "times_fewer_runs": times,
-            }
-        )
-        shown.append(
-            {
-                "workers": str(workers[group.label]),
-                f"final {metric}": with_spread(group.final),
-                "best": number(group.best),
-                f"runs to {number(target)}": number(cost.get("run")),
-                "times fewer": NOTHING if times is None else f"{times:.2f}",
-                "tasks to it": number(cost.get("tasks_seen")),
-                "computed s to it": number(cost.get("computed_wall_seconds")),
-                "runs": number(float(group.total("run").mean())),
-                "tasks seen": number(float(group.total("tasks_seen").mean())),
-                "wall s measured": with_spread(group.total("wall_seconds")),
-                "wall s computed": with_spread(group.total("computed_wall_seconds")),
-            }
-        )
+    target = final(reference.mean["metric"]) if target is None else target
+    table = pd.DataFrame(
+        [
+            {"workers": workers[group.label], **group.summary(metric), "target": target, **group.cost(target)}
+            for group in found
+        ]
+    )
+    runs = table["run_to_target"]
+    shown: Columns = {
+        "workers": "workers",
+        f"final {metric}": (f"final {metric}", "sd"),
+        "best": f"best {metric}",
+        f"runs to {number(target)}": "run_to_target",
+        "times fewer": "times_fewer_runs",
+        "tasks to it": "tasks_seen_to_target",
+        "computed s to it": "computed_wall_seconds_to_target",
+        "runs": "runs",
+        "tasks seen": "tasks_seen",
+        "wall s measured": ("wall_seconds", "wall_seconds_sd"),
+        "wall s computed": ("computed_wall_seconds", "computed_wall_seconds_sd"),
+    }
     notes = [
         SMOOTHED,
         (
@@ -106,5 +85,5 @@ def report(study: Study, found: Sequence[Group], workers: dict[str, int], target
         COMPUTED,
     ]
     title = f"{metric} by number of workers"
-    draw = partial(draw_curves, found, PANELS, metric, f"{study.base.experiment_name}: {title}")
-    return Report(title, rows, shown, notes, {"workers.png": lambda path: draw(path=path)})
+    plot = partial(plot_curves, found, PANELS, metric, f"{study.base.experiment_name}: {title}")
+    return Report(title, table.assign(times_fewer_runs=runs.iloc[0] / runs), shown, notes, {"workers.png": plot})

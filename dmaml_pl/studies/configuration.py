@@ -11,11 +11,20 @@ from dmaml_pl.tracking.store import Store
 TRACKER = "dmaml_pl.MLflowTracker"
 
 
-class Resolved:
-    """What a study asks of its configuration.
+class Configuration:
+    """Gives what a study asks of its configuration.
 
     Args:
         settings: nested, as in YAML.
+
+    Attributes:
+        metric: the validation metric that is compared: the one by which the configuration chooses its best checkpoint.
+        better: which values of the metric are better.
+        seed: the first seed; the others follow it.
+        experiment_name: the MLflow experiment of the trainings, and of the study.
+        save_dir: the folder of the store, `mlruns` by default.
+        store: where MLflow runs are kept.
+        tags: that the configuration gives its MLflow runs.
 
     Raises:
         ConfigError: a study cannot be made of it.
@@ -23,9 +32,16 @@ class Resolved:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
-        logger = self.find("trainer.logger")
+        logger, seed = self.find("trainer.logger"), self.find("seed_everything")
         if not isinstance(logger, Mapping) or not str(logger.get("class_path", "")).endswith("MLflowTracker"):
             raise ConfigError(f"trainer.logger must be {TRACKER} for a study, which reads its results from MLflow.")
+        self.metric = str(self.find("checkpoint.monitor"))
+        self.better: Literal["min", "max"] = "max" if self.find("checkpoint.mode") == "max" else "min"
+        self.seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else 0
+        self.experiment_name = str(self.find("trainer.logger.experiment_name"))
+        self.save_dir = str(self.find("trainer.logger.save_dir"))
+        self.store = Store.find(self.find("trainer.logger.tracking_uri"), self.save_dir)
+        self.tags: dict[str, str] = dict(self.find("trainer.logger.tags") or {})
         if not self.metric.startswith("val/"):
             raise ConfigError(
                 f"checkpoint.monitor is {self.metric}, but a study compares by it, and so it must be a metric of the "
@@ -64,22 +80,6 @@ class Resolved:
         return value
 
     @property
-    def metric(self) -> str:
-        """The validation metric that is compared: the one by which the configuration chooses its best checkpoint."""
-        return str(self.find("checkpoint.monitor"))
-
-    @property
-    def better(self) -> Literal["min", "max"]:
-        """Which values of the metric are better."""
-        return "max" if self.find("checkpoint.mode") == "max" else "min"
-
-    @property
-    def seed(self) -> int:
-        """The first seed; the others follow it."""
-        value = self.find("seed_everything")
-        return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-    @property
     def run_length(self) -> int:
         """H: the strategy's, where it sets one, else the model's."""
         return self.whole(self.run_length_setting)
@@ -89,23 +89,3 @@ class Resolved:
         """The name of the setting that decides about H."""
         of_strategy = self.find("trainer.strategy.run_length")
         return "model.run_length" if of_strategy is None else "trainer.strategy.run_length"
-
-    @property
-    def experiment_name(self) -> str:
-        """The MLflow experiment of the trainings, and of the study."""
-        return str(self.find("trainer.logger.experiment_name"))
-
-    @property
-    def save_dir(self) -> str:
-        """The folder of the store, `mlruns` by default."""
-        return str(self.find("trainer.logger.save_dir"))
-
-    @property
-    def store(self) -> Store:
-        """Where MLflow runs are kept."""
-        return Store.find(self.find("trainer.logger.tracking_uri"), self.save_dir)
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """Tags that the configuration gives its MLflow runs."""
-        return dict(self.find("trainer.logger.tags") or {})

@@ -1,0 +1,100 @@
+"""Plots of the studies, by matplotlib, which is imported only when something is plotted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dmaml_pl.studies.results import Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#2b2b2b", "#1f5fa8", "#d1495b", "#3a9a5b", "#e0912f", "#7a4fa3", "#4aa7b5", "#8a6d4a")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, and is seldom needed
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is seldom needed
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_curves(groups: Sequence[Group], panels: Mapping[str, str], metric: str, title: str, path: Path) -> None:
+    """Plot the metric of each point over several axes, a panel each: the mean over seeds, and a band.
+
+    Args:
+        groups: a curve each.
+        panels: titles of the horizontal axes, by name (`results.AXES`).
+        metric: title of the vertical axis.
+        title: of the whole.
+        path: the PNG file.
+    """
+    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure = new_figure(4.6 * columns, 3.6 * rows + 0.6)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for (axis, name), panel in zip(panels.items(), grid.flat, strict=True):
+        for number, group in enumerate(groups):
+            colour, places = COLOURS[number % len(COLOURS)], group.mean[axis]
+            panel.plot(places, group.mean["metric"], color=colour, linewidth=1.4, label=group.label)
+            if len(group.curves) > 1:
+                panel.fill_between(places, *group.band, color=colour, alpha=0.18, linewidth=0)
+        panel.set_xlabel(name)
+        if not axis.endswith("seconds"):
+            panel.locator_params(axis="x", integer=True)
+        without_frame(panel)
+    for row in grid:
+        row[0].set_ylabel(metric)
+    seeds = min(len(group.curves) for group in groups)
+    band = {1: "one seed", 2: "mean and range of 2 seeds"}.get(seeds, f"mean ± standard deviation of {seeds} seeds")
+    figure.suptitle(f"{title} ({band})", fontsize=10)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
+    figure.savefig(path)
+
+
+def plot_costs(table: pd.DataFrame, label: str, metric: str, title: str, path: Path) -> None:
+    """Plot wall times, measured and computed, as bars, and beside them the metric that they bought as points.
+
+    Args:
+        table: of means, and of their standard deviations, which are not there for a single seed.
+        label: the column that names the bars.
+        metric: the column of the points; its axis need not begin at zero.
+        title: of the whole.
+        path: the PNG file.
+    """
+    figure = new_figure(10.4, 1.9 + 0.55 * len(table))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places, thickness = np.arange(len(table)), 0.375
+    deviations = table.filter(regex="^sd$|_sd$").fillna(0.0)
+    for side, colour, column, name in (
+        (-0.5, COLOURS[1], "wall_seconds", "measured here"),
+        (0.5, COLOURS[2], "computed_wall_seconds", "computed, one machine per worker"),
+    ):
+        line = {"linewidth": 1, "ecolor": COLOURS[0]}
+        wide, far = table[column], deviations[f"{column}_sd"]
+        left.barh(places + side * thickness, wide, thickness, xerr=far, color=colour, label=name, error_kw=line)
+    right.errorbar(table[metric], places, xerr=deviations["sd"], fmt="o", color=COLOURS[1], linewidth=1)
+    left.set_xlabel("wall time (s)")
+    right.set_xlabel(metric)
+    left.set_yticks(places, table[label])
+    left.invert_yaxis()
+    for panel in (left, right):
+        without_frame(panel)
+    right.grid(axis="x", linewidth=0.4, alpha=0.6)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(f"{title} (mean ± standard deviation over seeds)", fontsize=10)
+    figure.savefig(path)
+
+
+def without_frame(axes: Axes) -> None:
+    """Leave out the lines that say nothing."""
+    axes.spines[["top", "right"]].set_visible(False)

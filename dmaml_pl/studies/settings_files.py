@@ -1,0 +1,72 @@
+"""Settings that a study reads from YAML files of its own, and how they are written on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmaml_pl.errors import ConfigError
+
+Settings = tuple[tuple[str, str], ...]
+"""Names and values as on the command line."""
+
+
+def as_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings as they are written on the command line."""
+    return tuple((str(name), text_of(value)) for name, value in values.items())
+
+
+def text_of(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_settings(option: str, path: Path, form: str) -> dict[Any, Any]:
+    """Read what a YAML file maps to what; not empty.
+
+    Args:
+        option: by which the user named the file.
+        path: the file.
+        form: what is expected in it, for messages.
+
+    Raises:
+        ConfigError: names the option, the file, and what is wrong with it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{option} is {path}, which cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option} {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{option} {path} holds no settings: {form}.")
+    return content
+
+
+def read_own(path: Path | None, workers: Sequence[int]) -> dict[int, Settings]:
+    """Read the settings of each number of workers' own (`--own`), so that each is compared at its best.
+
+    1: {model.meta_optimizer.init_args.lr: 0.0008}
+    4: {model.meta_optimizer.init_args.lr: 0.002}
+
+    Args:
+        path: the file; None for no settings.
+        workers: numbers of workers that there are.
+
+    Raises:
+        ConfigError: names the file, and what in it is not understood.
+    """
+    if path is None:
+        return {}
+    form = "lines of the form `W: {NAME: VALUE, ...}` are expected, with W one of --workers"
+    content = read_settings("--own", path, form)
+    for count, settings in content.items():
+        if count not in workers or not isinstance(settings, dict):
+            raise ConfigError(f"--own {path} has {count}: {settings}, but {form}.")
+        if "trainer.devices" in settings:
+            raise ConfigError(f"--own {path} sets trainer.devices of {count} workers: leave it out.")
+    return {count: as_settings(settings) for count, settings in content.items()}
