@@ -21,12 +21,10 @@ from mlflow import MlflowClient
 
 from dmaml_pl.__main__ import main
 from dmaml_pl.tracking import MLflowTracker
-from dmaml_pl.tracking import outbox as outbox_module
 from dmaml_pl.tracking import sender as sender_module
-from dmaml_pl.tracking import tracker as tracker_module
+from dmaml_pl.tracking.ending import PATIENCE_S, Outcome
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Outbox
-from dmaml_pl.tracking.outcome import Outcome
 from tests.servers import agreeing
 
 ABOUT = {"run_id": "a" * 32}
@@ -71,7 +69,7 @@ def full_disk(bytes_left_in_a_file: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# The journal
+# The database
 
 
 def test_operations_come_out_in_order_and_only_what_was_not_acknowledged_comes_again(tmp_path: Path) -> None:
@@ -100,33 +98,58 @@ def test_a_second_writer_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert first.folder != second.folder
 
 
-def test_half_a_line_that_a_killed_process_wrote_is_dropped(tmp_path: Path) -> None:
-    first = claim(tmp_path)
-    first.append({"n": 1})
-    first.close()
-    with (first.folder / "00000001.jsonl").open("ab") as file:
-        file.write(b'{"n": 2')
-    second = claim(tmp_path)
-    second.append({"n": 3})
-    assert numbers(second) == [1, 3]
-
-
-def test_a_long_training_leaves_no_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "_LONG", 1000)
+def test_closing_twice_removes_nothing_that_waits(tmp_path: Path) -> None:
     outbox = claim(tmp_path)
-    for number in range(500):
+    outbox.append({"n": 1})
+    outbox.close()
+    outbox.close()
+    assert numbers(claim(tmp_path)) == [1]
+
+
+def test_what_was_logged_while_the_outbox_was_closed_comes_after_what_waited_in_it(tmp_path: Path) -> None:
+    outbox = claim(tmp_path)
+    outbox.append({"n": 1})
+    outbox.close()
+    other = claim(tmp_path)
+    outbox.append({"n": 2})
+    assert numbers(outbox) == [2]
+    other.close()
+    outbox.append({"n": 3})
+    assert numbers(outbox) == [1, 2, 3]
+
+
+def test_the_outbox_of_a_long_training_stays_small(tmp_path: Path) -> None:
+    outbox = claim(tmp_path)
+    for number in range(20_000):
         outbox.append({"n": number})
         if number % 10 == 9:
             assert [entry.operation["n"] for entry in outbox.read()] == list(range(number - 9, number + 1))
             outbox.acknowledge(outbox.read())
-    outbox.append({"n": 500})
-    (file,) = outbox.folder.glob("*.jsonl")
-    assert file.stat().st_size < 1100
+    assert sum(file.stat().st_size for file in outbox.folder.iterdir()) < 6_000_000
+    outbox.append({"n": 20_000})
     outbox.close()
-    assert numbers(claim(tmp_path)) == [500]
+    assert numbers(claim(tmp_path)) == [20_000]
 
 
-def test_lines_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_a_process_had_only_just_made_when_it_was_killed_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outbox" / "a").mkdir(parents=True)
+    (tmp_path / "outbox" / "a" / "outbox.db").touch()
+    assert main(["sync", "--save_dir", str(tmp_path)]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_outbox_is_told_and_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "outbox" / "a" / "outbox.db"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x" * 5000)
+    assert main(["sync", "--save_dir", str(tmp_path)]) == 1
+    assert "not sent, and still in" in capsys.readouterr().err
+    assert file.read_bytes() == b"x" * 5000
+
+
+def test_a_long_text_is_kept_whole(tmp_path: Path) -> None:
     outbox = claim(tmp_path)
     outbox.append({"n": 1, "text": "x" * 1_000_000})
     outbox.append({"n": 2})
@@ -143,7 +166,7 @@ def test_where_no_more_can_be_written_operations_wait_in_memory_and_keep_their_o
         for number in range(1, 4):
             outbox.append({"n": number})
         assert numbers(outbox) == [0, 1, 2, 3]
-        outbox.acknowledge(outbox.read())
+        outbox.acknowledge(outbox.read(at_most=2))
         assert [entry.operation["n"] for entry in outbox.read()] == [2, 3]
         outbox.acknowledge(outbox.read()[:1])
     outbox.append({"n": 4})
@@ -157,6 +180,7 @@ def test_a_staged_file_stays_as_it_was(tmp_path: Path, *, replaced_whole: bool) 
     file.write_text("first")
     outbox = claim(tmp_path)
     name = outbox.stage(file, replaced_whole=replaced_whole)
+    outbox.append({"staged": name})
     if replaced_whole:
         other = tmp_path / "other"
         other.write_text("second")
@@ -164,7 +188,7 @@ def test_a_staged_file_stays_as_it_was(tmp_path: Path, *, replaced_whole: bool) 
     else:
         file.write_text("second")
     assert (outbox.folder / name).read_text() == "first"
-    outbox.unstage(name)
+    outbox.acknowledge(outbox.read())
     assert not (outbox.folder / name).exists()
 
 
@@ -180,20 +204,30 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_keeping_synchronises_what_waits_and_tells_of_what_it_could_not_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synchronised: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda file: synchronised.append(os.fstat(file).st_size))
-    outbox = claim(tmp_path)
-    outbox.append({"n": 1})
+def test_keeping_brings_what_waits_into_the_database_and_tells_of_what_it_could_not_write(tmp_path: Path) -> None:
+    """SQLite synchronises at such a checkpoint, unless it is told to synchronise never."""
+
+    def kept() -> list[int]:
+        """What the database has without the log beside it."""
+        copy = tmp_path / "copy.db"
+        copy.write_bytes((outbox.folder / "outbox.db").read_bytes())
+        with closing(sqlite3.connect(copy)) as database:
+            return [json.loads(text)["n"] for (text,) in database.execute("SELECT operation FROM waiting")]
+
+    outbox = claim(tmp_path / "runs")
+    outbox.append({"n": 0})
     assert outbox.keep()
-    assert synchronised[0] == (outbox.folder / "00000001.jsonl").stat().st_size > 0
+    outbox.append({"n": 1})
+    assert kept() == [0]
+    assert outbox.keep()
+    assert kept() == [0, 1]
+    assert outbox._database is not None
+    assert outbox._database.execute("PRAGMA synchronous").fetchone() != (0,)
     with full_disk(bytes_left_in_a_file=20):
-        outbox.append({"n": "a" * 100})
+        outbox.append({"n": "a" * 10_000})
         assert not outbox.keep()
     assert outbox.keep()
-    assert [entry.operation["n"] for entry in outbox.read()] == [1, "a" * 100]
+    assert kept() == [0, 1, "a" * 10_000]
 
 
 def test_what_cannot_be_kept_on_the_disk_is_sent_at_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,14 +285,14 @@ def test_a_process_that_dies_between_sending_and_writing_it_down_doubles_nothing
     tracker = make(store)
     tracker.open()
     run_id = tracker.version or ""
-    send = MLflowRun.send
+    send = MLflowRun.log_metrics
 
     def send_and_fail(run: MLflowRun, rows: Any) -> None:
         send(run, rows)
         raise ConnectionError("the answer was lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MLflowRun, "send", send_and_fail)
+        patch.setattr(MLflowRun, "log_metrics", send_and_fail)
         tracker.log_metrics({"a": 1.0, "inf": math.inf, "nan": math.nan}, 0)
         tracker.log_metrics({"a": 2.0}, 1)
         assert not tracker.flush()
@@ -387,7 +421,7 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked, self.answers, self.before = threading.Event(), threading.Event(), threading.Event()
-        send = MLflowRun.send
+        send = MLflowRun.log_metrics
 
         def slow(run: MLflowRun, rows: Any) -> None:
             if not self.before.is_set():
@@ -397,7 +431,7 @@ class Slow:
             assert self.answers.wait(60)
             send(run, rows)
 
-        monkeypatch.setattr(MLflowRun, "send", slow)
+        monkeypatch.setattr(MLflowRun, "log_metrics", slow)
 
 
 @pytest.mark.parametrize("answers_first", [True, False], ids=["before the meta-test", "during the meta-test"])
@@ -406,7 +440,7 @@ def test_a_request_that_outlasts_the_end_of_a_training_holds_up_no_meta_test_and
 ) -> None:
     monkeypatch.setattr(sender_module, "_FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(sender_module, "_STOP_S", 0.0)
-    monkeypatch.setitem(tracker_module._PATIENCE_S, Outcome.FINISHED, 0.0)
+    monkeypatch.setitem(PATIENCE_S, Outcome.FINISHED, 0.0)
     slow = Slow(monkeypatch)
     tracker = make(store)
     tracker.open()
@@ -421,7 +455,7 @@ def test_a_request_that_outlasts_the_end_of_a_training_holds_up_no_meta_test_and
         slow.answers.set()
         thread.join(60)
     monkeypatch.setattr(sender_module, "_STOP_S", 60.0)
-    monkeypatch.setitem(tracker_module._PATIENCE_S, Outcome.FINISHED, 60.0)
+    monkeypatch.setitem(PATIENCE_S, Outcome.FINISHED, 60.0)
     tracker.log_metrics({"a": 2.0}, 1)
     slow.answers.set()
     tracker.finalize("success")  # of the meta-test

@@ -659,7 +659,7 @@ def test_artifacts_texts_and_tags(folder: Path, tmp_path: Path) -> None:
     tracker.set_tags({"note": "n" * 6000})
     assert files(tracker)["figures/figure.png"].read_bytes() == b"png"
     assert files(tracker)["reports/report.md"].read_text() == "# Report"
-    assert read(folder, tracker).data.tags["note"] == "n" * 5000
+    assert read(folder, tracker).data.tags["note"] == "n" * 6000
 
 
 def test_a_failure_that_turns_out_to_be_a_stop_from_outside_is_corrected(folder: Path) -> None:

@@ -12,9 +12,9 @@ from dmaml_pl.errors import TrackingError
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.plan import Request, Training
 from dmaml_pl.studies.runner import Ended
-from dmaml_pl.tracking.delivery import deliver_left
 from dmaml_pl.tracking.mlflow_run import ERROR, MLflowRun
 from dmaml_pl.tracking.patience import brief_requests
+from dmaml_pl.tracking.sender import deliver_left
 from dmaml_pl.tracking.store import reason
 
 if TYPE_CHECKING:

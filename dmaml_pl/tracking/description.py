@@ -6,19 +6,12 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from dmaml_pl.tracking.outcome import Outcome
-
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as an MLflow run's description, as Markdown."""
 
 _MARK = "<!-- by dmaml -->"  # not shown; what a person wrote has none, and is left alone
 _HEADLINE = re.compile(r"^(?:test|val)/(?!.*(?:_step_\d+|_ci95|_worker_\d+)$)|^train/loss$")
-_ENDED = {
-    Outcome.FINISHED: "Finished",
-    Outcome.FAILED: "Failed",
-    Outcome.KILLED: "Stopped from outside",
-    Outcome.RUNNING: "Under way",
-}
+_ENDED = {"FINISHED": "Finished", "FAILED": "Failed", "KILLED": "Stopped from outside", "RUNNING": "Under way"}
 
 
 class Description:
@@ -41,12 +34,12 @@ class Description:
         self._figures.update(metrics)
 
     def text(
-        self, outcome: Outcome, error: str, command: str, commit: str, views: Mapping[str, str] | None = None
+        self, outcome: str, error: str, command: str, commit: str, views: Mapping[str, str] | None = None
     ) -> str | None:
         """The description as Markdown; None where a person has written one.
 
         Args:
-            outcome: how the training ended.
+            outcome: how the training ended, as MLflow's status.
             error: what it ended with, if it failed.
             command: what started it.
             commit: the git commit it was started from, or "unknown".

@@ -6,10 +6,10 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.environment import Environment
@@ -21,8 +21,7 @@ from dmaml_pl.tracking.views import add_views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
-    from mlflow.models import Model
+    from mlflow.entities import LoggedModel, Metric, Run
 
 CHANGED_PARAMS = "dmaml.changed_params"
 ERROR = "dmaml.error"
@@ -31,17 +30,6 @@ COMMAND, COMMIT = "dmaml.first_command", "dmaml.first_git_commit"
 """What started the training; `dmaml.command` and `dmaml.git_commit` tell what resumed it last."""
 
 _MODEL_KEY = "dmaml.model_key"
-_PARAMS_PER_REQUEST = 100  # MLflow's limit, for tags as well
-_MAX_TAG = 5000
-
-
-class Row(NamedTuple):
-    """One value of one metric; the fields are those of `mlflow.entities.Metric`, in its order."""
-
-    key: str
-    value: float
-    timestamp: int  # milliseconds since 1970
-    step: int
 
 
 class MLflowRun:
@@ -51,6 +39,9 @@ class MLflowRun:
         client: client on the store.
         run: the MLflow run as the store has it.
         resumed: how many processes have continued it; 0 for the process that made it.
+
+    Attributes:
+        model_versions: those of models that were registered here, by their key.
     """
 
     def __init__(self, client: MlflowClient, run: Run, resumed: int) -> None:
@@ -62,6 +53,7 @@ class MLflowRun:
         self.note: str | None = run.data.tags.get("mlflow.note.content")
         self.resumed = resumed
         self.started_by = {name: run.data.tags[name] for name in (COMMAND, COMMIT) if name in run.data.tags}
+        self.model_versions: dict[str, str] = {}
         self._changed: dict[str, str] = {}
 
     @classmethod
@@ -106,7 +98,7 @@ class MLflowRun:
                 _check_alive(run)
                 resumed = int(run.data.tags.get(RESUMED, "0")) + again
                 tracked = cls(client, run, resumed)
-                tracked.restart(failed=ERROR in run.data.tags)
+                tracked.restart()
                 if again:
                     client.set_tag(run_id, RESUMED, str(resumed))
             except TrackingError:
@@ -118,8 +110,8 @@ class MLflowRun:
                 ) from error
             return tracked
 
-    def send(self, rows: Sequence[Row]) -> None:
-        """Log up to 1000 values of metrics in one request."""
+    def log_metrics(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Log values of metrics, each as name, value, milliseconds since 1970 and step; 1000 go in one request."""
         from mlflow.entities import Metric  # noqa: PLC0415 (slow import)
 
         with brief_requests():
@@ -136,9 +128,7 @@ class MLflowRun:
         with brief_requests():
             data = self.client.get_run(self.run_id).data
             new = [Param(key, value) for key, value in params.items() if key not in data.params]
-            for start in range(0, len(new), _PARAMS_PER_REQUEST):
-                batch = new[start : start + _PARAMS_PER_REQUEST]
-                self.client.log_batch(self.run_id, params=batch, synchronous=True)
+            self.client.log_batch(self.run_id, params=new, synchronous=True)
             changed = {key: value for key, value in params.items() if data.params.get(key, value) != value}
             self._changed.update(changed)
             if self._changed:
@@ -166,14 +156,12 @@ class MLflowRun:
         self.log_text(environment.to_json(), name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; a text longer than 5000 characters is cut."""
+        """Set tags; MLflow cuts a text longer than 8000 characters."""
         from mlflow.entities import RunTag  # noqa: PLC0415 (slow import)
 
-        entries = [RunTag(clean_name(key), str(value)[:_MAX_TAG]) for key, value in tags.items()]
+        entries = [RunTag(clean_name(key), str(value)) for key, value in tags.items()]
         with brief_requests():
-            for start in range(0, len(entries), _PARAMS_PER_REQUEST):
-                batch = entries[start : start + _PARAMS_PER_REQUEST]
-                self.client.log_batch(self.run_id, tags=batch, synchronous=True)
+            self.client.log_batch(self.run_id, tags=entries, synchronous=True)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Log a text as the file `artifact_file`."""
@@ -189,27 +177,22 @@ class MLflowRun:
                 path = link
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_model(self, name: str, save: Callable[[Path, Model], object], key: str) -> str:
+    def log_model(self, folder: Path, name: str, key: str) -> None:
         """Log a model, and register it as a new version of the registered model of the same name.
 
         Args:
+            folder: of the model, as MLflow's functions save one; the record in it is made that of the MLflow run.
             name: of both.
-            save: writes the model to a folder that is not there yet, with the record of it that MLflow gets.
             key: names this model for ever: what was done of it before is not done again.
-
-        Returns:
-            The version.
         """
         with brief_requests(UPLOAD_TIMEOUT_S):
             client = self.client
-            logged = self._model_of(key) or self._upload_model(name, save, key)
+            logged = self._model_of(key) or self._upload_model(folder, name, key)
             _make_registered_model(client, name)
             versions = client.search_model_versions(f"name = '{name}'")
-            known = [version for version in versions if version.tags.get(_MODEL_KEY) == key]
-            version = (
-                known[0]
-                if known
-                else client.create_model_version(
+            version = next((version for version in versions if version.tags.get(_MODEL_KEY) == key), None)
+            if version is None:
+                version = client.create_model_version(
                     name,
                     logged.artifact_location,  # "models:/..." would be looked for in MLflow's global store
                     run_id=self.run_id,
@@ -217,10 +200,9 @@ class MLflowRun:
                     model_id=logged.model_id,
                     await_creation_for=0,
                 )
-            )
             link = json.dumps([{"name": name, "version": str(version.version)}])
             client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})  # by which the UI leads there
-            return str(version.version)
+            self.model_versions[key] = str(version.version)
 
     def _model_of(self, key: str) -> LoggedModel | None:
         """The model that was logged whole by this key; what is left of attempts that failed is removed."""
@@ -233,37 +215,32 @@ class MLflowRun:
                 self.client.delete_logged_model(model.model_id)
         return whole
 
-    def _upload_model(self, name: str, save: Callable[[Path, Model], object], key: str) -> LoggedModel:
+    def _upload_model(self, folder: Path, name: str, key: str) -> LoggedModel:
         from mlflow.entities import LoggedModelOutput  # noqa: PLC0415 (slow import)
         from mlflow.models import Model  # noqa: PLC0415 (slow import)
 
         client = self.client
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            logged = client.create_logged_model(
-                self.experiment_id, name=name, source_run_id=self.run_id, tags={_MODEL_KEY: key}
-            )
-            record = Model(
-                artifact_path=logged.artifact_location,
-                run_id=self.run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-            )
-            try:
-                save(folder, record)
-                client.log_model_artifacts(logged.model_id, str(folder))
-                client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-            except BaseException:
-                client.finalize_logged_model(logged.model_id, "FAILED")
-                raise
-            client.finalize_logged_model(logged.model_id, "READY")
+        logged = client.create_logged_model(
+            self.experiment_id, name=name, source_run_id=self.run_id, tags={_MODEL_KEY: key}
+        )
+        try:
+            record = Model.load(str(folder))
+            record.artifact_path, record.run_id = logged.artifact_location, self.run_id
+            record.model_uuid = record.model_id = logged.model_id
+            record.save(str(folder / "MLmodel"))
+            client.log_model_artifacts(logged.model_id, str(folder))
+            client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        except BaseException:
+            client.finalize_logged_model(logged.model_id, "FAILED")
+            raise
+        client.finalize_logged_model(logged.model_id, "READY")
         return logged
 
-    def restart(self, *, failed: bool) -> None:
+    def restart(self) -> None:
         """Set the status to RUNNING again, and take away the error of a failure before."""
         with brief_requests():
             self.client.update_run(self.run_id, status="RUNNING")
-            if failed and ERROR in self.client.get_run(self.run_id).data.tags:
+            if ERROR in self.client.get_run(self.run_id).data.tags:
                 self.client.delete_tag(self.run_id, ERROR)
 
     def end(self, status: str, time_ms: int | None = None) -> None:
@@ -276,11 +253,10 @@ class MLflowRun:
         with brief_requests():
             return bool(self.client.get_run(self.run_id).info.status == "RUNNING")
 
-    def latest(self) -> dict[str, Row]:
+    def latest(self) -> list[Metric]:
         """The last value of each metric."""
         with brief_requests():
-            metrics = self.client.get_run(self.run_id).data._metric_objs  # noqa: SLF001 (else it tells no steps)
-        return {metric.key: Row(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics}
+            return list(self.client.get_run(self.run_id).data._metric_objs)  # noqa: SLF001 (else it tells no steps)
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

@@ -3,15 +3,14 @@
 Everything that is to be logged is written here first, and sent from here. So it survives a store that is away, and a
 process that is killed. A folder of its own for each MLflow run, below `{save_dir}/outbox`, holds
 
-- `about.json`: which MLflow run of which store;
-- `00000001.jsonl`: an operation a line, only ever appended to; a long training goes on in `00000002.jsonl`;
-- `00000001.sent`: how many bytes of it the store has taken;
+- `outbox.db`: a SQLite database of the operations that wait, and of which MLflow run of which store they wait for;
 - `files/`: copies of what is to be uploaded;
 - `refused.jsonl`: what the store will never take, and why.
 
 An operation counts as sent once the store has taken it, so a process that is killed in between sends it again:
-operations are such that this changes nothing (see `operations`). A line is not synchronised to the disk when it is
-written: it survives this process at once, and a power failure from the next `keep` on.
+operations are such that this changes nothing (see `operations`). An operation is committed when it is written, but not
+synchronised to the disk: it survives this process at once, and a power failure from the next `keep` on. The database is
+locked for others as long as a process has it.
 """
 
 from __future__ import annotations
@@ -20,26 +19,38 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 Operation = dict[str, Any]
 
 FOLDER = "outbox"
-_ABOUT, _LOCK, _REFUSED, _FILES = "about.json", "lock", "refused.jsonl", "files"
-_CHUNK = 1 << 18  # bytes read at once
-_LONG = 1 << 22  # bytes after which a new file is begun, once all of it is sent
+_DATABASE, _REFUSED, _FILES = "outbox.db", "refused.jsonl", "files"
+_AT_ONCE = 500  # operations that are read together
+_FAILURES = (OSError, sqlite3.Error)  # of the disk
+
+# Exclusive: whoever is first has it, without a file of locks or shared memory. With a write-ahead log and NORMAL a
+# commit is one write, and what a power failure leaves is whole; synchronised is at checkpoints.
+_SETUP = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY, operation TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS about (only INTEGER PRIMARY KEY CHECK (only = 1), text TEXT NOT NULL);
+"""
 
 
 class Entry(NamedTuple):
-    """An operation that waits, and the bytes that it takes."""
+    """An operation that waits, and its place in the order."""
 
+    number: int
     operation: Operation
-    size: int
 
 
 class Outbox:
@@ -49,20 +60,21 @@ class Outbox:
 
     Args:
         folder: where they are kept; made when there is something to keep.
-        about: what `about.json` says, for whoever finds the folder later.
+        about: for whoever finds the folder later: which MLflow run of which store; by default what is there already.
+
+    Attributes:
+        last_written_ms: when a process before wrote to it for the last time, in milliseconds since 1970.
     """
 
-    def __init__(self, folder: Path, about: Operation) -> None:
+    def __init__(self, folder: Path, about: Operation | None = None) -> None:
         self.folder = folder
-        self._about = about
+        self.about = about or {}
+        self.last_written_ms = 0
         self._mutex = threading.RLock()
-        self._lock = FileLock(folder / _LOCK, thread_local=False)
-        self._file: int | None = None
-        self._acknowledged: int | None = None
-        self._number = 1
-        self._size = self._sent = 0
-        self._unwritten: list[bytes] = []
-        self._staged = 0
+        self._database: sqlite3.Connection | None = None
+        self._last = 0  # number of the last operation in the database
+        self._sent = 0  # of the last one that the store has taken
+        self._unwritten: deque[str] = deque()
         self._made: list[Path] = []
 
     @classmethod
@@ -75,28 +87,33 @@ class Outbox:
         while True:
             name = run_id if number == 1 else f"{run_id}.{number}"
             outbox = cls(save_dir.absolute() / FOLDER / name, about)
-            if outbox.adopt():
-                return outbox
-            number += 1
+            with contextlib.suppress(*_FAILURES):  # then operations wait in memory
+                if not outbox.adopt():
+                    number += 1
+                    continue
+            return outbox
 
     def adopt(self) -> bool:
-        """Take over what is in the folder, if anything is; False if another process has it."""
+        """Take over what is in the folder; returns False if another process has it.
+
+        Raises:
+            OSError | sqlite3.Error: it cannot be read.
+        """
         with self._mutex:
             try:
                 self._open()
-            except Timeout:
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
                 return False
-            except OSError:  # then operations wait in memory
-                pass
             return True
 
     # Filling
 
     def append(self, operation: Operation) -> None:
         """Add an operation at the end; never raises."""
-        line = json.dumps(operation, separators=(",", ":")).encode() + b"\n"
         with self._mutex:
-            self._unwritten.append(line)
+            self._unwritten.append(json.dumps(operation, separators=(",", ":")))
             self._write()
 
     def stage(self, path: Path, *, replaced_whole: bool) -> str:
@@ -107,43 +124,44 @@ class Outbox:
             replaced_whole: whether whoever changes the file later puts a new one in its place, so that a second name
                 for it keeps its content without a copy.
         """
+
+        def copy(kept: Path) -> None:
+            if path.is_dir():
+                shutil.copytree(path, kept)
+            elif not (replaced_whole and _linked(path, kept)):
+                shutil.copy2(path, kept)
+
+        try:
+            return self.make(path.name, copy)
+        except _FAILURES:  # no room for a copy: send it from where it is
+            return str(path.absolute())
+
+    def make(self, name: str, write: Callable[[Path], object]) -> str:
+        """Keep a new file or folder of this name, which `write` writes; returns what to call it in an operation."""
         with self._mutex:
-            try:
-                if self._file is None:
-                    self._open()
-                while (place := self.folder / _FILES / str(self._staged)).exists():
-                    self._staged += 1
-                place.mkdir(parents=True)
-                kept = place / path.name
-                if path.is_dir():
-                    shutil.copytree(path, kept)
-                elif not (replaced_whole and _linked(path, kept)):
-                    shutil.copy2(path, kept)
-            except (Timeout, OSError):  # no room for a copy: send it from where it is
-                return str(path.absolute())
-            return kept.relative_to(self.folder).as_posix()
+            if self._database is None:
+                self._open()
+            files = self.folder / _FILES
+            files.mkdir(exist_ok=True)
+        place = Path(tempfile.mkdtemp(dir=files))
+        try:
+            write(place / name)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        return (place / name).relative_to(self.folder).as_posix()
 
     def keep(self) -> bool:
         """Bring all that waits to the disk, so that it survives a power failure; returns whether it is there."""
         with self._mutex:
             self._write()
-            if self._file is None or self._unwritten:
+            if self._database is None or not self.waits or self._unwritten:
                 return not self._unwritten
             try:
-                folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(self._file)
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-            except OSError:
+                (blocked, *_) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error:
                 return False
-            return True
-
-    def unstage(self, name: str) -> None:
-        """Remove what `stage` kept."""
-        if not Path(name).is_absolute():
-            shutil.rmtree((self.folder / name).parent, ignore_errors=True)
+            return not blocked
 
     # Emptying
 
@@ -151,43 +169,41 @@ class Outbox:
     def waits(self) -> bool:
         """Whether any operation waits."""
         with self._mutex:
-            return self._sent < self._size or bool(self._unwritten)
+            return self._sent < self._last or bool(self._unwritten)
 
-    def read(self) -> list[Entry]:
-        """The first operations that wait, about 256 KB of them; empty if there are none."""
+    def read(self, at_most: int = _AT_ONCE) -> list[Entry]:
+        """The first operations that wait; empty if there are none."""
         with self._mutex:
             self._write()
-            lines = self._lines(self._sent) if self._sent < self._size else self._unwritten[:1000]
-        return [Entry(json.loads(line), len(line)) for line in lines]
+            found: list[tuple[int, str]] = []
+            if self._database is not None and self._sent < self._last:
+                wanted = "SELECT number, operation FROM waiting WHERE number > ? ORDER BY number LIMIT ?"
+                found = self._database.execute(wanted, (self._sent, at_most)).fetchall()
+            found += enumerate(islice(self._unwritten, at_most - len(found)), self._last + 1)
+        return [Entry(number, json.loads(text)) for number, text in found]
+
+    def everything(self) -> list[Operation]:
+        """All operations that wait."""
+        return [entry.operation for entry in self.read(1 << 62)]
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:
-        """The store has taken these, which are the first that wait."""
+        """The store has taken these, which are the first that wait; what was staged for them goes."""
         with self._mutex:
-            self._sent += sum(entry.size for entry in entries)
-            while self._sent > self._size:
-                self._sent -= len(self._unwritten.pop(0))
-            if self._acknowledged is not None:
-                with contextlib.suppress(OSError):  # what is sent again changes nothing
-                    os.pwrite(self._acknowledged, b"%020d" % self._sent, 0)
-            if self._sent == self._size > _LONG and not self._unwritten:
-                with contextlib.suppress(OSError):
-                    self._begin(self._number + 1)
+            self._sent = entries[-1].number
+            while self._last < self._sent:
+                self._unwritten.popleft()
+                self._last += 1
+            self._remove_sent()
+        for entry in entries:
+            staged = Path(entry.operation.get("staged", "/"))
+            if not staged.is_absolute():
+                shutil.rmtree((self.folder / staged).parent, ignore_errors=True)
 
     def set_aside(self, entry: Entry, reason: str) -> None:
         """The store will never take this one: keep it apart, with the reason, and go on with the next."""
         with contextlib.suppress(OSError), (self.folder / _REFUSED).open("a") as file:
             file.write(json.dumps(entry.operation | {"refused": reason}) + "\n")
-        self.acknowledge([entry])
-
-    def everything(self) -> Iterator[Operation]:
-        """All operations that wait."""
-        with self._mutex:
-            place, lines = self._sent, list(self._unwritten)
-            while place < self._size:
-                part = self._lines(place)
-                place += sum(map(len, part))
-                yield from (json.loads(line) for line in part)
-        yield from (json.loads(line) for line in lines)
+        self.acknowledge([entry._replace(operation={})])
 
     @property
     def refused(self) -> int:
@@ -195,18 +211,16 @@ class Outbox:
         file = self.folder / _REFUSED
         return len(file.read_text().splitlines()) if file.is_file() else 0
 
-    def last_written_ms(self) -> int:
-        """When the last operation was written, in milliseconds since 1970."""
-        with self._mutex:
-            return 0 if self._file is None else os.fstat(self._file).st_mtime_ns // 1_000_000
-
     def close(self) -> None:
         """Let other processes have the outbox; the folder goes where nothing is in it any more."""
         with self._mutex:
+            if self._database is None:
+                return
+            self._remove_sent()
             empty = not self.waits and not self.refused
-            self._release()
-            self._size = self._sent = 0
-            self._unwritten.clear()
+            self._database.close()
+            self._database = None
+            self._last = self._sent = 0
             if not empty:
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -215,77 +229,42 @@ class Outbox:
                     folder.rmdir()
             self._made.clear()
 
-    # The files
+    # The database
 
     def _open(self) -> None:
         save_dir = self.folder.parent.parent
         self._made += [] if save_dir.exists() else [save_dir]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire(timeout=0)
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)
+        written = [file.stat().st_mtime_ns for file in self.folder.glob(f"{_DATABASE}*")]
+        database = sqlite3.connect(self.folder / _DATABASE, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            about = self.folder / _ABOUT
-            if not about.exists():
-                about.touch(0o600)
-                about.write_text(json.dumps(self._about, indent=1) + "\n")
-            numbers = [int(file.stem) for file in self.folder.glob("*.jsonl") if file.stem.isdigit()]
-            self._begin(max(numbers, default=1))
-        except OSError:
-            self._release()
+            database.executescript(_SETUP)
+            if self.about:
+                database.execute("INSERT OR IGNORE INTO about VALUES (1, ?)", (json.dumps(self.about),))
+            (about,) = database.execute("SELECT text FROM about").fetchone() or ("{}",)
+            first, last = database.execute("SELECT min(number), max(number) FROM waiting").fetchone()
+        except BaseException:
+            database.close()
             raise
+        self._database, self.about, self.last_written_ms = database, json.loads(about), max(written, default=0) // 10**6
+        self._sent, self._last = (first or 1) - 1, last or 0
 
-    def _begin(self, number: int) -> None:
-        """Go on in the file of this number, and remove those before, of which all is sent."""
-        name = self.folder / f"{number:08d}"
-        file = os.open(name.with_suffix(".jsonl"), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        acknowledged = os.open(name.with_suffix(".sent"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._close_files()
-        self._file, self._acknowledged, self._number = file, acknowledged, number
-        self._size = _whole_lines(file)
-        os.ftruncate(file, self._size)  # the process was killed in the middle of a line
-        sent = os.pread(acknowledged, 20, 0)
-        self._sent = min(int(sent), self._size) if len(sent) == 20 else 0
-        for old in self.folder.glob("*.jsonl"):
-            if old.stem.isdigit() and int(old.stem) < number:
-                old.unlink(missing_ok=True)
-                old.with_suffix(".sent").unlink(missing_ok=True)
+    def _remove_sent(self) -> None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):  # a full disk; what is sent again changes nothing
+                self._database.execute("DELETE FROM waiting WHERE number <= ?", (self._sent,))
 
     def _write(self) -> None:
-        while self._unwritten:
-            try:
-                if self._file is None:
-                    self._open()
-                assert self._file is not None  # noqa: S101 (opened above)
-                line, written = self._unwritten[0], 0
-                while written < len(line):
-                    written += os.write(self._file, line[written:])
-            except (OSError, Timeout):
-                if self._file is not None:
-                    with contextlib.suppress(OSError):
-                        os.ftruncate(self._file, self._size)
-                return
-            self._size += len(line)
-            del self._unwritten[0]
-
-    def _lines(self, place: int) -> list[bytes]:
-        """Whole lines of the file from a place on: at least one."""
-        assert self._file is not None  # noqa: S101 (something was written)
-        length = _CHUNK
-        while True:
-            chunk = os.pread(self._file, min(length, self._size - place), place)
-            end = chunk.rfind(b"\n") + 1
-            if end:
-                return chunk[:end].splitlines(keepends=True)
-            length *= 4
-
-    def _release(self) -> None:
-        self._close_files()
-        self._lock.release()
-
-    def _close_files(self) -> None:
-        for file in (self._file, self._acknowledged):
-            if file is not None:
-                os.close(file)
-        self._file = self._acknowledged = None
+        """Write what waits in memory, as far as the disk takes it."""
+        try:
+            if self._unwritten and self._database is None:
+                self._open()
+            while self._unwritten and self._database is not None:
+                self._database.execute("INSERT INTO waiting VALUES (?, ?)", (self._last + 1, self._unwritten[0]))
+                self._unwritten.popleft()
+                self._last += 1
+        except _FAILURES:
+            return
 
 
 def _linked(path: Path, place: Path) -> bool:
@@ -296,22 +275,6 @@ def _linked(path: Path, place: Path) -> bool:
     return True
 
 
-def _whole_lines(file: int) -> int:
-    """Bytes of a file up to the end of its last whole line."""
-    end = os.fstat(file).st_size
-    while end:
-        start = max(end - _CHUNK, 0)
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def find_outboxes(save_dir: Path) -> list[tuple[Path, Operation]]:
-    """The folders of outboxes that were left in a folder of tracking, and what each says of itself."""
-    found = []
-    for about in sorted((save_dir.absolute() / FOLDER).glob(f"*/{_ABOUT}")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append((about.parent, json.loads(about.read_text())))
-    return found
+def find_outboxes(save_dir: Path) -> list[Path]:
+    """The folders of outboxes that were left in a folder of tracking; each begins with the id of its MLflow run."""
+    return [file.parent for file in sorted((save_dir.absolute() / FOLDER).glob(f"*/{_DATABASE}"))]

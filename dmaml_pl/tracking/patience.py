@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 REQUEST_TIMEOUT_S = 6  # asked twice, a silent server is given up after 12 s
 UPLOAD_TIMEOUT_S = 60  # a server may take its time to store a large file before it answers
@@ -19,47 +19,17 @@ _CHATTER = {
 }
 
 
-class _Bounds:
-    """What is set while any thread asks MLflow for something, and what was there before."""
+_BOUNDS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "",  # as the block says
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # At the end of an MLflow run its client prints where to see it: an address with a user's password.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._timeouts: list[int] = []
-        self._environment: dict[str, str | None] = {}
-        self._levels: dict[str, int] = {}
-
-    def enter(self, timeout_s: int) -> None:
-        with self._mutex:
-            self._timeouts.append(timeout_s)
-            bounds = {
-                "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(self._timeouts)),
-                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-                # At the end of an MLflow run its client prints where to see it: an address with a user's password.
-                "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-            }
-            if len(self._timeouts) == 1:
-                self._environment = {name: os.environ.get(name) for name in bounds}
-                self._levels = {name: logging.getLogger(name).level for name in _CHATTER}
-                for name, level in _CHATTER.items():
-                    logging.getLogger(name).setLevel(level)
-            os.environ.update(bounds)
-
-    def leave(self, timeout_s: int) -> None:
-        with self._mutex:
-            self._timeouts.remove(timeout_s)
-            if self._timeouts:
-                return
-            for name, level in self._levels.items():
-                logging.getLogger(name).setLevel(level)
-            for name, value in self._environment.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-_bounds = _Bounds()
+_mutex = threading.Lock()
+_timeouts: list[int] = []  # of the blocks that threads are in
+_undo = ExitStack()  # what was there before the first of them
 
 
 @contextmanager
@@ -73,8 +43,26 @@ def brief_requests(timeout_s: int | None = None) -> Iterator[None]:
         timeout_s: seconds to wait for an answer, by default 6; it is asked for once again after that.
     """
     timeout = timeout_s or REQUEST_TIMEOUT_S
-    _bounds.enter(timeout)
+    with _mutex:
+        if not _timeouts:
+            _bound()
+        _timeouts.append(timeout)
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(_timeouts))
     try:
         yield
     finally:
-        _bounds.leave(timeout)
+        with _mutex:
+            _timeouts.remove(timeout)
+            if not _timeouts:
+                _undo.close()
+
+
+def _bound() -> None:
+    for name, level in _CHATTER.items():
+        logger = logging.getLogger(name)
+        _undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(level)
+    for name, value in _BOUNDS.items():
+        before = os.environ.get(name)
+        _undo.callback(*((os.environ.pop, name) if before is None else (os.environ.__setitem__, name, before)))
+        os.environ[name] = value

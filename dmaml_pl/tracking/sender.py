@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dmaml_pl.tracking.delivery import Delivery
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.outbox import Operation, Outbox
+from dmaml_pl.tracking.operations import first_request, is_refusal, perform, title
+from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
 from dmaml_pl.tracking.store import reason
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # between attempts to reach a store that is away; it doubles
@@ -47,6 +47,69 @@ class Pace:
         return max((self._spent_s - self._credit_s) / self._share - (time.monotonic() - self._since), 0.0)
 
 
+def deliver(run: MLflowRun, outbox: Outbox, told: Callable[[str], object], at_most: int | None = None) -> None:
+    """Send the first request that waits, if any does, and write down that it was taken.
+
+    Args:
+        run: the MLflow run.
+        outbox: what waits for it.
+        told: hears what the store refuses for good, and why; that is kept apart, and what comes after it sent.
+        at_most: how many operations to send, by default as many as go into a request.
+
+    Raises:
+        Exception: whatever sending raises, as when the store is away; the request waits still.
+    """
+    entries, rows = first_request(outbox.read(*[] if at_most is None else [at_most]))
+    if not entries:
+        return
+    operation = entries[0].operation
+    try:
+        if rows:
+            run.log_metrics(rows)
+        else:
+            perform(run, operation, outbox.folder)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        if len(entries) > 1:  # one of them is to blame
+            for _ in entries:
+                deliver(run, outbox, told, at_most=1)
+            return
+        outbox.set_aside(entries[0], reason(error))
+        told(f"{title(operation)}: {reason(error)}")
+    else:
+        outbox.acknowledge(entries)
+
+
+def deliver_all(run: MLflowRun, outbox: Outbox) -> None:
+    """Send all that waits.
+
+    Raises:
+        Exception: whatever sending raises; what was not sent waits still.
+    """
+    while outbox.waits:
+        deliver(run, outbox, lambda _: None)
+
+
+def deliver_left(save_dir: Path, run: MLflowRun) -> None:
+    """Send what ended processes have left for an MLflow run, as a training that could not wait for a busy store.
+
+    Args:
+        save_dir: folder of the tracking, below which outboxes are.
+        run: the MLflow run.
+
+    Raises:
+        Exception: whatever sending raises; what was not sent waits still.
+    """
+    for folder in find_outboxes(save_dir):
+        outbox = Outbox(folder)
+        if folder.name.startswith(run.run_id) and outbox.adopt():
+            try:
+                deliver_all(run, outbox)
+            finally:
+                outbox.close()
+
+
 class Sender:
     """A thread that sends what waits, and lives as long as something does.
 
@@ -58,13 +121,12 @@ class Sender:
     def __init__(self, run: MLflowRun, outbox: Outbox) -> None:
         self.run = run
         self.outbox = outbox
-        self._delivery = Delivery(run, outbox)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._pace = Pace()
-        self._away_since: float | None = None
+        self._away = False
         self._pause_s = 0.0
-        self._taken_at = time.monotonic()
+        self._tried_at = self._taken_at = time.monotonic()
         self._hurry = 0
         self._stopping = False
 
@@ -89,11 +151,6 @@ class Sender:
         else:
             _log.warning("MLflow does not get %s: there is no such file. The training goes on.", path)
 
-    @property
-    def away(self) -> bool:
-        """Whether the store did not take what was last sent."""
-        return self._away_since is not None
-
     def wait(self, patience_s: float, at_most_s: float = float("inf")) -> bool:
         """Wait until all is sent, or the store has taken nothing for 10 minutes; returns whether it is.
 
@@ -109,7 +166,7 @@ class Sender:
                     self._start()
                     self._changed.notify_all()
                     now = time.monotonic()
-                    if self._away_since is not None and now - start >= patience_s:
+                    if self._away and now - start >= patience_s:
                         return False
                     if now - start >= at_most_s or now - max(start, self._taken_at) >= _SILENT_S:
                         return False
@@ -129,7 +186,7 @@ class Sender:
             self._changed.notify_all()
         if thread is not None:
             thread.join(_STOP_S)
-        else:
+        if thread is None or not thread.is_alive():
             self.outbox.close()
 
     def _start(self) -> None:
@@ -140,53 +197,54 @@ class Sender:
             self._thread.start()
 
     def _loop(self) -> None:
-        attempted = 0.0
-        while True:
-            with self._changed:
-                while not self._stopping:
-                    if not self.outbox.waits:
-                        pause = None
-                    elif self._away_since is not None:
-                        pause = attempted + (min(self._pause_s, 0.5) if self._hurry else self._pause_s)
-                        pause -= time.monotonic()
-                    else:
-                        pause = 0.0 if self._hurry else self._pace.wait_s
-                    if pause is not None and pause <= 0:
-                        break
-                    self._changed.notify_all()
-                    self._changed.wait(pause)
-                if self._stopping:
-                    self.outbox.close()
-                    self._thread = None
-                    return
+        while self._await_turn():
             start = time.monotonic()
-            self._attempt()
-            attempted = time.monotonic()
-            if self._away_since is None:
-                self._pace.spend(attempted - start)
-                self._taken_at = attempted
+            try:
+                deliver(self.run, self.outbox, self._was_refused)
+            except Exception as error:  # whatever it is, hours of training are worth more
+                self._has_gone(error)
+            else:
+                self._has_answered(time.monotonic() - start)
             with self._changed:
+                self._tried_at = time.monotonic()
                 self._changed.notify_all()
 
-    def _attempt(self) -> None:
-        try:
-            refused = self._delivery.step()
-        except Exception as error:  # whatever it is, hours of training are worth more
-            self._has_gone(error)
-            return
-        if refused is not None:
-            _log.warning("MLflow refuses %s It is kept in %s; the training goes on.", refused, self.outbox.folder)
-        if self._away_since is not None:
-            self._away_since = None
+    def _await_turn(self) -> bool:
+        """Wait until something may be sent; returns False, and leaves the outbox to others, once nothing more shall."""
+        with self._changed:
+            while not self._stopping:
+                if not self.outbox.waits:
+                    pause = None
+                elif self._away:
+                    pause = self._tried_at - time.monotonic()
+                    pause += min(self._pause_s, _FIRST_PAUSE_S) if self._hurry else self._pause_s
+                else:
+                    pause = 0.0 if self._hurry else self._pace.wait_s
+                if pause is not None and pause <= 0:
+                    return True
+                self._changed.notify_all()
+                self._changed.wait(pause)
+            self.outbox.close()
+            self._thread = None
+            return False
+
+    def _has_answered(self, seconds: float) -> None:
+        self._pace.spend(seconds)
+        self._taken_at = time.monotonic()
+        if self._away:
+            self._away = False
             _log.warning("MLflow answers again, and gets what was kept.")
 
     def _has_gone(self, error: Exception) -> None:
-        if self._away_since is None:
-            self._away_since, self._pause_s = time.monotonic(), _FIRST_PAUSE_S
-            _log.warning(
-                "MLflow does not answer: %s The training goes on; what is logged is kept in %s and sent later.",
-                reason(error),
-                self.outbox.folder,
-            )
-        else:
+        if self._away:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            return
+        self._away, self._pause_s = True, _FIRST_PAUSE_S
+        _log.warning(
+            "MLflow does not answer: %s The training goes on; what is logged is kept in %s and sent later.",
+            reason(error),
+            self.outbox.folder,
+        )
+
+    def _was_refused(self, what: str) -> None:
+        _log.warning("MLflow refuses %s It is kept in %s; the training goes on.", what, self.outbox.folder)

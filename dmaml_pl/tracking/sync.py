@@ -7,12 +7,11 @@ from pathlib import Path
 
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import DmamlError, TrackingError
-from dmaml_pl.tracking.delivery import Delivery
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.operations import describe
 from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
-from dmaml_pl.tracking.outcome import Outcome
 from dmaml_pl.tracking.patience import brief_requests
+from dmaml_pl.tracking.sender import deliver_all
 from dmaml_pl.tracking.store import Store, reason
 
 INTERRUPTED = 130
@@ -36,33 +35,34 @@ def main(words: list[str]) -> int:
     except DmamlError as error:
         print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
         return 1
+    folders = find_outboxes(Path(given.save_dir))
     try:
-        outboxes = find_outboxes(Path(given.save_dir))
-        left = [folder for folder, about in outboxes if not _sync(folder, about, given.tracking_uri)]
+        left = [folder for folder in folders if not _sync(folder, given.tracking_uri)]
     except KeyboardInterrupt:
         return INTERRUPTED
-    if not outboxes:
+    if not folders:
         print(f"Nothing waits in {given.save_dir}: all was sent.")
     return 1 if left else 0
 
 
-def _sync(folder: Path, about: Operation, tracking_uri: str | None) -> bool:
+def _sync(folder: Path, tracking_uri: str | None) -> bool:
     """Send one outbox, and say so; returns whether nothing is left."""
-    name = f"{about['run_name']} ({about['run_id'][:8]})"
-    outbox = Outbox(folder, about)
-    if not outbox.adopt():
-        print(f"{name}: the training is under way, and sends it itself.")
-        return False
+    outbox, name, wanted = Outbox(folder), folder.name[:8], "what waits in it"
     try:
-        wanted = describe(outbox.everything())
-        run = _open(about, tracking_uri)
-        Delivery(run, outbox).everything()
+        if not outbox.adopt():
+            print(f"{name}: the training is under way, and sends it itself.")
+            return False
+        if not outbox.about:  # a process was killed as it began
+            return True
+        name, wanted = f"{outbox.about['run_name']} ({name})", describe(outbox.everything())
+        run = _open(outbox.about, tracking_uri)
+        deliver_all(run, outbox)
         if run.is_running():  # by no process, as the outbox was free
-            run.end(Outcome.KILLED, outbox.last_written_ms())
+            run.end("KILLED", outbox.last_written_ms)
             wanted += "; its process was killed, so its status is KILLED now"
         print(f"{name}: sent {wanted}.")
     except Exception as error:
-        waiting = describe(outbox.everything())
+        waiting = describe(outbox.everything()) if outbox.waits else wanted
         why = str(error) if isinstance(error, DmamlError) else reason(error)
         print(f"{name}: not sent, and still in {folder}: {waiting}. {why}", file=sys.stderr)
         return False

@@ -8,14 +8,11 @@ training that has begun: what the store does not take is kept on this machine's 
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
-import tempfile
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +24,16 @@ from torch import Tensor, nn
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import operations
-from dmaml_pl.tracking.checkpoints import CheckpointFiles
 from dmaml_pl.tracking.description import NOTE, Description
-from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR, MLflowRun
+from dmaml_pl.tracking.ending import Ending, Outcome
+from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
-from dmaml_pl.tracking.outcome import Outcome
 from dmaml_pl.tracking.params import flatten
 from dmaml_pl.tracking.sender import Sender
-from dmaml_pl.tracking.store import Store, own_command, reason
+from dmaml_pl.tracking.store import Store, reason
 from dmaml_pl.tracking.system import SystemMetrics
-from dmaml_pl.tracking.views import VIEWS, view_page
 
 _AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
-_PATIENCE_S = {Outcome.FINISHED: 10.0, Outcome.FAILED: 10.0, Outcome.KILLED: 2.0}
-"""Seconds that the end of a training waits for a store that is away; who is killed may not have long."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,11 +77,10 @@ class MLflowTracker(Logger):
     def _forget(self) -> None:
         """Start without anything that belongs to one process and one opened MLflow run."""
         self._run: MLflowRun | None = None
-        self._monitor: SystemMetrics | None = None
         self._sender: Sender | None = None
+        self._ending: Ending | None = None
+        self._monitor: SystemMetrics | None = None
         self._next_sample = 0
-        self._outcome = Outcome.RUNNING
-        self._checkpoints = CheckpointFiles()
         self._description = Description()
         self._configured = False
 
@@ -179,26 +171,26 @@ class MLflowTracker(Logger):
         outbox = Outbox.claim(Path(self._save_dir), run.run_id, about)
         sender = self._sender = Sender(run, outbox)
         if outbox.waits:  # what a process left that was killed, or whose store was away until its end
-            sender.put(operations.restart(failed=True))
+            sender.put(operations.restart())
             sender.wait(_AT_MOST_S)
         if not self._is_copy:
             with self._required("the environment"):
                 run.set_tags(self._tags)
                 run.log_environment()
                 latest = run.latest()
-            self._description = Description(
-                {row.key: row.value for row in latest.values()}, run.note, ours=NOTE not in self._tags
-            )
-            samples = [row.step for name, row in latest.items() if name.startswith("system/")]
+            known = {metric.key: metric.value for metric in latest}
+            self._description = Description(known, run.note, ours=NOTE not in self._tags)
+            samples = [metric.step for metric in latest if metric.key.startswith("system/")]
             self._next_sample = max(samples, default=-1) + 1
+        self._ending = Ending(sender, self._description, self._save_dir)
         self._start_monitor()
 
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
         """Lightning calls this once in every trainer function: one after the first makes the MLflow run go on."""
-        sender = self._sender
-        if sender is not None and self._outcome != Outcome.RUNNING:
-            self._put(operations.restart(failed=self._outcome == Outcome.FAILED))
-            self._outcome = Outcome.RUNNING
+        ending = self._ending
+        if ending is not None and ending.outcome != Outcome.RUNNING:
+            ending.go_on()
+            self._send_at_once()
             self._start_monitor()
 
     @rank_zero_only
@@ -267,7 +259,8 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Remember who saves checkpoints; the best and the last are uploaded at the end."""
-        self._checkpoints.watch(checkpoint_callback)
+        if self._ending is not None:
+            self._ending.checkpoints.watch(checkpoint_callback)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -279,65 +272,24 @@ class MLflowTracker(Logger):
                 requeues) mean a stop from outside, KILLED. Once FAILED or KILLED, the status stays until the next
                 trainer function starts.
         """
-        sender = self._sender
-        if sender is None:
-            return
-        error = None if status == "success" else sys.exc_info()[1]
-        outcome = Outcome.of(status, error)
-        self._stop_monitor()
-        if self._outcome not in (Outcome.FAILED, Outcome.KILLED):
-            self._outcome = outcome
-            message = "" if error is None else redact(f"{type(error).__name__}: {error}")
-            if outcome == Outcome.FAILED and message:
-                sender.put(operations.tags({ERROR: message}))
-            self._describe(sender, outcome, message)
-            if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
-                self._put_checkpoints(sender)
-            sender.put(operations.end(outcome))
-            if outcome != Outcome.FINISHED:
-                self._put_checkpoints(sender)
-        self._finish(sender, outcome)
+        if self._ending is not None:
+            self._stop_monitor()
+            self._ending.write(status, None if status == "success" else sys.exc_info()[1])
 
     @rank_zero_only
     def was_stopped(self) -> None:
         """Correct what was taken for a failure: the training had been asked to stop, and the others were faster."""
-        sender = self._sender
-        if sender is not None and self._outcome == Outcome.FAILED:
-            self._outcome = Outcome.KILLED
-            sender.put(operations.restart(failed=True))
-            self._describe(sender, Outcome.KILLED, "")
-            sender.put(operations.end(Outcome.KILLED))
-            self._finish(sender, Outcome.KILLED)
-
-    def _describe(self, sender: Sender, outcome: Outcome, error: str) -> None:
-        run = sender.run
-        views = {key.replace("-", " "): view_page(run.experiment_id, key) for key in VIEWS}
-        command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
-        text = self._description.text(outcome, error, command, commit, views)
-        if text is not None:
-            sender.put(operations.tags({NOTE: text}))
-
-    def _finish(self, sender: Sender, outcome: Outcome) -> None:
-        """Send what waits, and say so where that cannot be."""
-        if not sender.wait(_PATIENCE_S[outcome]):
-            words = [own_command(), "sync", *(["--save_dir", self._save_dir] if self._save_dir != "mlruns" else [])]
-            _log.warning(
-                "MLflow lacks %s. They are kept in %s, and sent by:  %s",
-                operations.describe(sender.outbox.everything()),
-                sender.outbox.folder,
-                shlex.join(words),
-            )
-        sender.stop()
+        if self._ending is not None:
+            self._ending.correct()
 
     # Further things to keep
 
     @rank_zero_only
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
-        sender = self._sender
-        if sender is not None:
-            sender.put_file(Path(path), lambda staged: operations.upload(staged, folder, None))
-            self._send_at_once(sender)
+        if self._sender is not None:
+            self._sender.put_file(Path(path), lambda staged: operations.upload(staged, folder, None))
+            self._send_at_once()
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
@@ -356,21 +308,18 @@ class MLflowTracker(Logger):
             The new version; None if there is no MLflow run, off rank zero, or if the store is away: then the model is
             kept with all else that waits.
         """
-        run, sender = self._run, self._sender
+        run, sender, key = self._run, self._sender, uuid.uuid4().hex
         if run is None or sender is None:
             return None
         from mlflow.models import Model  # noqa: PLC0415 (slow import)
 
-        key, versions, what = uuid.uuid4().hex, [], f"the model {name}"
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            if not self._attempt(what, lambda: save(folder, Model(run_id=run.run_id))):
-                return None
-            if sender.wait(0, _AT_MOST_S):
-                self._attempt(what, lambda: versions.append(operations.log_model(run, folder, name, key)))
-            if not versions:
-                sender.put_file(folder, partial(operations.model, name=name, key=key))
-        return versions[0] if versions else None
+        def put() -> None:
+            staged = sender.outbox.make("model", lambda folder: save(folder, Model(run_id=run.run_id)))
+            sender.put(operations.model(staged, name, key))
+
+        if self._attempt(f"the model {name}", put):
+            sender.wait(patience_s=0)
+        return run.model_versions.get(key)
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -379,20 +328,15 @@ class MLflowTracker(Logger):
 
     def _put(self, operation: Operation) -> None:
         """Log something at once, where the store answers; else it waits, and nobody waits for it."""
-        sender = self._sender
-        if sender is not None:
-            sender.put(operation)
-            self._send_at_once(sender)
+        if self._sender is not None:
+            self._sender.put(operation)
+            self._send_at_once()
 
-    def _send_at_once(self, sender: Sender) -> None:
-        sent = sender.wait(0, _AT_MOST_S)
-        if sent and self._outcome != Outcome.RUNNING:  # the training is over, and nothing may be left behind
-            sender.stop()
-
-    def _put_checkpoints(self, sender: Sender) -> None:
-        for name, path in self._checkpoints.pending().items():
-            sender.put_file(path, partial(operations.upload, folder="checkpoints", name=name), replaced_whole=True)
-            self._checkpoints.mark(name, path)
+    def _send_at_once(self) -> None:
+        sender, ending = self._sender, self._ending
+        sent = sender is not None and sender.wait(0, _AT_MOST_S)
+        if sender is not None and ending is not None and sent and ending.outcome != Outcome.RUNNING:
+            sender.stop()  # the training is over, and nothing may be left behind
 
     # Failures
 

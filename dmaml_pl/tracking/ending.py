@@ -1,0 +1,166 @@
+"""What the end of a training writes into its MLflow run: how it ended, its description and its checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.tracking import operations
+from dmaml_pl.tracking.description import NOTE, Description
+from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR
+from dmaml_pl.tracking.sender import Sender
+from dmaml_pl.tracking.store import own_command
+from dmaml_pl.tracking.views import VIEWS, view_page
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """Status of an MLflow run; the values are MLflow's."""
+
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+
+    @classmethod
+    def of(cls, status: str, error: BaseException | None) -> Outcome:
+        """Translate what Lightning tells a logger.
+
+        Args:
+            status: "success"; "failed" for any exception, Ctrl-C and SIGTERM too; "finished" before SLURM requeues.
+            error: the exception that is being handled, which tells these apart.
+        """
+        if status == "success":
+            return cls.FINISHED
+        if status == "failed" and not isinstance(error, KeyboardInterrupt | SIGTERMException):
+            return cls.FAILED
+        return cls.KILLED
+
+
+PATIENCE_S = {Outcome.FINISHED: 10.0, Outcome.FAILED: 10.0, Outcome.KILLED: 2.0}
+"""Seconds that the end of a training waits for a store that is away; who is killed may not have long."""
+
+
+class Ending:
+    """Writes how a training ended, and that it goes on where it does.
+
+    Args:
+        sender: to the MLflow run.
+        description: of the MLflow run.
+        save_dir: folder of the tracking as the user wrote it.
+
+    Attributes:
+        outcome: how it ended; RUNNING as long as it has not.
+        checkpoints: those that go with it.
+    """
+
+    def __init__(self, sender: Sender, description: Description, save_dir: str) -> None:
+        self.outcome = Outcome.RUNNING
+        self.checkpoints = CheckpointFiles()
+        self._sender = sender
+        self._description = description
+        self._save_dir = save_dir
+
+    def write(self, status: str, error: BaseException | None) -> None:
+        """Write the end, send what waits, and say so where that cannot be; never raises.
+
+        Once FAILED or KILLED, the outcome stays until `go_on`.
+
+        Args:
+            status: Lightning's word, as for `Outcome.of`.
+            error: the exception that ended the training, if one did.
+        """
+        outcome, sender = Outcome.of(status, error), self._sender
+        if self.outcome not in (Outcome.FAILED, Outcome.KILLED):
+            self.outcome = outcome
+            message = "" if error is None else redact(f"{type(error).__name__}: {error}")
+            if outcome == Outcome.FAILED and message:
+                sender.put(operations.tags({ERROR: message}))
+            self._describe(message)
+            if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
+                self._put_checkpoints()
+            sender.put(operations.end(outcome))
+            if outcome != Outcome.FINISHED:
+                self._put_checkpoints()
+        self._leave(outcome)
+
+    def go_on(self) -> None:
+        """Write that the training goes on after all."""
+        self._sender.put(operations.restart())
+        self.outcome = Outcome.RUNNING
+
+    def correct(self) -> None:
+        """Make what was taken for a failure a stop from outside."""
+        if self.outcome == Outcome.FAILED:
+            self.go_on()
+            self.outcome = Outcome.KILLED
+            self._describe("")
+            self._sender.put(operations.end(Outcome.KILLED))
+            self._leave(Outcome.KILLED)
+
+    def _describe(self, error: str) -> None:
+        run = self._sender.run
+        views = {key.replace("-", " "): view_page(run.experiment_id, key) for key in VIEWS}
+        command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
+        text = self._description.text(self.outcome, error, command, commit, views)
+        if text is not None:
+            self._sender.put(operations.tags({NOTE: text}))
+
+    def _put_checkpoints(self) -> None:
+        for name, path in self.checkpoints.changed().items():
+            upload = partial(operations.upload, folder="checkpoints", name=name)
+            self._sender.put_file(path, upload, replaced_whole=True)
+
+    def _leave(self, outcome: Outcome) -> None:
+        sender = self._sender
+        if not sender.wait(PATIENCE_S[outcome]):
+            words = [own_command(), "sync", *(["--save_dir", self._save_dir] if self._save_dir != "mlruns" else [])]
+            _log.warning(
+                "MLflow lacks %s. They are kept in %s, and sent by:  %s",
+                operations.describe(sender.outbox.everything()),
+                sender.outbox.folder,
+                shlex.join(words),
+            )
+        sender.stop()
+
+
+class CheckpointFiles:
+    """Knows the best and the last checkpoint of a training, and which of them are uploaded already."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[str, ModelCheckpoint] = {}
+        self._uploaded: dict[str, tuple[Path, int]] = {}
+
+    def watch(self, callback: ModelCheckpoint) -> None:
+        """Ask this callback when it comes to uploading; Lightning hands over a weak proxy of it."""
+        self._callbacks[callback.state_key] = callback
+
+    def changed(self) -> dict[str, Path]:
+        """What changed since the last call of `best.ckpt` and `last.ckpt`: the files, by the name to give them."""
+        files: dict[str, Path] = {}
+        # The training's own decides; one without a monitor calls its latest file the best, and is asked last.
+        alive = filter(_alive, self._callbacks.values())
+        for callback in sorted(alive, key=lambda one: (not getattr(one, "decides", False), one.monitor is None)):
+            for name, path in (("best.ckpt", callback.best_model_path), ("last.ckpt", callback.last_model_path)):
+                if path and Path(path).is_file():
+                    files.setdefault(name, Path(path))
+        versions = {name: (path, path.stat().st_mtime_ns) for name, path in files.items()}
+        changed = {name: files[name] for name, version in versions.items() if self._uploaded.get(name) != version}
+        self._uploaded |= versions
+        return changed
+
+
+def _alive(callback: ModelCheckpoint) -> bool:
+    try:
+        callback.monitor  # noqa: B018 (any access tells)
+    except ReferenceError:  # the trainer that owned it is gone
+        return False
+    return True
