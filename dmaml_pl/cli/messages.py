@@ -1,141 +1,233 @@
-"""Turns the many-line errors of the parser and of the Trainer into one line: the setting, and what it may be."""
+"""One line for each mistake in a configuration: the setting, and what it may be.
+
+The parser and the Trainer refuse it; what is wrong is then found here by asking them again, setting by setting, so that
+nothing hangs on the words in which they refuse.
+"""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-import re
-from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import reduce
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+import pytorch_lightning as pl
 import yaml
-from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.cli import LightningArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from dmaml_pl.cli.command_line import given_settings, laid_over, options, suggest
 from dmaml_pl.errors import ConfigError
 
-_NOISE = re.compile(r"^(Does not validate against|Subtypes:|Errors:|Expected a path but)")
-_MERE_TYPE = re.compile(r"^Expected a <class '(NoneType|str)'>")
-_EXPECTED = re.compile(r"^Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])(?:\. Got value: (.*))?$")
-_GIVEN = re.compile(r"^Given value: (.*)$")
-_CLASS = re.compile(r"^Problem with given class_path '([^']+)'")
-_CALLABLE = re.compile(r"^Type typing\.Callable\[.*\] expects a function or a callable class: ")
-_OF_CALLABLE = re.compile(r"\. Got value: Namespace\(class_path='([^']+)'.*$")
-_NOT_SUBCLASS = re.compile(r"^Import path (\S+) does not correspond to a subclass of (\w+)")
-_KEY = re.compile(r'^(?:error: )?Parser key "([^"]+)":?\s*(.*)$')
-_OPTION = re.compile(r"Option '([^']+)' is not accepted")
-_FOREIGN = re.compile(r"^(?:Subcommand '\w+' does not accept option '|unrecognized arguments: -+)([^'\s=]+)")
-_MISSING = re.compile(r"^the following arguments are required: (.*)$")
-_WORD = re.compile(r"^unrecognized arguments: ([^-\s]\S*)")
-_COMMAND = re.compile(r"^argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)$")
-_NO_COMMAND = re.compile(r"^expected \"subcommand\" to be one of|is not accepted before subcommand '\w+'$")
-_NO_VALUE = re.compile(r"^argument (\S+): expected one argument")
-_BELOW_COMMAND = re.compile(r"^(fit|validate|test|predict)\.")
-_TYPE_NAMES = {"NoneType": "null", "Sequence": "list", "Iterable": "list"}
+_NEEDED = ("data", "model")
+_ADVICE = {
+    "strategy": ", but must be dmaml, auto, or a strategy's class path",
+    "accelerator": ", but must be auto, cpu, or one that this machine has",
+    "devices": ", which cannot be had",
+}
 
 
-class ConfigParser(LightningArgumentParser):
-    """Lightning's parser; what it cannot parse is a `ConfigError` of one line, not a page of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Called by the parser wherever it finds a mistake.
-
-        Raises:
-            ConfigError: what is wrong, in one line.
-        """
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise ConfigError(explain(message, _names(self))) from ex
-
-
-def _names(parser: Any) -> list[str]:
-    """Settings of a parser and of its subcommands."""
-    names = []
-    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
-        names += [name.lstrip("-") for name in action.option_strings]
-        if isinstance(action.choices, dict):
-            for command in action.choices.values():
-                names += _names(command)
-    return names
-
-
-def explain(message: str, known: list[str]) -> str:
-    """One line out of an error message of jsonargparse.
+def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoReturn:
+    """Say in one line why the parser has refused a command line.
 
     Args:
-        message: the message.
-        known: names of the settings at the top level, such as "trainer.max_steps", to suggest from.
-    """
-    return _about_commands(message) or _about_options(message, known) or _sentence(*_read(message))
-
-
-def _about_commands(message: str) -> str | None:
-    command = _COMMAND.match(message)
-    if command:
-        commands = re.findall(r"\w+", command[2])
-        return f"{command[1]} is not a command.{_suggest(command[1], commands)} dmaml --help lists all."
-    if _NO_COMMAND.search(message):
-        return "A command comes first: dmaml fit --config FILE. dmaml --help lists all."
-    return None
-
-
-def _about_options(message: str, known: list[str]) -> str | None:
-    word = _WORD.match(message)
-    if word:
-        close = f" Did you mean --config {word[1]}?" if word[1].endswith((".yaml", ".yml")) else ""
-        return f"{word[1]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
-    foreign = _FOREIGN.match(message)
-    if foreign:
-        return _unknown_setting(foreign[1], known)
-    valueless = _NO_VALUE.match(message)
-    if valueless:
-        return f"{valueless[1].lstrip('-')} has no value: give one after {valueless[1]}."
-    missing = _MISSING.match(message)
-    if missing:
-        return f"Not set: {missing[1].replace('fit.', '')}. Give a --config file, such as configs/sinusoid.yaml."
-    return None
-
-
-def check_config_files(words: list[str]) -> None:
-    """Check that the files after --config can be read, as the parser's errors do not name the file.
-
-    Args:
-        words: the command line.
+        parser: the command's.
+        words: those after the command.
+        error: what the parser has raised; its own reason is given where no setting is found to be wrong.
 
     Raises:
-        ConfigError: names the file, and the line where it is broken.
+        ConfigError: always.
     """
-    for word, following in pairwise([*words, ""]):
-        option, equals, value = word.partition("=")
-        name = value if equals else following
-        if option not in ("-c", "--config") or name in ("", "-"):
-            continue
-        path = Path(name)
-        if path.is_dir() or not path.exists():
-            raise ConfigError(f"--config is {path}, but there is no such file.")
-        if path.is_file():  # what comes through a pipe can be read only once
-            _check_yaml(path)
+    known = _typed_settings(parser)
+    groups = {name.partition(".")[0] for name in known} | {"config"}
+    for name, value in options(words):
+        if not name:
+            close = f" Did you mean --config {value}?" if str(value).endswith((".yaml", ".yml")) else ""
+            raise ConfigError(
+                f"{value} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
+            )
+        if value is None and name.partition(".")[0] in groups:
+            raise ConfigError(f"{name} has no value: give one after --{name}.")
+    settings: dict[str, Any] = {}
+    for name, value in given_settings(words, known):
+        if name not in known and name not in groups:
+            # Where even the first word is unknown, that is what is misspelt.
+            group = name.partition(".")[0]
+            told, near = (name, list(known)) if group in groups else (group, sorted(groups))
+            raise ConfigError(f"{told} is not a setting.{suggest(told, near)} dmaml COMMAND --help lists all.")
+        settings[name] = laid_over(settings.get(name, _default_class(known.get(name))), value)
+    for name, value in _resolved(settings).items():
+        check_value(name, _type(known.get(name)), value)
+    missing = ", ".join(name for name in _NEEDED if name not in settings)
+    if missing:
+        raise ConfigError(f"Not set: {missing}. Give a --config file, such as configs/sinusoid.yaml.")
+    raise ConfigError(innermost(error))
 
 
-def _check_yaml(path: Path) -> None:
+def innermost(error: BaseException) -> str:
+    """The reason from which all others of an error follow, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def _typed_settings(parser: ArgumentParser) -> dict[str, Any]:
+    """The parser's actions that take a value of some type, by their full names."""
+    actions = {action.dest: action for action in parser._actions}  # noqa: SLF001 - there is no public list of them
+    return {name: action for name, action in actions.items() if _type(action) and not name.endswith(".help")}
+
+
+def _type(action: Any) -> Any:
+    return getattr(action, "_typehint", None)
+
+
+def _default_class(action: Any) -> dict[str, Any] | None:
+    default = getattr(action, "default", None)
+    return {"class_path": default["class_path"]} if isinstance(default, Mapping) and "class_path" in default else None
+
+
+def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with what they refer to in place; as they are where that is a default, which stands nowhere here."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"--config {path} is not valid YAML{place}: {error.problem}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not a YAML file, or not in UTF-8.") from error
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}.") from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
-            "configs/sinusoid.yaml."
-        )
+        tree = OmegaConf.create()
+        for name, value in settings.items():
+            OmegaConf.update(tree, name, value)
+        resolved: Any = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException:
+        return settings
+    return {name: reduce(lambda group, key: group[key], name.split("."), resolved) for name in settings}
+
+
+def check_value(name: str, wanted: Any, value: Any) -> None:
+    """Check one setting, down to the innermost class that it names.
+
+    Args:
+        name: of the setting.
+        wanted: its type; None: unknown.
+        value: as it stands in a file or on the command line; what refers to another setting is not looked into.
+
+    Raises:
+        ConfigError: why it is refused, in one line.
+    """
+    if wanted is None or (isinstance(value, str) and "${" in value):
+        return
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
+    members = list(_members(wanted))
+    if isinstance(value, list):
+        for item in [get_args(member)[0] for member in members if _is_list(member) and get_args(member)]:
+            for each in value:
+                check_value(name, item, each)
+    bases = [member for member in members if _classes(member)]
+    if bases and isinstance(value, dict):
+        _check_class(name, bases, value)
+    elif not _takes(wanted, value):
+        if bases and isinstance(value, str) and ("." in value or set(members) <= {*bases, types.NoneType}):
+            _check_class(name, bases, {"class_path": value})
+        raise ConfigError(f"{name} is {str(value)!r}, but must be {_alternatives(members)}.")
+
+
+def _members(wanted: Any) -> Iterator[Any]:
+    if get_origin(wanted) in (Union, types.UnionType):
+        for member in get_args(wanted):
+            yield from _members(member)
+    else:
+        yield wanted
+
+
+def _classes(wanted: Any) -> list[type]:
+    """The classes, one of which must be given by its path: the type itself, or what a callable returns."""
+    if get_origin(wanted) is Callable:
+        return [member for member in _members(get_args(wanted)[-1]) if inspect.isclass(member)]
+    plain = get_origin(wanted) or not inspect.isclass(wanted) or wanted.__module__ == "builtins" or _is_list(wanted)
+    return [] if plain else [wanted]
+
+
+def _is_list(wanted: Any) -> bool:
+    origin = get_origin(wanted) or wanted
+    listed = inspect.isclass(origin) and issubclass(origin, Iterable) and not issubclass(origin, str | bytes | Mapping)
+    return listed and origin.__module__ in ("builtins", "collections.abc")  # a tensor can be walked, too
+
+
+def _takes(wanted: Any, value: Any) -> bool:
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=wanted)
+        parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    except (ValueError, TypeError):  # a type of which the parser itself knows nothing
+        return True
+    return True
+
+
+def _alternatives(members: list[Any]) -> str:
+    choices = {
+        str(choice): repr(choice) for each in members if get_origin(each) is Literal for choice in get_args(each)
+    }
+    others = [member for member in members if get_origin(member) is not Literal and member is not types.NoneType]
+    names = dict.fromkeys("list" if _is_list(member) else _name(_classes(member) or [member]) for member in others)
+    some = [f"one of {', '.join(choices.values())}"] if choices else []
+    some += [f"of type {' or '.join(names)}"] if names else []
+    return " or ".join(some + ["null"] * (types.NoneType in members))
+
+
+def _name(wanted: list[Any]) -> str:
+    return " or ".join(getattr(get_origin(each) or each, "__name__", str(each)) for each in wanted)
+
+
+def _check_class(name: str, bases: list[Any], value: dict[str, Any]) -> None:
+    wanted = [each for base in bases for each in _classes(base)]
+    path = value.get("class_path")
+    if path is None:
+        raise ConfigError(f"Not set: {name}.class_path, the path of a {_name(wanted)}.")
+    found = _load(name, str(path), wanted)
+    fitting = [base for base in bases if inspect.isclass(found) and issubclass(found, tuple(_classes(base)))]
+    if not fitting:
+        raise ConfigError(f"{name} cannot be {path}: it must be a {_name(wanted)}.")
+    called_with = get_args(fitting[0])[:-1]  # a callable's class gets so many of its arguments later
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, fail_untyped=False, skip={len(called_with[0])} if called_with else set())
+    known, settings = _typed_settings(parser), value.get("init_args") or {}
+    names = list(dict.fromkeys(each.partition(".")[0] for each in known))
+    for setting in settings:
+        if setting not in names:
+            has = f" It has: {', '.join(names)}." if names else ""
+            raise ConfigError(f"{name}.{setting} is not a setting of {path}.{suggest(setting, names)}{has}")
+        check_value(f"{name}.{setting}", _type(known.get(setting)), settings[setting])
+    missing = ", ".join(f"{name}.{each}" for each, action in known.items() if action.required and each not in settings)
+    if missing:
+        raise ConfigError(f"Not set: {missing}, which {path} needs.")
+
+
+def _load(name: str, path: str, wanted: list[type]) -> Any:
+    """What a class path names: in full, or by the name alone of a class that is known."""
+    module, _, last = path.rpartition(".")
+    known = {each.__name__: each for base in wanted for each in _subclasses(base)}
+    if not module:
+        if last not in known:
+            raise ConfigError(f"{name} cannot be {path}: no such {_name(wanted)} is known.{suggest(path, list(known))}")
+        return known[last]
+    near = importlib.import_module("dmaml_pl")
+    try:
+        near = importlib.import_module(module)
+        return getattr(near, last)
+    except Exception as error:  # of a user's own module, too
+        beside = [f"{near.__name__}.{each}" for each in getattr(near, "__all__", dir(near)) if each[0] != "_"]
+        raise ConfigError(f"{name} cannot be {path}: {error}.{suggest(path, beside)}") from error
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    yield base
+    below: type
+    for below in type.__subclasses__(base):
+        yield from _subclasses(below)
 
 
 def explain_interpolation(error: OmegaConfBaseException) -> str:
@@ -144,17 +236,20 @@ def explain_interpolation(error: OmegaConfBaseException) -> str:
     Args:
         error: what was raised.
     """
-    reason = str(error).strip().splitlines()[0]
-    found = re.match(r"Interpolation key '([^']+)' not found(?: \(resolved to '([^']+)'\))?", reason)
-    wanted = _BELOW_COMMAND.sub("", found[2] or found[1]) if found else ""
-    name = _BELOW_COMMAND.sub("", error.full_key or "").replace(".init_args", "")
+    place = (error.full_key or "").split(".")[1:]  # without the command
+    name = ".".join(part for part in place if part != "init_args")
     where = f"{name} refers" if name else "The configuration refers"
-    if found:
-        return f"{where} to ${{{wanted}}}, but there is no such setting."
-    return (
-        f"{where} to another setting in a way that cannot be read ({reason}): a reference looks like "
-        "${data.init_args.ways}."
-    )
+    if not isinstance(error, InterpolationKeyError):
+        return (
+            f"{where} to another setting in a way that cannot be read ({str(error.msg).splitlines()[0]}): a reference "
+            "looks like ${data.init_args.ways}."
+        )
+    wanted = str(error.child_node)
+    inside = wanted.removeprefix("${").removesuffix("}")
+    up = len(inside) - len(inside.lstrip("."))  # the parser has made it relative to where it stands
+    if up and up <= len(place):
+        wanted = f"${{{'.'.join([*place[: len(place) - up], inside.lstrip('.')])}}}"
+    return f"{where} to {wanted}, but there is no such setting."
 
 
 def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
@@ -162,135 +257,20 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
 
     Args:
         error: what the Trainer raised.
-        settings: its settings.
+        settings: its settings; the one without which it can be made is to blame.
     """
-    text = " ".join(str(error).split())
-    if "strategy name" in text:
-        return f"trainer.strategy is {settings.get('strategy')!r}, but must be dmaml, auto, or a strategy's class path."
-    if "You requested" in text or "devices" in text:
-        return f"trainer.devices is {settings.get('devices')!r}, which cannot be had: {text}"
-    if "backend" in text or "accelerator" in text.lower():
-        return f"trainer.accelerator is {settings.get('accelerator')!r}: {text} Set it to auto or cpu."
-    return f"trainer: {text}"
-
-
-class _Line(NamedTuple):
-    indent: int
-    text: str
-
-
-def _lines(message: str) -> Iterator[_Line]:
-    for line in message.splitlines():
-        text = line.strip().removeprefix("- ").strip()
-        if text:
-            yield _Line(len(line) - len(line.lstrip()), text)
-
-
-def _read(message: str) -> tuple[str, str | None, list[str], str | None]:
-    """Out of nested errors: the setting, its class, the telling reasons, and the value given."""
-    keys: list[str] = []
-    classes: list[str] = []
-    reasons: list[_Line] = []
-    given: list[_Line] = []
-    for indent, line in _lines(message):
-        text = line
-        of_callable = _OF_CALLABLE.search(text)
-        if of_callable:
-            classes.append(of_callable[1])
-            text = text[: of_callable.start()]
-        text = _CALLABLE.sub("", text)
-        key = _KEY.match(text)
-        if key:
-            keys.append(key[1])
-            text = key[2]
-        found, shown = _CLASS.match(text), _GIVEN.match(text)
-        if found:
-            classes.append(found[1])
-        elif shown:
-            given.append(_Line(indent, shown[1]))
-        elif text and not _NOISE.match(text) and not text.startswith("Given value type"):
-            reasons.append(_Line(indent, text))
-    telling = [reason for reason in reasons if not _MERE_TYPE.match(reason.text)] or reasons or [_Line(0, message)]
-    first = telling[0]
-    # The other members of the same union stand in lines indented alike, below which the value stands.
-    alike = [reason.text for reason in reasons if reason.indent == first.indent and _EXPECTED.match(reason.text)]
-    value = next((text for indent, text in given if indent < first.indent), None)
-    return ".".join(keys), classes[-1] if classes else None, [first.text, *alike], value
-
-
-def _sentence(name: str, class_path: str | None, reasons: list[str], value: str | None) -> str:
-    reason, *alike = reasons
-    option = _OPTION.search(reason)
-    if option:
-        settings = _settings_of(class_path)
-        has = f" It has: {', '.join(settings)}." if settings else ""
-        return f"{name}.{option[1]} is not a setting of {class_path}.{_suggest(option[1], settings)}{has}"
-    expected = _EXPECTED.match(reason)
-    if expected:
-        given = expected[3] or value
-        return f"{name}{'' if given is None else f' is {given!r}, but'} must be {_alternatives(alike)}."
-    other = _NOT_SUBCLASS.match(reason)
-    if other:
-        return f"{name} cannot be {other[1]}: it must be a {other[2]}."
-    missing = _MISSING.match(reason)
-    if missing:
-        return f"Not set: {', '.join(f'{name}.{each}' for each in missing[1].split(', '))}, which {class_path} needs."
-    if class_path is not None:
-        return f"{name} cannot be {class_path}: {reason}.{_suggest(class_path, _neighbours(class_path))}"
-    return f"{name}: {reason}" if name else reason
-
-
-def _alternatives(reasons: list[str]) -> str:
-    """What a value may be, out of what the members of a union expected."""
-    choices: dict[str, str] = {}
-    types: list[str] = []
-    for reason in reasons:
-        expected = _EXPECTED.match(reason)
-        if expected and expected[2]:
-            choices |= {choice.strip("'"): choice for choice in expected[2].split(", ")}
-        elif expected:
-            name = expected[1].rpartition(".")[2]
-            types.append(_TYPE_NAMES.get(name, name))
-    some = [f"one of {', '.join(choices.values())}"] if choices else []
-    named = [name for name in types if name != "null"]
-    some += [f"of type {' or '.join(named)}"] if named else []
-    return " or ".join(some + ["null"] * ("null" in types))
-
-
-def _unknown_setting(name: str, known: list[str]) -> str:
-    """A setting of nobody; where even its first word is unknown, that is what is misspelt."""
-    groups = sorted({setting.partition(".")[0] for setting in known})
-    group = name.partition(".")[0]
-    if known and group not in groups:
-        return f"{group} is not a setting.{_suggest(group, groups)} dmaml COMMAND --help lists all."
-    return f"{name} is not a setting.{_suggest(name, known)} dmaml COMMAND --help lists all."
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def _load(class_path: str | None) -> Any:
-    module, _, name = (class_path or "").rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-
-
-def _settings_of(class_path: str | None) -> list[str]:
-    found = _load(class_path)
-    if found is None:
-        return []
-    return [name for name in inspect.signature(found).parameters if name != "params"]
-
-
-def _neighbours(class_path: str) -> list[str]:
-    """Class paths beside a misspelt one."""
-    module = class_path.rpartition(".")[0]
-    try:
-        names = dir(importlib.import_module(module))
-    except (ImportError, ValueError):
-        names, module = ["MAML", "MLP", "Conv4", "DMAMLStrategy", "MLflowTracker", "MeanMerge"], "dmaml_pl"
-    return [f"{module}.{name}" for name in names if not name.startswith("_")]
+    reason = innermost(error)
+    defaults = {name: each.default for name, each in inspect.signature(pl.Trainer).parameters.items()}
+    apart: dict[str, Any] = {"callbacks": None, "logger": False}
+    if not isinstance(settings.get("strategy"), str):
+        apart["strategy"] = "auto"  # an instance has been given devices by the Trainer that failed
+    for name in dict.fromkeys([*_ADVICE, *settings]):
+        if settings.get(name) == defaults.get(name):
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                pl.Trainer(**{**settings, **apart, name: defaults[name]})
+        except Exception:  # noqa: S112 - whatever else is wrong, another setting is to blame
+            continue
+        return f"trainer.{name} is {settings[name]!r}{_ADVICE.get(name, '')}: {reason}"
+    return f"trainer: {reason}"

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable
 
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from dmaml_pl.cli import quiet
-from dmaml_pl.cli.messages import check_config_files, explain_interpolation
+from dmaml_pl.cli.command_line import check_command, check_config_files
+from dmaml_pl.cli.messages import explain_interpolation
 from dmaml_pl.cli.resume import is_worker_zero
 from dmaml_pl.cli.training import DmamlCLI
 from dmaml_pl.errors import DmamlError, NonFiniteError, WorkerLostError
@@ -34,6 +36,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
     prepared = threading.Event()
     words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
     try:
+        check_command(arguments, list(LightningCLI.subcommands()))
         check_config_files(arguments)
         front(prepared)
     except KeyboardInterrupt:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, add_instantiator, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import resume
-from dmaml_pl.cli.messages import ConfigParser, explain, explain_trainer
+from dmaml_pl.cli.messages import explain_trainer, refuse
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.recorder import ConfigRecorder, trackers
 from dmaml_pl.console.progress import RunProgress
@@ -65,8 +65,7 @@ class DmamlCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_class=ConfigParser,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "dmaml", "allow_abbrev": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "dmaml", "allow_abbrev": False, "exit_on_error": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -90,6 +89,18 @@ class DmamlCLI(LightningCLI):
         parser.add_lightning_class_args(MetaTestReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's; a command line that cannot be parsed is one line.
+
+        Raises:
+            ConfigError: what is wrong, in one line.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            command, *words = sys.argv[1:]
+            refuse(self._parser(command), words, error)
+
     def before_instantiate_classes(self) -> None:
         """A launcher that has started this process knows how many workers there are."""
         self._launch = Launch.detect()
@@ -102,10 +113,20 @@ class DmamlCLI(LightningCLI):
         Raises:
             ConfigError: what is wrong, in one line.
         """
+        refused: list[Exception] = []
+
+        def instantiate(class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                return class_type(*args, **kwargs)
+            except Exception as error:
+                refused.append(error)  # which the parser may hide behind other types that it has tried
+                raise
+
+        add_instantiator(instantiate, object)
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise ConfigError(explain(str(error), [])) from error
+            raise ConfigError(str(refused[-1] if refused else error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
