@@ -1,1 +1,1 @@
-"""Studies: experiments made of many trainings, under one parent MLflow run, with a table and figures at their end."""
+"""Studies: experiments made of many trainings, under one parent MLflow run, with a table and plots at their end."""

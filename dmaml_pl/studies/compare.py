@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
-PANELS = {"run": "runs", "tasks_seen": "tasks seen by all workers", "wall_seconds": "seconds of training"}
+PLOTTED = ("run", "tasks_seen", "wall_seconds")
 _ID = re.compile(r"[0-9a-f]{4,32}")
 _METRICS = re.compile(r"^(?:val|test)/(?!.*_step_)")
 _PLACES = ("trainer.logger", "checkpoint.dirpath", "report.folder", "predictions.file")
@@ -161,7 +161,7 @@ def plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None,
         curve = curve_of(label, 0, history(run, chosen), runs, communicates=bool(runs["merge/seconds"]))
         groups.append(Group(label, (curve,), "min"))
     try:
-        plot_curves(groups, PANELS, chosen, chosen, path)
+        plot_curves(groups, PLOTTED, chosen, chosen, path)
     except OSError as error:
         raise TrackingError(f"--output {path} cannot be written: {error.strerror}.") from error
     return chosen

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from dmaml_pl.studies.results import Group
+from dmaml_pl.studies.results import AXES, Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,26 +28,26 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def plot_curves(groups: Sequence[Group], panels: Mapping[str, str], metric: str, title: str, path: Path) -> None:
+def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title: str, path: Path) -> None:
     """Plot the metric of each point over several axes, a panel each: the mean over seeds, and a band.
 
     Args:
         groups: a curve each.
-        panels: titles of the horizontal axes, by name (`results.AXES`).
+        axes: names of the horizontal ones (`results.AXES`).
         metric: title of the vertical axis.
         title: of the whole.
         path: the PNG file.
     """
-    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    rows, columns = (2, 2) if len(axes) == 4 else (1, len(axes))
     figure = new_figure(4.6 * columns, 3.6 * rows + 0.6)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for (axis, name), panel in zip(panels.items(), grid.flat, strict=True):
+    for axis, panel in zip(axes, grid.flat, strict=True):
         for number, group in enumerate(groups):
             colour, places = COLOURS[number % len(COLOURS)], group.mean[axis]
             panel.plot(places, group.mean["metric"], color=colour, linewidth=1.4, label=group.label)
             if len(group.curves) > 1:
                 panel.fill_between(places, *group.band, color=colour, alpha=0.18, linewidth=0)
-        panel.set_xlabel(name)
+        panel.set_xlabel(AXES[axis])
         if not axis.endswith("seconds"):
             panel.locator_params(axis="x", integer=True)
         without_frame(panel)

@@ -49,7 +49,7 @@ class Report:
         table: of `table.csv`.
         shown: what of it people see.
         notes: what a reader of the numbers must know.
-        plots: draws a plot into a file, by the file's name.
+        plots: write a plot to a file, by the file's name.
         further: other tables, by the file's name.
     """
 
@@ -84,10 +84,8 @@ def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
 
 
 def _notes(study: Study, groups: Sequence[Group]) -> list[str]:
-    notes = []
-    if study.request.kind != "sweep":  # which tells no wall times
-        notes += [note for group in groups for curve in group.curves for note in curve.notes]
-    if study.request.kind != "sweep" and study.request.jobs > 1:
+    notes = [note for group in groups for curve in group.curves for note in curve.notes]
+    if study.request.jobs > 1:
         notes.append(f"{study.request.jobs} trainings ran at the same time: measured wall times are not comparable.")
     if study.failed:
         notes.append(f"Not in the table, as they failed: {'; '.join(child.training.label for child in study.failed)}.")

@@ -23,8 +23,14 @@ from dmaml_pl.studies.study import Study
 
 Better = Literal["min", "max"]
 
-AXES = ["run", "meta_iterations", "tasks_seen", "wall_seconds", "computed_wall_seconds"]
-"""What a validation can be placed on; the last two are sums from the beginning of the training."""
+AXES = {
+    "run": "runs",
+    "meta_iterations": "meta-iterations of a worker",
+    "tasks_seen": "tasks seen by all workers",
+    "wall_seconds": "wall time, measured (s)",
+    "computed_wall_seconds": "wall time on one machine per worker, computed (s)",
+}
+"""What a validation can be placed on, with titles; the last two are sums from the beginning of the training."""
 
 _RUN, _TASKS, _SECONDS, _CPU = "train/run", "train/tasks_seen", "train/run_seconds", "train/run_cpu_seconds"
 _MERGE, _TRANSFER = "merge/seconds", "merge/transfer_seconds"
@@ -168,16 +174,14 @@ class Group:
     def cost(self, target: float) -> dict[str, float]:
         """Where, on each axis, the smoothed mean over the seeds is first as good as `target`; nan if nowhere."""
         reached = is_reached(smooth(self.mean["metric"]), target, self.better)
-        place = self.mean.loc[reached, AXES].iloc[0] if reached.any() else pd.Series(np.nan, AXES)
+        place = self.mean.loc[reached, list(AXES)].iloc[0] if reached.any() else pd.Series(np.nan, list(AXES))
         return {f"{axis}_to_target": float(value) for axis, value in place.items()}
 
 
 def smooth(values: pd.Series) -> pd.Series:
     """Trailing means over a tenth of all values, at least one; over fewer where there are not yet as many, (V,)."""
-    window = max(len(values) // 10, 1)
-    # Not pandas's rolling mean, which leaves out what is not finite.
-    means = [values.iloc[max(end - window, 0) : end].mean(skipna=False) for end in range(1, len(values) + 1)]
-    return pd.Series(means, values.index, dtype=float)
+    # By NumPy's mean, as pandas's own would leave out what is not finite.
+    return values.rolling(max(len(values) // 10, 1), min_periods=1).apply(np.mean, raw=True)
 
 
 def final(values: pd.Series) -> float:

@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.studies.ledger import Child
 from dmaml_pl.studies.plan import Point, label_of
-from dmaml_pl.studies.results import Better, Curve, Group, final, is_reached, read_curve, smooth
+from dmaml_pl.studies.results import Better, Curve, Group, final, read_curve
 from dmaml_pl.studies.settings_files import as_settings
 from dmaml_pl.studies.space import Space, extremes
 from dmaml_pl.studies.study import Study
@@ -48,7 +48,7 @@ class Options:
         space: what it searches.
         workers: numbers of workers, each searched on its own.
         trials: settings tried for each number of workers.
-        startup: of these, how many are drawn at random before the sampler learns from results.
+        startup: of these, how many are sampled at random before the sampler learns from results.
         sampler_seed: of the sampler.
         target: the metric to be reached as early as possible; None asks for the best final metric.
         count: what is counted until the target is reached.
@@ -210,9 +210,9 @@ def cost(curve: Curve, target: float, count: Count, better: Better, most: float)
         better: which values of the metric are better.
         most: the most that any training can take.
     """
-    smoothed = smooth(curve.validations["metric"])
-    reached = is_reached(smoothed, target, better)
-    if reached.any():
-        return float(curve.validations.loc[reached.idxmax(), count])
-    missed = abs(smoothed.iloc[-1] - target) / max(abs(smoothed.iloc[-1]) + abs(target), 1e-12)
-    return float(most * (1 + missed))
+    alone = Group(curve.label, (curve,), better)
+    reached = alone.cost(target)[f"{count}_to_target"]
+    if math.isfinite(reached):
+        return reached
+    last = final(curve.validations["metric"])
+    return most * (1 + abs(last - target) / max(abs(last) + abs(target), 1e-12))

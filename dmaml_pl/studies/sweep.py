@@ -20,11 +20,7 @@ from dmaml_pl.studies.settings_files import Settings, as_settings
 from dmaml_pl.studies.space import corners
 from dmaml_pl.studies.study import Study
 
-PANELS = {
-    "run": "runs",
-    "meta_iterations": "meta-iterations of a worker",
-    "tasks_seen": "tasks seen by all workers",
-}
+PLOTTED = ("run", "meta_iterations", "tasks_seen")
 COSTS = {
     "run": "runs",
     "meta_iterations": "meta-iterations",
@@ -132,7 +128,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
         shown,
         notes,
         {
-            "best.png": partial(plot_curves, [group for _, _, group in best], PANELS, metric, title),
+            "best.png": partial(plot_curves, [group for _, _, group in best], PLOTTED, metric, title),
             "search.png": partial(_plot_search, searches, objective, f"{base.experiment_name}: the search"),
         },
         {"trials.csv": pd.DataFrame([_row(search, trial, target) for search in searches for trial in search.trials])},

@@ -18,12 +18,7 @@ from dmaml_pl.studies.results import Group, final, groups
 from dmaml_pl.studies.settings_files import Settings
 from dmaml_pl.studies.study import Study
 
-PANELS = {
-    "run": "runs",
-    "tasks_seen": "tasks seen by all workers",
-    "wall_seconds": "wall time, measured (s)",
-    "computed_wall_seconds": "wall time on one machine per worker, computed (s)",
-}
+PLOTTED = ("run", "tasks_seen", "wall_seconds", "computed_wall_seconds")
 
 
 def conduct(study: Study, workers: Sequence[int], own: Mapping[int, Settings], target: float | None) -> None:
@@ -85,5 +80,5 @@ def report(study: Study, found: Sequence[Group], workers: Mapping[str, int], tar
         COMPUTED,
     ]
     title = f"{metric} by number of workers"
-    plot = partial(plot_curves, found, PANELS, metric, f"{study.base.experiment_name}: {title}")
+    plot = partial(plot_curves, found, PLOTTED, metric, f"{study.base.experiment_name}: {title}")
     return Report(title, table.assign(times_fewer_runs=runs.iloc[0] / runs), shown, notes, {"workers.png": plot})
