@@ -245,7 +245,7 @@ def test_a_failed_training_is_told_and_made_again_by_the_same_command(
     first = study(repository, fragile, capsys, "workers", "--workers", "2", "--seeds", "2", NETWORK)
     assert first.code == 1
     assert re.search(r"2 workers, seed 1: failed", first.printed)
-    assert "dmaml: error: 1 trainings failed: 2 workers, seed 1" in first.printed
+    assert "dmaml: error: 1 training failed: 2 workers, seed 1" in first.printed
     assert first.parent.info.status == "FAILED"
     assert sorted(run.info.status for run in first.children) == ["FAILED", "FINISHED"]
     assert [row["seeds"] for row in first.table()] == ["1"]

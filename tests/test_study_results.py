@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.plan import Point, Request, Training
@@ -108,6 +110,22 @@ def test_a_target_that_is_missed_costs_more_than_any_training_and_the_more_the_f
     assert costs[0] == 3
     assert 30 < costs[1] < costs[2] < 60
     assert cost(far, 0.0, "run", "min", most=30) == 60
+
+
+values = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=3)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(values, values, st.floats(0.01, 100.0))
+def test_what_reaches_a_target_costs_less_than_what_misses_it_and_what_ends_nearer_no_more_than_what_ends_further(
+    one: list[float], other: list[float], target: float
+) -> None:
+    curves = [curve(0, *one), curve(0, *other)]
+    costs = [cost(each, target, "run", "min", most=3) for each in curves]
+    missed = [min(metrics) > target for metrics in (one, other)]
+    assert [each > 3 for each in costs] == missed
+    if all(missed) and one[-1] <= other[-1]:
+        assert costs[0] <= costs[1] * (1 + 1e-12)
 
 
 def test_a_digest_changes_with_settings_and_not_with_comments(tmp_path: Path) -> None:

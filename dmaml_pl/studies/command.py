@@ -165,8 +165,6 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
         sweep.conduct(study, options)
     if study.failed:
         labels = "; ".join(child.training.label for child in study.failed)
-        print(
-            f"dmaml: error: {len(study.failed)} trainings failed: {labels}. The same command tries them again.",
-            file=sys.stderr,
-        )
+        many = f"{len(study.failed)} training{'s' if len(study.failed) > 1 else ''} failed"
+        print(f"dmaml: error: {many}: {labels}. The same command tries again.", file=sys.stderr)
     return 1 if study.failed else 0

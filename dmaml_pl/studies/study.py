@@ -52,6 +52,7 @@ class Study:
         Raises:
             ConfigError: it cannot be trained, or no study be made of it.
         """
+        _check_files(request.configs)
         Runner().warm_up()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
         alone = Point("the configuration", 1)
@@ -204,3 +205,9 @@ def _resolve(planned: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[Any]:
             if ended.code:
                 raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
         return [yaml.safe_load(job.resolved.read_text(encoding="utf-8")) for job in jobs if job.resolved]
+
+
+def _check_files(configs: Sequence[str]) -> None:
+    for config in configs:
+        if not Path(config).is_file():
+            raise ConfigError(f"--config is {config}, but there is no such file.")
