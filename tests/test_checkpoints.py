@@ -389,7 +389,7 @@ def test_a_users_own_checkpoints_are_kept_and_ours_decide_what_best_and_last_are
     words = [
         "--trainer.devices=1",
         "--data.test_tasks=4",
-        "--report.plain_budget=0",
+        "--report.baseline_budget=0",
         _own_callbacks("tested.Tested", dirpath="extra"),
     ]
     result = fit(tmp_path, sinusoid, "--meta_test=true", "--trainer.val_check_interval=1", *words)

@@ -309,7 +309,7 @@ def log_and_be_killed(folder: Path, run_id: Any) -> None:
     tracker = make(folder)
     tracker.open()
     run_id.send(tracker.version)
-    tracker._sender._pace.spend(1e9)  # type: ignore[union-attr]  # it will send nothing by itself
+    tracker._sender._pause_s = 1e6  # type: ignore[union-attr]  # it will send nothing by itself
     for step in range(10):
         tracker.log_metrics({"a": step}, step)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -342,8 +342,8 @@ def test_a_resumed_training_first_sends_what_the_killed_one_left(store: Path) ->
     run_id = first.version or ""
     first.finalize("success")
     outbox = Outbox.claim(store, run_id, {"run_id": run_id, "run_name": "x", "tracking_uri": "", "has_password": False})
-    outbox.append({"do": "tags", "tags": {"order": "old"}})
-    outbox.append({"do": "end", "status": "FAILED", "time": 1})
+    outbox.append({"do": "set_tags", "tags": {"order": "old"}})
+    outbox.append({"do": "end", "status": "FAILED", "time_ms": 1})
     outbox.close()
     second = make(store, run_id=run_id, tags={"order": "new"})
     second.open()
@@ -370,11 +370,11 @@ def test_what_the_store_will_never_take_is_kept_apart_and_holds_up_nothing(
     tracker.open()
     assert tracker._sender is not None
     tracker.log_metrics({"a": 1.0}, 0)
-    tracker._sender.put({"do": "metrics", "rows": [["a" * 300, 1.0, 1, 0]]})
+    tracker._sender.put({"do": "log_metrics", "rows": [["a" * 300, 1.0, 1, 0]]})
     tracker.log_metrics({"a": 2.0}, 1)
     assert tracker.flush()
     assert history(store, tracker.version or "", "a") == [(0, 1.0), (1, 2.0)]
-    assert caplog.records[0].getMessage().startswith("MLflow refuses metrics:")
+    assert caplog.records[0].getMessage().startswith("MLflow refuses 1 metric value:")
     folder = tracker._sender.outbox.folder
     assert json.loads((folder / "refused.jsonl").read_text())["rows"][0][0] == "a" * 300
     tracker.finalize("success")
@@ -396,8 +396,8 @@ def test_a_server_that_is_still_away_is_told_and_all_is_kept(
 ) -> None:
     about = {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": "http://127.0.0.1:9", "has_password": False}
     outbox = Outbox.claim(tmp_path, "a" * 32, about)
-    outbox.append({"do": "metrics", "rows": [["a", 1.0, 1, 0]]})
-    outbox.append({"do": "end", "status": "FINISHED", "time": 1})
+    outbox.append({"do": "log_metrics", "rows": [["a", 1.0, 1, 0]]})
+    outbox.append({"do": "end", "status": "FINISHED", "time_ms": 1})
     outbox.close()
     for words in ([], ["--tracking_uri", "http://127.0.0.1:9"]):
         assert main(["sync", "--save_dir", str(tmp_path), *words]) == 1
@@ -520,7 +520,7 @@ def test_the_servers_password_is_not_printed_at_the_end_of_a_training_and_of_syn
         outbox = Outbox.claim(
             tmp_path, "b", {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": address, "has_password": True}
         )
-        outbox.append({"do": "end", "status": "FINISHED", "time": 1})
+        outbox.append({"do": "end", "status": "FINISHED", "time_ms": 1})
         outbox.close()
         assert main(["sync", "--save_dir", str(tmp_path), "--tracking_uri", address]) == 0
     printed = "".join(capfd.readouterr())

@@ -39,7 +39,7 @@ from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.description import wrap
 from dmaml_pl.tracking.params import clean_name, flatten
-from dmaml_pl.tracking.sender import Pace
+from dmaml_pl.tracking.sender import pause_after
 
 pytestmark = [
     # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
@@ -100,9 +100,12 @@ def read(folder: Path, tracker: MLflowTracker) -> Run:
     return client(folder).get_run(tracker.version)
 
 
+def artifacts(tracker: MLflowTracker) -> Path:
+    return Path(tracker.experiment.get_run(tracker.version).info.artifact_uri)
+
+
 def files(tracker: MLflowTracker) -> dict[str, Path]:
-    assert tracker.artifact_uri is not None
-    root = Path(tracker.artifact_uri)
+    root = artifacts(tracker)
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
 
 
@@ -150,7 +153,7 @@ def test_constructor_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it would raise
     tracker = MLflowTracker()
-    assert (tracker.name, tracker.version, tracker.artifact_uri, tracker.run_url) == ("dmaml", None, None, None)
+    assert (tracker.name, tracker.version, tracker.run_url) == ("dmaml", None, None)
     assert tracker.save_dir == "mlruns/checkpoints"
     tracker.finalize("success")
     assert not list(tmp_path.iterdir())
@@ -174,7 +177,7 @@ def test_open_makes_store_experiment_and_run_without_a_word(
     assert run.info.run_name == "first"
     assert run.data.tags["paper"] == "maml"
     assert tracker.run_url == f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    assert tracker.artifact_uri == f"{tmp_path}/a b/runs/artifacts/dmaml/{run.info.run_id}/artifacts"
+    assert artifacts(tracker) == tmp_path / "a b" / "runs" / "artifacts" / "dmaml" / run.info.run_id / "artifacts"
     assert tracker.name == "dmaml"
     assert tracker.save_dir == f"{tmp_path}/a b/runs/checkpoints"
 
@@ -464,20 +467,10 @@ def test_metrics_reach_the_store_without_being_sent_on_purpose(folder: Path) -> 
     wait_until(lambda: read(folder, tracker).data.metrics == {"a": 9})
 
 
-def test_sending_takes_a_bounded_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    pace = Pace(share=0.1, credit_s=1.0)
-    requests = 0
-    for _ in range(1000):
-        now[0] += 0.1
-        if not pace.wait_s:
-            requests += 1
-            now[0] += 1.0
-            pace.spend(1.0)
-    assert requests / now[0] == pytest.approx(0.1, rel=0.3)
-    now[0] += 1000
-    assert pace.wait_s == 0
+def test_sending_takes_half_a_percent_of_a_core_at_most_and_never_pauses_for_long() -> None:
+    for seconds in (0.0, 0.005, 0.1):
+        assert seconds <= 0.005 * pause_after(seconds)
+    assert pause_after(60.0) == 30.0
 
 
 # The end

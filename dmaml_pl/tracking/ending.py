@@ -12,9 +12,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from dmaml_pl.provenance.redaction import redact
-from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.description import NOTE, Description
 from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR
+from dmaml_pl.tracking.operations import describe, end, operation
+from dmaml_pl.tracking.outbox import Operation
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import own_command
 from dmaml_pl.tracking.views import VIEWS, view_page
@@ -83,18 +84,18 @@ class Ending:
             self.outcome = outcome
             message = "" if error is None else redact(f"{type(error).__name__}: {error}")
             if outcome == Outcome.FAILED and message:
-                sender.put(operations.tags({ERROR: message}))
+                sender.put(operation("set_tags", tags={ERROR: message}))
             self._describe(message)
             if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
                 self._put_checkpoints()
-            sender.put(operations.end(outcome))
+            sender.put(end(outcome))
             if outcome != Outcome.FINISHED:
                 self._put_checkpoints()
         self._leave(outcome)
 
     def go_on(self) -> None:
         """Write that the training goes on after all."""
-        self._sender.put(operations.restart())
+        self._sender.put(operation("restart"))
         self.outcome = Outcome.RUNNING
 
     def correct(self) -> None:
@@ -103,7 +104,7 @@ class Ending:
             self.go_on()
             self.outcome = Outcome.KILLED
             self._describe("")
-            self._sender.put(operations.end(Outcome.KILLED))
+            self._sender.put(end(Outcome.KILLED))
             self._leave(Outcome.KILLED)
 
     def _describe(self, error: str) -> None:
@@ -112,11 +113,11 @@ class Ending:
         command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
         text = self._description.text(self.outcome, error, command, commit, views)
         if text is not None:
-            self._sender.put(operations.tags({NOTE: text}))
+            self._sender.put(operation("set_tags", tags={NOTE: text}))
 
     def _put_checkpoints(self) -> None:
         for name, path in self.checkpoints.changed().items():
-            upload = partial(operations.upload, folder="checkpoints", name=name)
+            upload = partial(_upload, name)
             self._sender.put_file(path, upload, replaced_whole=True)
 
     def _leave(self, outcome: Outcome) -> None:
@@ -125,11 +126,15 @@ class Ending:
             words = [own_command(), "sync", *(["--save_dir", self._save_dir] if self._save_dir != "mlruns" else [])]
             _log.warning(
                 "MLflow lacks %s. They are kept in %s, and sent by:  %s",
-                operations.describe(sender.outbox.everything()),
+                describe(sender.outbox.everything()),
                 sender.outbox.folder,
                 shlex.join(words),
             )
         sender.stop()
+
+
+def _upload(name: str, staged: str) -> Operation:
+    return operation("log_file", staged=staged, folder="checkpoints", name=name)
 
 
 class CheckpointFiles:

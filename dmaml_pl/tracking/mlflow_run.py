@@ -16,7 +16,7 @@ from dmaml_pl.provenance.environment import Environment
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking.params import clean_name
 from dmaml_pl.tracking.patience import UPLOAD_TIMEOUT_S, brief_requests
-from dmaml_pl.tracking.store import SETTING, Store, reason
+from dmaml_pl.tracking.store import SETTING, Store, told_in_one_line
 from dmaml_pl.tracking.views import add_views
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ class MLflowRun:
         self.client = client
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
-        self.artifact_uri: str = run.info.artifact_uri
         self.name: str = run.info.run_name
         self.note: str | None = run.data.tags.get("mlflow.note.content")
         self.resumed = resumed
@@ -63,21 +62,14 @@ class MLflowRun:
         Raises:
             TrackingError: names the setting to change.
         """
+        problem = f"No MLflow run can be made in experiment {experiment_name!r} of {redact(store.uri)}"
+        remedy = f"Set {SETTING}.experiment_name to another name, or {store.setting} to another store."
         with brief_requests():
             client = store.connect()
-            try:
+            with told_in_one_line(problem, remedy):
                 experiment_id = _experiment_id(client, store, experiment_name)
-                return cls(
-                    client, client.create_run(experiment_id, run_name=run_name or _name(experiment_name)), resumed=0
-                )
-            except TrackingError:
-                raise
-            except Exception as error:
-                raise TrackingError(
-                    f"No MLflow run can be made in experiment {experiment_name!r} of {redact(store.uri)}: "
-                    f"{reason(error)} Set {SETTING}.experiment_name to another name, or {store.setting} to another "
-                    "store."
-                ) from error
+                run = client.create_run(experiment_id, run_name=run_name or _name(experiment_name))
+        return cls(client, run, resumed=0)
 
     @classmethod
     def resume(cls, store: Store, run_id: str, *, again: bool) -> MLflowRun:
@@ -91,24 +83,18 @@ class MLflowRun:
         Raises:
             TrackingError: there is none with this id, or it was deleted.
         """
+        problem = f"There is no MLflow run {run_id!r} to continue in {redact(store.uri)}"
+        remedy = f"Set {SETTING}.run_id to an id that the UI shows, or unset it to start a new one."
         with brief_requests():
             client = store.connect()
-            try:
+            with told_in_one_line(problem, remedy):
                 run = client.get_run(run_id)
                 _check_alive(run)
-                resumed = int(run.data.tags.get(RESUMED, "0")) + again
-                tracked = cls(client, run, resumed)
+                tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + again)
                 tracked.restart()
                 if again:
-                    client.set_tag(run_id, RESUMED, str(resumed))
-            except TrackingError:
-                raise
-            except Exception as error:
-                raise TrackingError(
-                    f"There is no MLflow run {run_id!r} to continue in {redact(store.uri)}: {reason(error)} Set "
-                    f"{SETTING}.run_id to an id that the UI shows, or unset it to start a new one."
-                ) from error
-            return tracked
+                    client.set_tag(run_id, RESUMED, str(tracked.resumed))
+        return tracked
 
     def log_metrics(self, rows: Sequence[Sequence[Any]]) -> None:
         """Log values of metrics, each as name, value, milliseconds since 1970 and step; 1000 go in one request."""
@@ -177,17 +163,17 @@ class MLflowRun:
                 path = link
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_model(self, folder: Path, name: str, key: str) -> None:
+    def log_model(self, path: Path, name: str, key: str) -> None:
         """Log a model, and register it as a new version of the registered model of the same name.
 
         Args:
-            folder: of the model, as MLflow's functions save one; the record in it is made that of the MLflow run.
+            path: its folder, as MLflow's functions save one; the record in it is made that of the MLflow run.
             name: of both.
             key: names this model for ever: what was done of it before is not done again.
         """
         with brief_requests(UPLOAD_TIMEOUT_S):
             client = self.client
-            logged = self._model_of(key) or self._upload_model(folder, name, key)
+            logged = self._model_of(key) or self._upload_model(path, name, key)
             _make_registered_model(client, name)
             versions = client.search_model_versions(f"name = '{name}'")
             version = next((version for version in versions if version.tags.get(_MODEL_KEY) == key), None)

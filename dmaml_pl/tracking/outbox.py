@@ -113,7 +113,7 @@ class Outbox:
     def append(self, operation: Operation) -> None:
         """Add an operation at the end; never raises."""
         with self._mutex:
-            self._unwritten.append(json.dumps(operation, separators=(",", ":")))
+            self._unwritten.append(json.dumps(operation, separators=(",", ":"), default=str))
             self._write()
 
     def stage(self, path: Path, *, replaced_whole: bool) -> str:

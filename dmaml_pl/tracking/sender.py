@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.operations import first_request, is_refusal, perform, title
+from dmaml_pl.tracking.operations import first_request, is_refusal, title
 from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
 from dmaml_pl.tracking.store import reason
 
+# A request costs several milliseconds whether it carries 1 value or 100. With this share of a core for sending, values
+# go one by one where a run takes seconds, and by the dozen where it takes milliseconds.
+_SHARE = 0.005
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # between attempts to reach a store that is away; it doubles
 _SILENT_S = 600.0  # after which nobody waits for a request: longer than a large checkpoint takes, and not for ever
 _STOP_S = 5.0  # that the request under way may take after `stop`
@@ -20,31 +23,9 @@ _STOP_S = 5.0  # that the request under way may take after `stop`
 _log = logging.getLogger(__name__)
 
 
-class Pace:
-    """Lets an activity take a share of the time and no more.
-
-    A request costs several milliseconds whether it carries 1 value or 100. So a training that logs every second sends
-    each value at once, and one that logs every millisecond sends them by the dozen.
-
-    Args:
-        share: part of the time since now that may be taken.
-        credit_s: seconds that are free, so that the first values appear at once.
-    """
-
-    def __init__(self, share: float = 0.005, credit_s: float = 0.05) -> None:
-        self._share = share
-        self._credit_s = credit_s
-        self._since = time.monotonic()
-        self._spent_s = 0.0
-
-    def spend(self, seconds: float) -> None:
-        """So much was taken."""
-        self._spent_s += seconds
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds until more may be taken; 0 if now."""
-        return max((self._spent_s - self._credit_s) / self._share - (time.monotonic() - self._since), 0.0)
+def pause_after(seconds: float) -> float:
+    """Seconds until the next request, after one that took so many on a core."""
+    return min(seconds / _SHARE, _LONGEST_PAUSE_S)
 
 
 def deliver(run: MLflowRun, outbox: Outbox, told: Callable[[str], object], at_most: int | None = None) -> None:
@@ -59,15 +40,12 @@ def deliver(run: MLflowRun, outbox: Outbox, told: Callable[[str], object], at_mo
     Raises:
         Exception: whatever sending raises, as when the store is away; the request waits still.
     """
-    entries, rows = first_request(outbox.read(*[] if at_most is None else [at_most]))
-    if not entries:
+    waiting = outbox.read() if at_most is None else outbox.read(at_most)
+    if not waiting:
         return
-    operation = entries[0].operation
+    entries, method, arguments = first_request(waiting, outbox.folder)
     try:
-        if rows:
-            run.log_metrics(rows)
-        else:
-            perform(run, operation, outbox.folder)
+        getattr(run, method)(**arguments)
     except Exception as error:
         if not is_refusal(error):
             raise
@@ -76,7 +54,7 @@ def deliver(run: MLflowRun, outbox: Outbox, told: Callable[[str], object], at_mo
                 deliver(run, outbox, told, at_most=1)
             return
         outbox.set_aside(entries[0], reason(error))
-        told(f"{title(operation)}: {reason(error)}")
+        told(f"{title(entries[0].operation)}: {reason(error)}")
     else:
         outbox.acknowledge(entries)
 
@@ -123,9 +101,8 @@ class Sender:
         self.outbox = outbox
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._pace = Pace()
         self._away = False
-        self._pause_s = 0.0
+        self._pause_s = 0.0  # from one attempt to the next
         self._tried_at = self._taken_at = time.monotonic()
         self._hurry = 0
         self._stopping = False
@@ -198,13 +175,13 @@ class Sender:
 
     def _loop(self) -> None:
         while self._await_turn():
-            start = time.monotonic()
+            start = time.thread_time()
             try:
                 deliver(self.run, self.outbox, self._was_refused)
             except Exception as error:  # whatever it is, hours of training are worth more
                 self._has_gone(error)
             else:
-                self._has_answered(time.monotonic() - start)
+                self._has_answered(time.thread_time() - start)
             with self._changed:
                 self._tried_at = time.monotonic()
                 self._changed.notify_all()
@@ -213,15 +190,13 @@ class Sender:
         """Wait until something may be sent; returns False, and leaves the outbox to others, once nothing more shall."""
         with self._changed:
             while not self._stopping:
-                if not self.outbox.waits:
-                    pause = None
-                elif self._away:
+                pause = None
+                if self.outbox.waits:
+                    least = _FIRST_PAUSE_S if self._away else 0.0
                     pause = self._tried_at - time.monotonic()
-                    pause += min(self._pause_s, _FIRST_PAUSE_S) if self._hurry else self._pause_s
-                else:
-                    pause = 0.0 if self._hurry else self._pace.wait_s
-                if pause is not None and pause <= 0:
-                    return True
+                    pause += min(self._pause_s, least) if self._hurry else self._pause_s
+                    if pause <= 0:
+                        return True
                 self._changed.notify_all()
                 self._changed.wait(pause)
             self.outbox.close()
@@ -229,7 +204,7 @@ class Sender:
             return False
 
     def _has_answered(self, seconds: float) -> None:
-        self._pace.spend(seconds)
+        self._pause_s = pause_after(seconds)
         self._taken_at = time.monotonic()
         if self._away:
             self._away = False

@@ -12,12 +12,13 @@ import shlex
 import shutil
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
@@ -88,36 +89,35 @@ class Store:
         Raises:
             TrackingError: the folder cannot be written, the file is not MLflow's, the server does not answer.
         """
-        try:
-            if self.file is None:
+        if self.file is None:
+            problem = f"No MLflow server can be used at {redact(self.uri)}"
+            remedy = (
+                f"Start it, or set {self.setting} (or MLFLOW_TRACKING_URI) to the address of one that runs, such as "
+                "http://127.0.0.1:5000, or unset both for a local store."
+            )
+            with told_in_one_line(problem, remedy):
                 client = _client(self.uri)
                 client.search_experiments(max_results=1)  # the client alone does not ask the server
                 return client
+        place = "a folder that can be written" if self.is_default else "sqlite:///<a file that can be written>"
+        with told_in_one_line(f"The tracking store {self.file} cannot be opened", f"Set {self.setting} to {place}."):
             check_path(self.file, self.setting)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S):
                 check_database(self.file, self.setting)
                 _check_writable(self.file)
                 return _client(self.uri)
-        except TrackingError:
-            raise
-        except Timeout as error:
-            raise TrackingError(
-                f"Another process has held {self.file}.lock for {_LOCK_TIMEOUT_S} s. End it, or set {self.setting} to "
-                "another place."
-            ) from error
-        except Exception as error:
-            raise TrackingError(self._cannot_open(error)) from error
 
-    def _cannot_open(self, error: Exception) -> str:
-        if self.file is None:
-            return (
-                f"No MLflow server can be used at {redact(self.uri)}: {reason(error)} Start it, or set {self.setting} "
-                "(or MLFLOW_TRACKING_URI) to the address of one that runs, such as http://127.0.0.1:5000, or unset "
-                "both for a local store."
-            )
-        place = "a folder that can be written" if self.is_default else "sqlite:///<a file that can be written>"
-        return f"The tracking store {self.file} cannot be opened: {reason(error)} Set {self.setting} to {place}."
+
+@contextmanager
+def told_in_one_line(problem: str, remedy: str) -> Iterator[None]:
+    """Turn whatever goes wrong in a block into a `TrackingError`: problem, reason and remedy."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{problem}: {reason(error)} {remedy}") from error
 
 
 def check_path(file: Path, setting: str) -> None:

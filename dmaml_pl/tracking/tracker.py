@@ -27,6 +27,7 @@ from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.description import NOTE, Description
 from dmaml_pl.tracking.ending import Ending, Outcome
 from dmaml_pl.tracking.mlflow_run import MLflowRun
+from dmaml_pl.tracking.operations import operation
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
 from dmaml_pl.tracking.sender import Sender
@@ -117,11 +118,6 @@ class MLflowTracker(Logger):
         return None if self._run is None else self._run.client
 
     @property
-    def artifact_uri(self) -> str | None:
-        """Where the MLflow run keeps its files; None before it is opened, and off rank zero."""
-        return None if self._run is None else self._run.artifact_uri
-
-    @property
     def run_url(self) -> str | None:
         """Path of the MLflow run below the address of the UI; None before it is opened, and off rank zero."""
         return None if self._run is None else f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
@@ -171,7 +167,7 @@ class MLflowTracker(Logger):
         outbox = Outbox.claim(Path(self._save_dir), run.run_id, about)
         sender = self._sender = Sender(run, outbox)
         if outbox.waits:  # what a process left that was killed, or whose store was away until its end
-            sender.put(operations.restart())
+            sender.put(operation("restart"))
             sender.wait(_AT_MOST_S)
         if not self._is_copy:
             with self._required("the environment"):
@@ -222,7 +218,7 @@ class MLflowTracker(Logger):
         After `log_config` there is nothing to add: the module's hyperparameters are part of the configuration.
         """
         if not self._configured:
-            self._put(operations.params(flatten(params)))
+            self._put(operation("log_params", params=flatten(params)))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -288,13 +284,13 @@ class MLflowTracker(Logger):
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
         if self._sender is not None:
-            self._sender.put_file(Path(path), lambda staged: operations.upload(staged, folder, None))
+            self._sender.put_file(Path(path), lambda staged: operation("log_file", staged=staged, folder=folder))
             self._send_at_once()
 
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
         """Keep a text with the MLflow run, as the file `artifact_file` of its artifacts."""
-        self._put(operations.text(text, artifact_file))
+        self._put(operation("log_text", text=text, artifact_file=artifact_file))
 
     @rank_zero_only
     def log_model(self, name: str, save: Callable[[Path, Any], object]) -> str | None:
@@ -315,7 +311,7 @@ class MLflowTracker(Logger):
 
         def put() -> None:
             staged = sender.outbox.make("model", lambda folder: save(folder, Model(run_id=run.run_id)))
-            sender.put(operations.model(staged, name, key))
+            sender.put(operation("log_model", staged=staged, name=name, key=key))
 
         if self._attempt(f"the model {name}", put):
             sender.wait(patience_s=0)
@@ -324,12 +320,12 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the MLflow run."""
-        self._put(operations.tags(tags))
+        self._put(operation("set_tags", tags=dict(tags)))
 
-    def _put(self, operation: Operation) -> None:
+    def _put(self, wanted: Operation) -> None:
         """Log something at once, where the store answers; else it waits, and nobody waits for it."""
         if self._sender is not None:
-            self._sender.put(operation)
+            self._sender.put(wanted)
             self._send_at_once()
 
     def _send_at_once(self) -> None:
