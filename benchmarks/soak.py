@@ -157,6 +157,8 @@ def workers_of(launcher: int, *, with_first: bool) -> list[psutil.Process]:
     """The worker processes that a launcher has started and that are alive."""
     try:
         children = psutil.Process(launcher).children()
+        if not with_first:  # this one's child is the server that has forked the others
+            children = [worker for server in children for worker in server.children()]
         alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     except psutil.NoSuchProcess:
         return []

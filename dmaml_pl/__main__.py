@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -71,16 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train_or_test(words: list[str]) -> int:
-    from dmaml_pl.launching import prestarted  # noqa: PLC0415 - what needs no PyTorch must not wait for it
-
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
-    prestarted.start(words)
     if sys.stderr.isatty():
         print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
     from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+    from dmaml_pl.cli.training import DmamlCLI  # noqa: PLC0415 - the same
+    from dmaml_pl.launching.server import stand_by  # noqa: PLC0415 - the same
 
-    return run(words)
+    return run(words, partial(DmamlCLI, parsed=stand_by))
 
 
 if __name__ == "__main__":

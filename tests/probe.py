@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytorch_lightning as pl
 
 
@@ -19,7 +20,7 @@ class Disturber(pl.Callback):
     Args:
         at: worker, run (from 1) and meta-iteration (from 1).
         send: name of the signal, or none.
-        to: "self", "main" (the process that started this one) or "all" (the process group).
+        to: "self", "main" (the process that had this one forked) or "all" (the process group).
         when_others_wait: first wait until worker 0 has made the last meta-iteration of that run.
     """
 
@@ -40,7 +41,8 @@ class Disturber(pl.Callback):
             time.sleep(0.01)
         if self.to == "all":
             os.killpg(0, self.number)
-        os.kill(os.getppid() if self.to == "main" else os.getpid(), self.number)
+        main = psutil.Process(os.getppid()).ppid()  # this one's parent is the server that has forked it
+        os.kill(main if self.to == "main" else os.getpid(), self.number)
         deadline = time.monotonic() + 60
         while self.to == "main" and not trainer.strategy._terminated and time.monotonic() < deadline:
             time.sleep(0.01)  # a meta-iteration that takes as long as the signal to come back

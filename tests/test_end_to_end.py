@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -187,8 +188,8 @@ class Running:
             time.sleep(0.1)
 
     def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(child) for child in children]
+        (server,) = psutil.Process(self.process.pid).children()
+        return [worker.pid for worker in server.children()]
 
     def end(self) -> tuple[int, str]:
         _, errors = self.process.communicate(timeout=60)

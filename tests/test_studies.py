@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
 import re
 import select
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from dmaml_pl.studies.command import main
-from dmaml_pl.studies.runner import Runner
+from dmaml_pl.studies.processes import server
 
 TINY = """\
 data: {init_args: {meta_batch: 2, val_tasks: 4}}
@@ -295,11 +295,8 @@ def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragi
         f"import os; os.environ.update(STUDY=str(os.getpid()), DO={doing!r});"
         f"from dmaml_pl.studies.command import main; main({[*words, '--trainer.max_steps=1000000']!r})"
     )
-    Runner().warm_up()
-    process = multiprocessing.get_context("forkserver").Process(target=exec, args=(code,))
-    process.start()
-    process.join(200)
-    assert process.exitcode == -signal.SIGKILL
+    process = server().fork(dict(os.environ), partial(exec, code))
+    assert process.wait(200) == -signal.SIGKILL
     (worker,) = workers_of(fragile)
     assert ends(worker, within_s=60)
     assert [run.info.status for run in Studied(fragile, "workers", words, 0, "").children] == ["KILLED"]

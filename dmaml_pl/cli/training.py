@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.errors import ConfigError, WorkerLostError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
-from dmaml_pl.launching import prestarted, restarts
+from dmaml_pl.launching import restarts
 from dmaml_pl.launching.clusters import Launch
 from dmaml_pl.launching.signals import raised_at_sigterm
 from dmaml_pl.modules import FewShotModule
@@ -45,14 +46,21 @@ comes every so many runs, whatever an epoch is."""
 
 
 class DmamlCLI(LightningCLI):
-    """LightningCLI over few-shot modules and task data modules."""
+    """LightningCLI over few-shot modules and task data modules.
+
+    Args:
+        prepared: set when all that can be checked before a training has been.
+        parsed: called when the command line has been parsed, before anything is made of it. Workers that are forked
+            there go on from there.
+    """
 
     trainer: pl.Trainer
     model: FewShotModule
     datamodule: TaskDataModule
 
-    def __init__(self, prepared: threading.Event) -> None:
+    def __init__(self, prepared: threading.Event, parsed: Callable[[], object] = lambda: None) -> None:
         self._prepared = prepared
+        self._parsed = parsed
         self._folder = Path()  # where trainings of this configuration keep their checkpoints, once that is known
         # Lets `${data.init_args.ways}` be written in a config although the parser nests it under the subcommand.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -155,8 +163,8 @@ class DmamlCLI(LightningCLI):
         """Unlike Lightning, never let a checkpoint overrule the configuration."""
 
     def _set_seed(self) -> None:
-        """Between parsing and seeding, a spare process waits to be needed, and learns the seed."""
-        prestarted.await_orders()
+        """Lightning's; before it is the place where workers are forked, who learn the seed from worker 0."""
+        self._parsed()
         try:
             super()._set_seed()
         except ValueError as error:

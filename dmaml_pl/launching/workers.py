@@ -24,7 +24,7 @@ from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from dmaml_pl.launching import prestarted
+from dmaml_pl.launching import server
 
 POLL_SECONDS = 0.5
 READY = "DMAML_READY"
@@ -32,7 +32,7 @@ READY = "DMAML_READY"
 
 
 class WorkerLauncher(_SubprocessScriptLauncher):
-    """Runs the same command again for every other worker, and watches over the processes.
+    """Forks the other workers from this process's server, or else runs its command again for each; watches over them.
 
     Attributes:
         lost: what became of the workers that ended before their time, the first one first.
@@ -55,7 +55,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def _call_children_scripts(self) -> None:
-        """Lightning's, with spares taken where there are any."""
+        """Lightning's, with workers forked where that can be."""
         self._check_can_spawn_children()
         environment = self.cluster_environment
         os.environ["MASTER_ADDR"] = environment.main_address
@@ -65,10 +65,10 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         self._ready = Path(tempfile.mkdtemp(prefix="dmaml-"))
         atexit.register(shutil.rmtree, self._ready, ignore_errors=True)
+        forking = server.own()
         for rank in range(1, self.num_processes):
             own = {**os.environ, "LOCAL_RANK": str(rank), READY: str(self._ready / str(rank))}
-            spare = prestarted.turn_into_worker(rank, own)
-            self.procs.append(spare or subprocess.Popen(_basic_subprocess_cmd(), env=own))  # noqa: S603 - this program
+            self.procs.append(forking.fork(own) if forking else subprocess.Popen(_basic_subprocess_cmd(), env=own))  # noqa: S603 - this program
 
     def await_workers(self, check: Callable[[], None]) -> None:
         """Wait until the workers that this process started are ready to meet, as a dead one would never come.

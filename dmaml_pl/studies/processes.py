@@ -1,25 +1,57 @@
-"""One process of a training: what it does between being forked and its exit code. Light, as the study imports it too.
+"""The processes of a study's trainings, and what each does between being forked and its exit code.
 
-The processes of a training see the environment that torchrun gives, so that Lightning starts none itself.
+Light, as the study imports it too. The processes of a training see the environment that torchrun gives, so that
+Lightning starts none itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-import signal
 import socket
 import sys
-import threading
-from multiprocessing import connection, parent_process
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from dmaml_pl.console.meter import PLAIN_SECONDS
+from dmaml_pl.launching.server import Forked, Server, started
 
-ORPHAN_PATIENCE_S = 20.0
-"""Seconds that a worker whose study was killed has to end in good order."""
+LOADED = ("dmaml_pl.cli.run", "dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store")
 
 
-def environment(rank: int, workers: int, port: int) -> dict[str, str]:
+def load() -> None:
+    """Import what every training needs; nothing here may start a thread or touch a device: neither survives a fork."""
+    for name in LOADED:
+        importlib.import_module(name)
+    importlib.import_module("dmaml_pl._learn2learn").load()
+    importlib.import_module("dmaml_pl.provenance.environment").packages()  # which each training logs
+
+
+def server() -> Server:
+    """The server that a study, and whoever makes many trainings, has its processes forked from; started once."""
+    return started(load)
+
+
+def fork(words: tuple[str, ...], workers: int, log: Path, resolved: Path | None) -> Iterator[Forked]:
+    """Start the workers of a training, whose whole output goes to a log file.
+
+    Args:
+        words: the command line, from `fit` on.
+        workers: how many there are.
+        log: the file.
+        resolved: if given, the training is only checked, as its worker 0 would, and its resolved configuration
+            written to this file.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    call = partial(_run, words, log.absolute(), resolved)
+    for rank in range(workers if resolved is None else 1):
+        yield server().fork(_environment(rank, workers, port), call)
+
+
+def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     """This process's environment with torchrun's variables for one worker, and one thread a worker by default."""
     return {
         "OMP_NUM_THREADS": "1",
@@ -36,49 +68,14 @@ def environment(rank: int, workers: int, port: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def train(words: list[str], surroundings: dict[str, str], log: Path) -> None:
-    """Be one worker of a training: `dmaml fit ...`, with all that it says in a log file."""
-    _settle(surroundings, log)
-    from dmaml_pl.cli.run import run  # noqa: PLC0415 - loaded in the process that this one is forked from
-
-    sys.exit(run(words))
-
-
-def check(words: list[str], surroundings: dict[str, str], log: Path, resolved: Path) -> None:
-    """Check a training as its worker 0 would; what is wrong stands in the log, else the configuration in `resolved`."""
-    _settle(surroundings, log)
-    from dmaml_pl.studies import checks  # noqa: PLC0415 - loaded in the process that this one is forked from
-
-    sys.exit(checks.check(words, resolved))
-
-
-def _settle(surroundings: dict[str, str], log: Path) -> None:
-    os.environ.clear()
-    os.environ.update(surroundings)
-    if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a user's own classes, as the front door finds them
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the study, which ends its trainings by SIGTERM
+def _run(words: tuple[str, ...], log: Path, resolved: Path | None) -> int:
+    """Be one worker of a training; returns the exit code."""
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as the front door finds them
     with log.open("ab") as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    threading.Thread(target=_end_with_the_study, daemon=True, name="study-watch").start()
+    from dmaml_pl.cli.run import run  # noqa: PLC0415 - loaded in the process that this one is forked from
+    from dmaml_pl.studies.checks import check  # noqa: PLC0415 - the same
 
-
-def _end_with_the_study() -> None:
-    """A study that was killed cannot end its trainings, and one that goes on would make them twice."""
-    study = parent_process()
-    if study is None:
-        return
-    connection.wait([study.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(ORPHAN_PATIENCE_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+    return run(list(words)) if resolved is None else check(list(words), resolved)

@@ -1,23 +1,18 @@
-"""Runs trainings as processes that are forked from a server which has PyTorch loaded, so that each starts at once.
-
-Importing PyTorch, Lightning and MLflow takes longer than a short training; the server does it once. It has one thread
-and has computed nothing, which is what makes forking it safe.
-"""
+"""Makes trainings one after another, or several at a time, and tells how each has ended."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from dmaml_pl.launching.server import Forked
 from dmaml_pl.studies import processes
 
 GRACE_S = 20.0
@@ -58,30 +53,30 @@ class Ended:
 
     def last_words(self) -> str:
         """The end of the log."""
-        lines = self.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-SHOWN_LINES:])
+        return "\n".join(self._said()[-SHOWN_LINES:])
 
     def error(self) -> str:
         """The message of a user's mistake, if it was one, else the end of the log."""
-        lines = self.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line.removeprefix("dmaml: error: ") for line in lines if line.startswith("dmaml: error: ")]
+        told = [line.removeprefix("dmaml: error: ") for line in self._said() if line.startswith("dmaml: error: ")]
         return told[-1] if told else self.last_words()
+
+    def _said(self) -> list[str]:
+        return self.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 @dataclass
 class _Running:
     job: Job
-    processes: list[ForkServerProcess]
+    processes: list[Forked] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     code: int = 0
 
     def ended(self) -> bool:
         """Whether all processes have ended; when one has ended badly, the others are given some time to do so."""
-        codes = [process.exitcode for process in self.processes]
-        bad = [code for code in codes if code]
-        if bad and not self.code:
-            self.code = bad[0]
+        codes = [process.poll() for process in self.processes]
+        if not self.code and any(codes):
+            self.code = next(code for code in codes if code)
             self.deadline = time.monotonic() + GRACE_S
         if time.monotonic() > self.deadline:
             _kill(self.processes)
@@ -89,86 +84,55 @@ class _Running:
         return None not in codes
 
 
-class Runner:
-    """Runs jobs, some of them at the same time.
+def make(jobs: Iterable[Job], at_once: int = 1, on_wait: Callable[[list[Job]], None] | None = None) -> Iterator[Ended]:
+    """Make jobs in their order; yields each when it has ended. Leaving the iterator ends what still runs.
 
     Args:
+        jobs: what to make.
         at_once: jobs at the same time; wall times are only comparable if it is 1.
+        on_wait: is told every second which jobs are under way.
     """
-
-    def __init__(self, at_once: int = 1) -> None:
-        self.at_once = at_once
-        self._context = multiprocessing.get_context("forkserver")
-
-    def warm_up(self) -> None:
-        """Let the server begin its imports, while this process does something else."""
-        self._context.set_forkserver_preload(["dmaml_pl.studies.preload"])
-        threads = os.environ.get("OMP_NUM_THREADS")
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the libraries are loaded
-        try:
-            forkserver.ensure_running()
-        finally:
-            if threads is None:
-                del os.environ["OMP_NUM_THREADS"]
-
-    def run(self, jobs: Iterable[Job], on_wait: Callable[[list[Job]], None] | None = None) -> Iterator[Ended]:
-        """Run jobs in their order; yields each when it has ended. Leaving the iterator ends what still runs.
-
-        Args:
-            jobs: what to run.
-            on_wait: is told every second which jobs are running.
-        """
-        self.warm_up()
-        waiting, running = deque(jobs), list[_Running]()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.at_once:
-                    self._start(waiting.popleft(), running)
-                alive = [p.sentinel for one in running for p in one.processes if p.exitcode is None]
-                patience = min(one.deadline for one in running) - time.monotonic()
-                if on_wait is not None:
-                    patience = min(patience, LOOK_S)
-                if alive:  # else it would wait for ever
-                    connection.wait(alive, None if patience == math.inf else max(patience, 0.0))
-                if on_wait is not None:
-                    on_wait([one.job for one in running])
-                for one in [one for one in running if one.ended()]:
-                    running.remove(one)
-                    yield Ended(one.job, one.code, time.monotonic() - one.began)
-        finally:
-            _stop([process for one in running for process in one.processes])
-
-    def _start(self, job: Job, running: list[_Running]) -> None:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        job.log.write_bytes(b"")
-        port = processes.free_port()
-        one = _Running(job, [])
-        running.append(one)  # before there is a process, so that none can be forgotten
-        for rank in range(1 if job.resolved else job.workers):
-            target, arguments = self._task(job, processes.environment(rank, job.workers, port))
-            process = self._context.Process(target=target, args=arguments)
-            process.start()
-            one.processes.append(process)
-
-    @staticmethod
-    def _task(job: Job, surroundings: dict[str, str]) -> tuple[Callable[..., None], tuple[Any, ...]]:
-        if job.resolved is None:
-            return processes.train, (list(job.words), surroundings, job.log)
-        return processes.check, (list(job.words), surroundings, job.log, job.resolved)
+    waiting, running = deque(jobs), list[_Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                _start(waiting.popleft(), running)
+            alive = [process for one in running for process in one.processes if process.poll() is None]
+            patience = min(one.deadline for one in running) - time.monotonic()
+            if on_wait is not None:
+                patience = min(patience, LOOK_S)
+            if alive:  # else it would wait for ever
+                connection.wait(alive, None if patience == math.inf else max(patience, 0.0))
+            if on_wait is not None:
+                on_wait([one.job for one in running])
+            for one in [one for one in running if one.ended()]:
+                running.remove(one)
+                yield Ended(one.job, one.code, time.monotonic() - one.began)
+    finally:
+        _stop([process for one in running for process in one.processes])
 
 
-def _stop(some: list[ForkServerProcess]) -> None:
+def _start(job: Job, running: list[_Running]) -> None:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_bytes(b"")
+    one = _Running(job)
+    running.append(one)  # before there is a process, so that none can be forgotten
+    for process in processes.fork(job.words, job.workers, job.log, job.resolved):
+        one.processes.append(process)
+
+
+def _stop(some: list[Forked]) -> None:
     """End processes in good order: a training answers SIGTERM within a meta-iteration."""
     for process in some:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     for process in some:
-        process.join(max(deadline - time.monotonic(), 0.0))
+        process.wait(max(deadline - time.monotonic(), 0.0))
     _kill(some)
 
 
-def _kill(some: list[ForkServerProcess]) -> None:
+def _kill(some: list[Forked]) -> None:
     for process in some:
-        if process.exitcode is None:
-            process.kill()
-        process.join()
+        process.kill()
+    for process in some:
+        process.wait()

@@ -15,10 +15,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.studies import processes
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
 from dmaml_pl.studies.plan import Point, Request, Training
-from dmaml_pl.studies.runner import Job, Runner
+from dmaml_pl.studies.runner import Job, make
 from dmaml_pl.studies.settings_files import Settings
 from dmaml_pl.studies.watch import Watch, say
 
@@ -42,7 +43,6 @@ class Study:
         # Evaluating more adaptation steps than those of training costs time, and no study looks at it.
         few = (("model.evaluation_steps", "1"),) if base.has("model.evaluation_steps") else ()
         self.own: Settings = (("trainer.logger.system_metrics", "false"), *few)
-        self._runner = Runner(request.jobs)
         self.failed: list[Child] = []
 
     @classmethod
@@ -53,7 +53,7 @@ class Study:
             ConfigError: it cannot be trained, or no study be made of it.
         """
         _check_files(request.configs)
-        Runner().warm_up()
+        processes.server()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
         alone = Point("the configuration", 1)
         (settings,) = _resolve({alone.label: (1, request.command(last=alone.overrides))})
@@ -144,7 +144,7 @@ class Study:
             return [done[training] for training in trainings]
         jobs = [self._job(training, digests[training]) for training in todo]
         with closing(Watch(what, len(todo))) as watch:
-            for number, ended in enumerate(self._runner.run(jobs, watch.look), start=1):
+            for number, ended in enumerate(make(jobs, self.request.jobs, watch.look), start=1):
                 child = self.ledger.outcome(ended, digests[ended.job.key])
                 done[child.training] = child
                 failed = bool(child.error) and not (divergence_counts and child.diverged)
@@ -201,7 +201,7 @@ def _resolve(planned: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[Any]:
             Job(label, words, workers, Path(folder, f"{number}.log"), Path(folder, f"{number}.yaml"))
             for number, (label, (workers, words)) in enumerate(planned.items())
         ]
-        for ended in Runner(os.cpu_count() or 1).run(jobs):
+        for ended in make(jobs, os.cpu_count() or 1):
             if ended.code:
                 raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
         return [yaml.safe_load(job.resolved.read_text(encoding="utf-8")) for job in jobs if job.resolved]
