@@ -36,24 +36,24 @@ _own: list[Server] = []
 
 
 class Forked:
-    """A process that a server has forked, with the part of `subprocess.Popen` that is needed of it."""
+    """A process that a server has forked, with the part of `subprocess.Popen` that is needed of it.
+
+    Attributes:
+        sentinel: readable when the process has ended, for `multiprocessing.connection.wait`.
+    """
 
     def __init__(self, status: Connection) -> None:
-        self._status = status
+        self.sentinel = status
         self._lock = threading.Lock()
         self.pid: int = status.recv()
         self.returncode: int | None = None
 
-    def fileno(self) -> int:
-        """Readable when the process has ended, for `multiprocessing.connection.wait`."""
-        return self._status.fileno()
-
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end at most so many seconds; returns the exit code, None if the process still runs."""
         with self._lock:
-            if self.returncode is None and self._status.poll(timeout):
+            if self.returncode is None and self.sentinel.poll(timeout):
                 try:
-                    self.returncode = self._status.recv()
+                    self.returncode = self.sentinel.recv()
                 except EOFError:  # the server was killed, and nobody else knows
                     self.returncode = -signal.SIGKILL
             return self.returncode
@@ -171,7 +171,11 @@ def _serve(control: Connection) -> Any:
                         told.send(os.waitstatus_to_exitcode(status))
 
     # A signal to the whole group is for the others: this process ends after the one that gives the orders.
-    answers = {signal.SIGCHLD: reap, signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+    answers: dict[signal.Signals, Any] = {
+        signal.SIGCHLD: reap,
+        signal.SIGINT: signal.SIG_IGN,
+        signal.SIGTERM: signal.SIG_IGN,
+    }
     before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     pid = -1
     while pid:

@@ -40,6 +40,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
 
     def __init__(self, cluster_environment: ClusterEnvironment, num_processes: int, num_nodes: int) -> None:
         super().__init__(cluster_environment, num_processes, num_nodes)
+        self.procs: list[Any] = []  # of Lightning's or forked ones, which have the same methods
         self.lost: list[str] = []
         self._told: set[int] = set()
         self._ready: Path | None = None

@@ -97,7 +97,7 @@ def make(jobs: Iterable[Job], at_once: int = 1, on_wait: Callable[[list[Job]], N
         while waiting or running:
             while waiting and len(running) < at_once:
                 _start(waiting.popleft(), running)
-            alive = [process for one in running for process in one.processes if process.poll() is None]
+            alive = [process.sentinel for one in running for process in one.processes if process.poll() is None]
             patience = min(one.deadline for one in running) - time.monotonic()
             if on_wait is not None:
                 patience = min(patience, LOOK_S)
