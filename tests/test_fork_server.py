@@ -78,7 +78,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [
             sys.executable,
             "-c",
-            f"import functools, os, signal, sys, threading\nfrom dmaml_pl.launching import server\n{code}",
+            f"import functools, os, signal, sys, threading, types\nfrom dmaml_pl.launching import server\n{code}",
         ],
         env={name: value for name, value in os.environ.items() if name not in LAUNCHED} | environment,
         capture_output=True,
@@ -118,6 +118,11 @@ def test_a_process_that_somebody_started_as_a_worker_has_no_server(name: str) ->
 def test_a_process_with_threads_has_no_server_as_they_would_be_missing_there() -> None:
     thread = "threading.Thread(target=threading.Event().wait, daemon=True).start();"
     assert python(f"{thread} server.stand_by(); print(server.own())").stdout == "None\n"
+
+
+def test_a_process_that_uses_a_gpu_has_no_server_as_a_fork_of_it_could_not() -> None:
+    torch = "sys.modules['torch'] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: True));"
+    assert python(f"{torch} server.stand_by(); print(server.own())").stdout == "None\n"
 
 
 def test_only_the_front_door_has_one() -> None:

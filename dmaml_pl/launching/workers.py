@@ -6,16 +6,14 @@ no final status in the tracking store, and no exit code of ours. Here the main p
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytorch_lightning as pl
@@ -43,7 +41,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         self.procs: list[Any] = []  # of Lightning's or forked ones, which have the same methods
         self.lost: list[str] = []
         self._told: set[int] = set()
-        self._ready: Path | None = None
+        self._ready: TemporaryDirectory[str] | None = None
         self._done = threading.Event()
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
@@ -64,11 +62,10 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         os.environ["NODE_RANK"] = str(environment.node_rank())
         os.environ["LOCAL_RANK"] = str(environment.local_rank())
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
-        self._ready = Path(tempfile.mkdtemp(prefix="dmaml-"))
-        atexit.register(shutil.rmtree, self._ready, ignore_errors=True)
+        self._ready = TemporaryDirectory(prefix="dmaml-")
         forking = server.own()
         for rank in range(1, self.num_processes):
-            own = {**os.environ, "LOCAL_RANK": str(rank), READY: str(self._ready / str(rank))}
+            own = {**os.environ, "LOCAL_RANK": str(rank), READY: str(Path(self._ready.name, str(rank)))}
             self.procs.append(forking.fork(own) if forking else subprocess.Popen(_basic_subprocess_cmd(), env=own))  # noqa: S603 - this program
 
     def await_workers(self, check: Callable[[], None]) -> None:
@@ -81,11 +78,12 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         """
         if READY in os.environ:
             Path(os.environ[READY]).touch()
-        while self._ready is not None and not all(
-            (self._ready / str(rank + 1)).exists() for rank in range(len(self.procs))
-        ):
-            check()
-            time.sleep(POLL_SECONDS / 10)
+        if self._ready is not None:
+            while len(list(Path(self._ready.name).iterdir())) < len(self.procs):
+                check()
+                time.sleep(POLL_SECONDS / 10)
+            self._ready.cleanup()
+            self._ready = None
 
     def stop_workers(self) -> None:
         """Kill the workers that this process started; whatever is worth keeping is kept by worker 0."""

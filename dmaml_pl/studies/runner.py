@@ -84,7 +84,7 @@ class _Running:
         return None not in codes
 
 
-def make(jobs: Iterable[Job], at_once: int = 1, on_wait: Callable[[list[Job]], None] | None = None) -> Iterator[Ended]:
+def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], object] = lambda _: None) -> Iterator[Ended]:
     """Make jobs in their order; yields each when it has ended. Leaving the iterator ends what still runs.
 
     Args:
@@ -98,13 +98,8 @@ def make(jobs: Iterable[Job], at_once: int = 1, on_wait: Callable[[list[Job]], N
             while waiting and len(running) < at_once:
                 _start(waiting.popleft(), running)
             alive = [process.sentinel for one in running for process in one.processes if process.poll() is None]
-            patience = min(one.deadline for one in running) - time.monotonic()
-            if on_wait is not None:
-                patience = min(patience, LOOK_S)
-            if alive:  # else it would wait for ever
-                connection.wait(alive, None if patience == math.inf else max(patience, 0.0))
-            if on_wait is not None:
-                on_wait([one.job for one in running])
+            connection.wait(alive, LOOK_S if alive else 0.0)
+            on_wait([one.job for one in running])
             for one in [one for one in running if one.ended()]:
                 running.remove(one)
                 yield Ended(one.job, one.code, time.monotonic() - one.began)
