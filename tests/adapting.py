@@ -1,4 +1,4 @@
-"""Checkpoints of tiny trainings, and a user's own pictures and figures, for the tests of `dmaml adapt`."""
+"""Checkpoints of tiny trainings, and a user's own pictures and numbers, for the tests of `dmaml adapt`."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def test_a_picture_that_is_not_square_keeps_its_shape() -> None:
     assert not bool(Glyphs().read_sample(Path("ground.png")).any())
 
 
-# -- figures -------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------------
 
 
 def test_a_regression_predicts_from_csv_files_and_tells_the_error(
@@ -242,13 +242,13 @@ def test_a_regression_predicts_from_csv_files_and_tells_the_error(
         (("t,height", "1,x"), "--support s.csv, line 2: 'x' is not a finite number."),
         (("t,height", "1,2", "", "3"), "--support s.csv, line 4: 1 columns, but the header has 2."),
         (("t,height", "1,nan"), "--support s.csv, line 2: 'nan' is not a finite number."),
-        (("1,2", "3,4"), "--support s.csv begins with figures: its first line must name the columns."),
-        (("t,height",), "--support s.csv is empty: a header and one or more lines of figures are expected."),
+        (("1,2", "3,4"), "--support s.csv begins with numbers: its first line must name the columns."),
+        (("t,height",), "--support s.csv is empty: a header and one or more lines of numbers are expected."),
         (("t", "1"), "--support s.csv has 1 columns, but the network was trained for 2 (1 of input, 1 of target)."),
         (("x,y", "1,2"), "--query q.csv has the columns t, but --support x, y."),
     ],
 )
-def test_figures_that_cannot_do_are_named(sines: Path, refusal: Refusal, lines: tuple[str, ...], message: str) -> None:
+def test_numbers_that_cannot_do_are_named(sines: Path, refusal: Refusal, lines: tuple[str, ...], message: str) -> None:
     line("s.csv", *lines)
     line("q.csv", "t", "1")
     assert refusal("--ckpt", sines, "--support", "s.csv", "--query", "q.csv") == message

@@ -1,4 +1,4 @@
-"""What a network said of a user's samples: as a table on the terminal, as CSV, and as JSON.
+"""What a network says of a user's samples: as a table on the terminal, as CSV, and as JSON.
 
 Legend: Q query samples, N ways, D outputs of a regression.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmaml_pl.adapting.columns import Columns
+from dmaml_pl.adapting.folders import Pictures
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import DataError
 
@@ -26,59 +29,47 @@ SHOWN_CLASSES = 8
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions as rows.
+    """Predictions.
 
     Attributes:
-        rows: one a query sample: column to text or number.
-        summary: what is told of all of them, such as the accuracy.
-        brief: columns that the terminal shows.
+        columns: by name, a text or number for each of the Q query samples.
+        brief: how many of the columns the terminal shows.
+        summary: what is told of all samples, such as the accuracy.
     """
 
-    rows: list[dict[str, Any]]
+    columns: dict[str, list[Any]]
+    brief: int
     summary: dict[str, Any]
-    brief: list[str] = field(default_factory=list)
 
     @classmethod
-    def of_classes(
-        cls, names: list[str], probabilities: Tensor, classes: tuple[str | int, ...], truth: list[str] | None
-    ) -> Answers:
-        """Of a classification.
-
-        Args:
-            names: what to call each query sample.
-            probabilities: (Q, N).
-            classes: names of the classes.
-            truth: class of each sample, where it is known.
-        """
-        rows: list[dict[str, Any]] = []
-        for number, name in enumerate(names):
-            most = int(probabilities[number].argmax())
-            row: dict[str, Any] = {"file": name}
-            if truth is not None:
-                row["class"] = truth[number]
-            row |= {"prediction": classes[most], "probability": float(probabilities[number, most])}
-            row |= {f"p({each})": float(p) for each, p in zip(classes, probabilities[number], strict=True)}
-            rows.append(row)
-        summary: dict[str, Any] = {"classes": list(classes)}
-        if truth is not None:
-            right = sum(row["prediction"] == row["class"] for row in rows)
-            summary |= {"accuracy": right / len(rows), "right": right, "samples": len(rows)}
-        brief = list(rows[0])
-        if len(classes) > SHOWN_CLASSES:
-            brief = [name for name in brief if not name.startswith("p(")]
-        return cls(rows, summary, brief)
+    def of_classes(cls, query: Pictures, probabilities: Tensor, classes: list[str]) -> Answers:
+        """Of a classification: probabilities (Q, N)."""
+        best, numbers = probabilities.max(dim=1)
+        predictions = [classes[number] for number in numbers.tolist()]
+        columns: dict[str, list[Any]] = {"file": query.names}
+        summary: dict[str, Any] = {"classes": classes}
+        if query.classes is not None:
+            columns["class"] = query.classes
+            right = sum(said == true for said, true in zip(predictions, query.classes, strict=True))
+            summary |= {"accuracy": right / len(predictions), "right": right, "samples": len(predictions)}
+        columns |= {"prediction": predictions, "probability": best.tolist()}
+        brief = len(columns) + (len(classes) if len(classes) <= SHOWN_CLASSES else 0)
+        columns |= {f"p({name})": column for name, column in zip(classes, probabilities.T.tolist(), strict=True)}
+        return cls(columns, brief, summary)
 
     @classmethod
-    def of_values(cls, inputs: dict[str, Tensor], targets: dict[str, Tensor], values: dict[str, Tensor]) -> Answers:
-        """Of a regression: columns (Q,) by name; `targets` may be empty, else they are those of `values`."""
-        columns = inputs | targets | {f"predicted {name}": value for name, value in values.items()}
-        rows = [
-            {name: float(column[number]) for name, column in columns.items()}
-            for number in range(len(next(iter(inputs.values()))))
-        ]
-        errors = [functional.mse_loss(values[name], target) for name, target in targets.items()]
-        summary = {"mse": float(sum(errors)) / len(errors), "samples": len(rows)} if errors else {}
-        return cls(rows, summary, list(columns))
+    def of_values(cls, query: Columns, values: Tensor, targets: list[str]) -> Answers:
+        """Of a regression: values (Q, D) of the targets of these names."""
+        known = query.x if query.y is None else torch.cat([query.x, query.y], dim=1)
+        names = [*query.inputs, *query.targets, *(f"predicted {name}" for name in targets)]
+        columns = dict(zip(names, torch.cat([known, values], dim=1).T.tolist(), strict=True))
+        error = None if query.y is None else float(functional.mse_loss(values, query.y))
+        return cls(columns, len(columns), {} if error is None else {"mse": error, "samples": len(values)})
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One a query sample: column to text or number."""
+        return [dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True)]
 
     def write(self, path: Path, about: dict[str, Any]) -> None:
         """Write all rows, as JSON if the file's name ends so, else as CSV.
@@ -91,24 +82,22 @@ class Answers:
             DataError: the file cannot be written.
         """
         try:
-            if path.suffix == ".json":
-                content = {**about, **self.summary, "predictions": self.rows}
-                path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-                return
             with path.open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.DictWriter(stream, list(self.rows[0]))
-                writer.writeheader()
-                writer.writerows(self.rows)
+                if path.suffix == ".json":
+                    content = {**about, **self.summary, "predictions": self.rows}
+                    stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+                else:
+                    csv.writer(stream).writerows([self.columns, *zip(*self.columns.values(), strict=True)])
         except OSError as error:
             raise DataError(f"--output {path} cannot be written ({error.strerror}).") from error
 
     def print(self, title: str) -> None:
         """Print the first rows as a table, and what there is to say of all."""
-        print_table([{name: row[name] for name in self.brief} for row in self.rows[:SHOWN]], title)
-        if len(self.rows) > SHOWN:
-            print(f"... and {len(self.rows) - SHOWN} more")
+        rows = self.rows
+        print_table([dict(list(row.items())[: self.brief]) for row in rows[:SHOWN]], title)
+        if len(rows) > SHOWN:
+            print(f"... and {len(rows) - SHOWN} more")
         if "accuracy" in self.summary:
-            right, samples = self.summary["right"], self.summary["samples"]
-            print(f"Accuracy: {self.summary['accuracy']:.4f} ({right} of {samples} right)")
+            print("Accuracy: {accuracy:.4f} ({right} of {samples} right)".format(**self.summary))
         if "mse" in self.summary:
-            print(f"Mean squared error: {self.summary['mse']:.4f} over {self.summary['samples']} samples")
+            print("Mean squared error: {mse:.4f} over {samples} samples".format(**self.summary))

@@ -1,4 +1,4 @@
-"""A user's own figures: CSV files with a header, whose columns are a sample's inputs, and then its targets.
+"""A user's own numbers: CSV files with a header, whose columns are a sample's inputs, and then its targets.
 
 Legend: B samples, D outputs of a regression.
 """
@@ -18,7 +18,7 @@ from dmaml_pl.errors import DataError
 
 @dataclass(frozen=True)
 class Columns:
-    """A table of figures.
+    """A table of numbers.
 
     Attributes:
         inputs: names of the input columns.
@@ -47,7 +47,7 @@ def read_columns(
     Args:
         option: by which the user named it.
         path: the file.
-        inputs: figures of a sample.
+        inputs: numbers of a sample.
         outputs: D, targets of a sample.
         needs_targets: whether it must have targets, as a support set must.
         names: of the input columns and of the target columns, where the training gave them names. The file then has
@@ -56,62 +56,58 @@ def read_columns(
     Raises:
         DataError: names the file, and the line where it is broken.
     """
-    header, rows = _read(option, path, names)
-    both = f"{inputs + outputs} ({inputs} of input, {outputs} of target)"
-    if len(header) != inputs + outputs and (needs_targets or len(header) != inputs):
+    file = f"{option} {path}"
+    header, lines = _read(file, path)
+    places = list(range(len(header))) if names is None else _places(file, header, *names)
+    if len(places) != inputs + outputs and (needs_targets or len(places) != inputs):
         alone = "" if needs_targets else f", or {inputs} without targets"
-        raise DataError(f"{option} {path} has {len(header)} columns, but the network was trained for {both}{alone}.")
-    values = torch.tensor(rows)
-    has_targets = len(header) > inputs
-    return Columns(header[:inputs], header[inputs:], values[:, :inputs], values[:, inputs:] if has_targets else None)
+        raise DataError(
+            f"{file} has {len(places)} columns, but the network was trained for {inputs + outputs} "
+            f"({inputs} of input, {outputs} of target){alone}."
+        )
+    values = torch.tensor([[_number(cells[place]) for place in places] for _, cells in lines])
+    for row, column in (~values.isfinite()).nonzero().tolist():
+        number, cells = lines[row]
+        raise DataError(f"{file}, line {number}: {cells[places[column]]!r} is not a finite number.")
+    chosen, y = [header[place] for place in places], values[:, inputs:] if len(places) > inputs else None
+    return Columns(chosen[:inputs], chosen[inputs:], values[:, :inputs], y)
 
 
-def _read(option: str, path: Path, names: tuple[list[str], list[str]] | None) -> tuple[list[str], list[list[float]]]:
+def _read(file: str, path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and the other lines that are not blank, by their number."""
     if not path.is_file():
-        raise DataError(f"{option} is {path}, but there is no such file: a CSV file with a header is expected.")
+        raise DataError(f"{file} is not a file: a CSV file with a header is expected.")
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{option} {path} cannot be read as CSV ({error}).") from error
+        raise DataError(f"{file} cannot be read as CSV ({error}).") from error
     if len(lines) < 2:
-        raise DataError(f"{option} {path} is empty: a header and one or more lines of figures are expected.")
+        raise DataError(f"{file} is empty: a header and one or more lines of numbers are expected.")
     header = [cell.strip() for cell in lines[0][1]]
-    if all(_number(cell) is not None for cell in header):
-        raise DataError(f"{option} {path} begins with figures: its first line must name the columns.")
-    chosen = header if names is None else _chosen(option, path, header, *names)
-    places = [header.index(name) for name in chosen] if names is not None else list(range(len(header)))
-    return chosen, [_figures(option, path, number, line, len(header), places) for number, line in lines[1:]]
+    if all(math.isfinite(_number(cell)) for cell in header):
+        raise DataError(f"{file} begins with numbers: its first line must name the columns.")
+    for number, line in lines:
+        if len(line) != len(header):
+            raise DataError(f"{file}, line {number}: {len(line)} columns, but the header has {len(header)}.")
+    return header, lines[1:]
 
 
-def _chosen(option: str, path: Path, header: list[str], inputs: list[str], targets: list[str]) -> list[str]:
-    """The columns of a training that a file has: all of the inputs, and all of the targets or none."""
+def _places(file: str, header: list[str], inputs: list[str], targets: list[str]) -> list[int]:
+    """Where a file has the columns of a training: all of the inputs, and all of the targets or none."""
     wanted = [*inputs, *targets] if any(name in header for name in targets) else inputs
-    missing = [name for name in wanted if header.count(name) != 1]
-    if missing:
-        raise DataError(
-            f"{option} {path} has the columns {', '.join(header)}, but must have {missing[0]} once: the network was "
-            f"trained on {', '.join(inputs)} to predict {', '.join(targets)}."
-        )
-    return wanted
+    for name in wanted:
+        if header.count(name) != 1:
+            raise DataError(
+                f"{file} has the columns {', '.join(header)}, but must have {name} once: the network was trained on "
+                f"{', '.join(inputs)} to predict {', '.join(targets)}."
+            )
+    return [header.index(name) for name in wanted]
 
 
-def _figures(option: str, path: Path, number: int, line: list[str], columns: int, places: list[int]) -> list[float]:
-    if len(line) != columns:
-        raise DataError(f"{option} {path}, line {number}: {len(line)} columns, but the header has {columns}.")
-    figures = []
-    for cell in (line[place] for place in places):
-        figure = _number(cell)
-        if figure is None:
-            raise DataError(f"{option} {path}, line {number}: {cell!r} is not a finite number.")
-        figures.append(figure)
-    return figures
-
-
-def _number(text: str) -> float | None:
+def _number(cell: str) -> float:
     try:
-        value = float(text)
+        return float(cell)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan

@@ -59,10 +59,12 @@ def export(learner: AdaptedLearner, path: Path) -> None:
     answers = _Answers(learner).eval()
     weight = next(learner.network.parameters())
     # Two, as a batch norm has nothing to normalize one alone by; the axis stays free.
+    quiet = logging.root.manager.disable
     samples = torch.zeros(2, *learner.shapes["sample"], device=weight.device, dtype=weight.dtype)
     try:
-        with warnings.catch_warnings(), _silence("torch.onnx", "onnxscript"):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the exporter calls, on its way out
+            logging.disable()  # of its progress
             program = torch.onnx.export(
                 answers,
                 (samples,),
@@ -75,6 +77,8 @@ def export(learner: AdaptedLearner, path: Path) -> None:
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"This network cannot be written as ONNX ({reason}): use AdaptedLearner.save.") from error
+    finally:
+        logging.disable(quiet)
     assert program is not None  # noqa: S101 - so it is with dynamo=True
     program.model.metadata_props["classes"] = json.dumps(list(learner.classes))
     try:
@@ -82,19 +86,3 @@ def export(learner: AdaptedLearner, path: Path) -> None:
         program.save(str(path))
     except OSError as error:
         raise CheckpointError(f"{path} could not be written ({error.strerror}).") from error
-
-
-class _silence:  # noqa: N801 - used like a function
-    """Loggers that tell of the exporter's progress, quiet for a while."""
-
-    def __init__(self, *names: str) -> None:
-        self._loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *error: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)

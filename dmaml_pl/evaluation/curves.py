@@ -64,11 +64,13 @@ class MetaTest:
         metrics: by network (`NETWORKS`; `BASELINE` may be missing), the metric of each task after 0 .. I adaptation
             steps, (N, I + 1), the same tasks for each network.
         inner_steps: adaptation steps in training.
+        about_baseline: what the baseline is; where there is none, why.
     """
 
     objective: Objective
     metrics: dict[str, Tensor]
     inner_steps: int
+    about_baseline: str = ""
 
     @classmethod
     def from_scores(cls, objective: Objective, scores: list[TaskScores], inner_steps: int) -> MetaTest:

@@ -37,22 +37,15 @@ class PredictionWriter(Callback):
         require_file(SETTING, Path(self.file))
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: TaskBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
     ) -> None:
         """Take a batch's predictions (T, I + 1, Q, ...)."""
         last = outputs[:, -1].cpu()
         values = last.argmax(dim=-1, keepdim=True) if pl_module.objective.name == "classification" else last
         numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
-        for task in range(batch.tasks):
-            for query in range(values.shape[1]):
-                target = batch.query_y[task, query].reshape(-1).tolist()
-                self._rows.append([int(numbers[task]), query, *target, *values[task, query].reshape(-1).tolist()])
+        for number, targets, predicted in zip(numbers.tolist(), batch.query_y, values, strict=True):
+            for query, (target, value) in enumerate(zip(targets, predicted, strict=True)):
+                self._rows.append([number, query, *target.reshape(-1).tolist(), *value.reshape(-1).tolist()])
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Join the workers' shares; worker 0 writes.
@@ -61,22 +54,19 @@ class PredictionWriter(Callback):
             ConfigError: the file cannot be written.
         """
         strategy = strategy_of_runs(trainer)
+        rows, self._rows = self._rows, []
         if strategy is not None:
-            self._rows = [row for share in strategy.gather(self._rows) for row in share]
-        if trainer.is_global_zero and self._rows:
-            rows = sorted(self._rows, key=lambda row: (row[0], row[1]))
-            outputs = (len(rows[0]) - 2) // 2
-            names = [
-                f"{kind}_{k}" if outputs > 1 else kind for kind in ("target", "prediction") for k in range(outputs)
-            ]
-            path = Path(self.file)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("w", newline="") as stream:
-                    writer = csv.writer(stream)
-                    writer.writerow(["task", "query", *names])
-                    writer.writerows(rows)
-            except OSError as error:
-                raise unwritable(SETTING, path, error) from error
-            print(f"Predictions of {rows[-1][0] + 1} tasks: {self.file}")
-        self._rows = []
+            rows = [row for share in strategy.gather(rows) for row in share]
+        if not trainer.is_global_zero or not rows:
+            return
+        rows.sort(key=lambda row: row[:2])
+        outputs = (len(rows[0]) - 2) // 2
+        names = [f"{kind}_{k}" if outputs > 1 else kind for kind in ("target", "prediction") for k in range(outputs)]
+        path = Path(self.file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="") as stream:
+                csv.writer(stream).writerows([["task", "query", *names], *rows])
+        except OSError as error:
+            raise unwritable(SETTING, path, error) from error
+        print(f"Predictions of {rows[-1][0] + 1} tasks: {self.file}")

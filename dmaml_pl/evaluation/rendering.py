@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import StrictUndefined, Template
 
 from dmaml_pl.console.tables import markdown, print_table
 from dmaml_pl.evaluation.curves import BASELINE, TRAINED, UNTRAINED, MetaTest
@@ -22,72 +22,49 @@ JSON_VERSION = 2
 """Of the form of report.json; another one where a reader of the present form could not read it."""
 
 
-def print_result(result: MetaTest, about_baseline: str) -> None:
-    """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks.
-
-    Args:
-        result: of the meta-test.
-        about_baseline: what the baseline is; where there is none, why.
-    """
+def print_result(result: MetaTest) -> None:
+    """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks."""
     title = f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks"
     print_table(_rows(result, result.table_steps()), title)
     print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted")
     if BASELINE in result.metrics:
-        print(f"baseline: {about_baseline}.\n{_advantage(result)}")
+        print(f"baseline: {result.about_baseline}.\n{_advantage(result)}")
     else:
-        print(f"No baseline to compare with: {about_baseline}.")
+        print(f"No baseline to compare with: {result.about_baseline}.")
 
 
-def as_markdown(result: MetaTest, facts: Facts, figures: Sequence[Plot], about_baseline: str) -> str:
-    """The report as a page that can be read without anything else, from the template `report.md.j2`.
-
-    Args:
-        result: of the meta-test.
-        facts: how it was made, by heading and name.
-        figures: with paths from the report.
-        about_baseline: what the baseline is; where there is none, why.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(),  # not for Markdown
+def as_markdown(result: MetaTest, facts: Facts, plots: Sequence[Plot]) -> str:
+    """The report as a page that can be read without anything else: how it was made, and plots by paths from it."""
+    template = Template(
+        Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["steps"] = _steps
     made = [
         {"part": part, "setting": name, "value": str(value)}
         for part, values in facts.items()
         for name, value in values.items()
         if part != "commands" and value is not None
     ]
-    return environment.get_template("report.md.j2").render(
+    return template.render(
         result=result,
         titles=TITLES,
         scores={name: _cell(result, name, result.inner_steps) for name in result.metrics},
+        steps=_steps(result.inner_steps),
         curves=markdown(_rows(result, range(result.steps + 1))),
         advantage=_advantage(result),
-        about_baseline=about_baseline,
-        figures=figures,
+        plots=plots,
         facts=facts,
         made=markdown(made),
     )
 
 
-def as_json(
-    result: MetaTest, facts: Facts, figures: Sequence[Plot], about_baseline: str, *, per_task: bool = False
-) -> str:
-    """The report for machines.
-
-    Args:
-        result: of the meta-test.
-        facts: how it was made.
-        figures: with paths from the report.
-        about_baseline: what the baseline is; where there is none, why.
-        per_task: whether to give the metric of every task, too.
-    """
-    ahead = result.advantage(BASELINE, result.inner_steps) if BASELINE in result.metrics else None
+def as_json(result: MetaTest, facts: Facts, plots: Sequence[Plot], *, per_task: bool = False) -> str:
+    """The report for machines, if asked for with the metric of every single task."""
+    has_baseline = BASELINE in result.metrics
+    ahead = result.advantage(BASELINE, result.inner_steps) if has_baseline else None
     content: dict[str, Any] = {
         "version": JSON_VERSION,
         "metric": result.objective.metric,
@@ -95,10 +72,10 @@ def as_json(
         "tasks": result.tasks,
         "inner_steps": result.inner_steps,
         "networks": list(result.metrics),
-        "baseline": about_baseline if BASELINE in result.metrics else None,
+        "baseline": result.about_baseline if has_baseline else None,
         "steps": [result.row(step) for step in range(result.steps + 1)],
         "ahead_of_baseline": None if ahead is None else {"mean": ahead[0], "ci95": ahead[1]},
-        "figures": [figure.file for figure in figures],
+        "figures": [plot.file for plot in plots],
         **facts,
     }
     if per_task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,35 +96,30 @@ class MetaTestReport(pl.Callback):
         Raises:
             ConfigError: the report cannot be written.
         """
-        result: MetaTest | None = getattr(pl_module, "meta_test", None)
-        if not trainer.is_global_zero or result is None:
+        found: MetaTest | None = getattr(pl_module, "meta_test", None)
+        if not trainer.is_global_zero or found is None:
             return
-        about = self._about_baseline
-        print_result(result, about)
+        result = replace(found, about_baseline=self._about_baseline)
+        print_result(result)
         folder = self._folder(trainer)
+        report, data = folder / "report.md", folder / "report.json"
         try:
-            figures = plot_meta_test(result, pl_module, getattr(trainer, "datamodule", None), self.tasks, folder)
+            plots = plot_meta_test(result, pl_module, getattr(trainer, "datamodule", None), self.tasks, folder)
             facts = facts_of(trainer, pl_module)
-            report, data = folder / "report.md", folder / "report.json"
-            report.write_text(as_markdown(result, facts, figures, about), encoding="utf-8")
-            data.write_text(as_json(result, facts, figures, about, per_task=self.per_task), encoding="utf-8")
+            report.write_text(as_markdown(result, facts, plots), encoding="utf-8")
+            data.write_text(as_json(result, facts, plots, per_task=self.per_task), encoding="utf-8")
         except OSError as error:
             raise unwritable(SETTING, folder, error) from error
-        where = "Report and figures"
-        for logger in trainer.loggers:
-            log_artifact = getattr(logger, "log_artifact", None)
-            if log_artifact is not None:
-                where = "Report and figures, also in MLflow"
-                for file in (report, data):
-                    log_artifact(file)
-                for figure in figures:
-                    log_artifact(folder / figure.file, "figures")
-        files = [report, data, *(folder / figure.file for figure in figures)]
+        files = [report, data, *(folder / plot.file for plot in plots)]
+        trackers = [logger for logger in trainer.loggers if hasattr(logger, "log_artifact")]
+        for tracker in trackers:
+            for file in files:
+                tracker.log_artifact(file, "figures" if file.parent.name == "figures" else "")
+        where = "Report and figures, also in MLflow" if trackers else "Report and figures"
         print(f"\n{where}:", *(f"  {_shown(file)}" for file in files), sep="\n")
-        for logger in trainer.loggers:
-            command = getattr(logger, "ui_command", None)
-            if command is not None:
-                print(f"\nSee this training in MLflow:\n  {command()}\n", flush=True)
+        for tracker in trackers:
+            if hasattr(tracker, "ui_command"):
+                print(f"\nSee this training in MLflow:\n  {tracker.ui_command()}\n", flush=True)
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         if self.folder is not None:
