@@ -18,7 +18,7 @@ Model-Agnostic Meta-Learning, trained by parallel workers.
 
 commands:
   fit        train, then meta-test the best checkpoint
-  validate   judge a network on the validation tasks
+  validate   evaluate a network on the validation tasks
   test       meta-test a checkpoint: a table, figures, MLflow
   predict    write the predictions for the test tasks after adaptation
   adapt      adapt a trained network to your own samples, and ask it about others

@@ -17,9 +17,10 @@ from dmaml_pl.objectives import Objective
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution; the mean of some hundred tasks is normal enough."""
 
-
 TRAINED, BASELINE, UNTRAINED = NETWORKS = ("trained", "baseline", "untrained")
 """The networks that a meta-test compares: meta-trained; trained without meta-learning, then fine-tuned; not trained."""
+
+TITLES = {TRAINED: "meta-trained", BASELINE: "baseline", UNTRAINED: "untrained"}
 
 
 class TaskScores(NamedTuple):

@@ -29,13 +29,14 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
     checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
     versions = packages()
     git = GitState.current()
+    trackers = [logger for logger in trainer.loggers if hasattr(logger, "ui_command")]
     return {
-        "data": {} if data is None else {"class": _class(data), **settings_of(data)},
+        "data": {} if data is None else {"class": type(data).__name__, **settings_of(data)},
         "model": {
-            "network": _class(network),
+            "network": type(network).__name__,
             "parameters": sum(p.numel() for p in network.parameters()),
             "objective": module.objective.name,
-            "algorithm": _class(module.algorithm),
+            "algorithm": type(module.algorithm).__name__,
             **settings_of(module.algorithm),
             "inner_steps": module.algorithm.steps,
         },
@@ -53,7 +54,7 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
             "engine": module.engine_in_use,
             "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         },
-        "mlflow": _tracked(trainer),
+        "mlflow": next(({"experiment": each.name, "run": each.version} for each in trackers), {}),
         "versions": {
             "dmaml_pl": versions.get("dmaml-pl", versions.get("dmaml_pl", "unknown")),
             "python": platform.python_version(),
@@ -73,14 +74,3 @@ def settings_of(thing: object) -> dict[str, Any]:
     names = inspect.signature(type(thing).__init__).parameters
     kept = {name: getattr(thing, name, None) for name in names if name != "self"}
     return {name: value for name, value in kept.items() if isinstance(value, bool | int | float | str)}
-
-
-def _class(thing: object) -> str:
-    return type(thing).__name__
-
-
-def _tracked(trainer: pl.Trainer) -> dict[str, Any]:
-    for logger in trainer.loggers:
-        if hasattr(logger, "ui_command"):
-            return {"experiment": logger.name, "run": logger.version}
-    return {}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmaml_pl.evaluation.curves import BASELINE, TRAINED, UNTRAINED, MetaTest, half_width
+from dmaml_pl.evaluation.curves import BASELINE, TITLES, TRAINED, UNTRAINED, MetaTest, half_width
 from dmaml_pl.tasks import TaskBatch
 
 if TYPE_CHECKING:
@@ -64,12 +64,9 @@ def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, and is needed rarely
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is needed rarely
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
@@ -77,17 +74,12 @@ def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     steps = range(result.steps + 1)
-    for name, colour, label in (
-        (UNTRAINED, GREY, "untrained"),
-        (BASELINE, ORANGE, "baseline"),
-        (TRAINED, BLUE, "meta-trained"),
-    ):
-        if name not in result.metrics:
-            continue
-        values = result.metrics[name]
-        mean, width = values.mean(dim=0), half_width(values)
-        axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=label)
-        axes.fill_between(steps, mean - width, mean + width, color=colour, alpha=0.2, linewidth=0)
+    for name, colour in ((UNTRAINED, GREY), (BASELINE, ORANGE), (TRAINED, BLUE)):
+        if name in result.metrics:
+            values = result.metrics[name]
+            mean, width = values.mean(dim=0), half_width(values)
+            axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=TITLES[name])
+            axes.fill_between(steps, mean - width, mean + width, color=colour, alpha=0.2, linewidth=0)
     axes.set_xticks(list(steps))
     axes.set_xlabel("adaptation steps")
     axes.set_ylabel(f"{result.objective.title} on query samples")
@@ -117,13 +109,11 @@ def plot_regression_tasks(
         labels: of the axes.
         points: whether the query set is some points, rather than the true curve on a grid.
     """
-    count = tasks.tasks
-    figure = _figure(3.3 * count, 3.2)
-    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    figure = _figure(3.3 * tasks.tasks, 3.2)
+    panels = figure.subplots(1, tasks.tasks, sharey=True, squeeze=False)[0]
     for number, axes in enumerate(panels):
         task = tasks.task(number)
-        x = task.query_x.squeeze(-1)
-        truth = task.query_y.squeeze(-1)
+        x, truth = task.query_x.squeeze(-1), task.query_y.squeeze(-1)
         if points:
             axes.scatter(x, truth, color=BLACK, s=12, zorder=4, label="query points")
         else:
@@ -137,14 +127,8 @@ def plot_regression_tasks(
                 linewidth=1.2,
                 label="before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}",
             )
-        axes.scatter(
-            task.support_x.squeeze(-1),
-            task.support_y.squeeze(-1),
-            color=RED,
-            s=18,
-            zorder=5,
-            label="support points",
-        )
+        support = task.support_x.squeeze(-1), task.support_y.squeeze(-1)
+        axes.scatter(*support, color=RED, s=18, zorder=5, label="support points")
         axes.set_title(f"task {number}", fontsize=9)
         axes.set_xlabel(labels[0])
         axes.spines[["top", "right"]].set_visible(False)

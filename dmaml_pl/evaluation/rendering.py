@@ -11,12 +11,10 @@ from typing import Any
 from jinja2 import StrictUndefined, Template
 
 from dmaml_pl.console.tables import markdown, print_table
-from dmaml_pl.evaluation.curves import BASELINE, TRAINED, UNTRAINED, MetaTest
+from dmaml_pl.evaluation.curves import BASELINE, TITLES, MetaTest
 from dmaml_pl.evaluation.figures import Plot
 
 Facts = Mapping[str, Mapping[str, Any]]
-
-TITLES = {TRAINED: "meta-trained", BASELINE: "baseline", UNTRAINED: "untrained"}
 
 JSON_VERSION = 2
 """Of the form of report.json; another one where a reader of the present form could not read it."""
