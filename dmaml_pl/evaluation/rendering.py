@@ -33,7 +33,7 @@ def print_result(result: MetaTest) -> None:
 
 def as_markdown(result: MetaTest, facts: Facts, plots: Sequence[Plot]) -> str:
     """The report as a page that can be read without anything else: how it was made, and plots by paths from it."""
-    template = Template(
+    template: Template = Template(
         Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8"),
         undefined=StrictUndefined,
         trim_blocks=True,
