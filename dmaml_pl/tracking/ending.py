@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -15,7 +14,6 @@ from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking.description import NOTE, Description
 from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR
 from dmaml_pl.tracking.operations import describe, end, operation
-from dmaml_pl.tracking.outbox import Operation
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import own_command
 from dmaml_pl.tracking.views import VIEWS, view_page
@@ -60,15 +58,19 @@ class Ending:
 
     Attributes:
         outcome: how it ended; RUNNING as long as it has not.
-        checkpoints: those that go with it.
     """
 
     def __init__(self, sender: Sender, description: Description, save_dir: str) -> None:
         self.outcome = Outcome.RUNNING
-        self.checkpoints = CheckpointFiles()
+        self._callbacks: dict[str, ModelCheckpoint] = {}
+        self._uploaded: dict[str, tuple[Path, int]] = {}
         self._sender = sender
         self._description = description
         self._save_dir = save_dir
+
+    def watch(self, callback: ModelCheckpoint) -> None:
+        """Ask this callback for its checkpoints at the end; Lightning hands over a weak proxy of it."""
+        self._callbacks[callback.state_key] = callback
 
     def write(self, status: str, error: BaseException | None) -> None:
         """Write the end, send what waits, and say so where that cannot be; never raises.
@@ -116,9 +118,19 @@ class Ending:
             self._sender.put(operation("set_tags", tags={NOTE: text}))
 
     def _put_checkpoints(self) -> None:
-        for name, path in self.checkpoints.changed().items():
-            upload = partial(_upload, name)
-            self._sender.put_file(path, upload, replaced_whole=True)
+        """Upload the best and the last checkpoint, unless they are there already."""
+        files: dict[str, Path] = {}
+        # The training's own decides; one without a monitor calls its latest file the best, and is asked last.
+        alive = filter(_alive, self._callbacks.values())
+        for callback in sorted(alive, key=lambda one: (not getattr(one, "decides", False), one.monitor is None)):
+            for name, path in (("best.ckpt", callback.best_model_path), ("last.ckpt", callback.last_model_path)):
+                if path and Path(path).is_file():
+                    files.setdefault(name, Path(path))
+        for name, file in files.items():
+            version = file, file.stat().st_mtime_ns
+            if self._uploaded.get(name) != version:
+                self._uploaded[name] = version
+                self._sender.put_file(file, "checkpoints", name, replaced_whole=True)
 
     def _leave(self, outcome: Outcome) -> None:
         sender = self._sender
@@ -131,36 +143,6 @@ class Ending:
                 shlex.join(words),
             )
         sender.stop()
-
-
-def _upload(name: str, staged: str) -> Operation:
-    return operation("log_file", staged=staged, folder="checkpoints", name=name)
-
-
-class CheckpointFiles:
-    """Knows the best and the last checkpoint of a training, and which of them are uploaded already."""
-
-    def __init__(self) -> None:
-        self._callbacks: dict[str, ModelCheckpoint] = {}
-        self._uploaded: dict[str, tuple[Path, int]] = {}
-
-    def watch(self, callback: ModelCheckpoint) -> None:
-        """Ask this callback when it comes to uploading; Lightning hands over a weak proxy of it."""
-        self._callbacks[callback.state_key] = callback
-
-    def changed(self) -> dict[str, Path]:
-        """What changed since the last call of `best.ckpt` and `last.ckpt`: the files, by the name to give them."""
-        files: dict[str, Path] = {}
-        # The training's own decides; one without a monitor calls its latest file the best, and is asked last.
-        alive = filter(_alive, self._callbacks.values())
-        for callback in sorted(alive, key=lambda one: (not getattr(one, "decides", False), one.monitor is None)):
-            for name, path in (("best.ckpt", callback.best_model_path), ("last.ckpt", callback.last_model_path)):
-                if path and Path(path).is_file():
-                    files.setdefault(name, Path(path))
-        versions = {name: (path, path.stat().st_mtime_ns) for name, path in files.items()}
-        changed = {name: files[name] for name, version in versions.items() if self._uploaded.get(name) != version}
-        self._uploaded |= versions
-        return changed
 
 
 def _alive(callback: ModelCheckpoint) -> bool:

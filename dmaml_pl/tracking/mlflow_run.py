@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,8 @@ class MLflowRun:
         with brief_requests(UPLOAD_TIMEOUT_S):
             client = self.client
             logged = self._model_of(key) or self._upload_model(path, name, key)
-            _make_registered_model(client, name)
+            with _may_exist():
+                client.create_registered_model(name)
             versions = client.search_model_versions(f"name = '{name}'")
             version = next((version for version in versions if version.tags.get(_MODEL_KEY) == key), None)
             if version is None:
@@ -245,12 +246,13 @@ class MLflowRun:
             return list(self.client.get_run(self.run_id).data._metric_objs)  # noqa: SLF001 (else it tells no steps)
 
 
-def _make_registered_model(client: MlflowClient, name: str) -> None:
-    """Make a registered model unless it is there."""
+@contextlib.contextmanager
+def _may_exist() -> Iterator[None]:
+    """Make something unless it is there; another process may have been faster."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (slow import)
 
     try:
-        client.create_registered_model(name)
+        yield
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -273,11 +275,8 @@ def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
     location = None if store.artifacts is None else str(store.artifacts / folder)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        try:
+        with _may_exist():
             client.create_experiment(name, artifact_location=location)
-        except MlflowException as error:  # another process may have been faster
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
         experiment = client.get_experiment_by_name(name)
         assert experiment is not None  # noqa: S101 (the store has just said that it exists)
     if experiment.lifecycle_stage == "deleted":

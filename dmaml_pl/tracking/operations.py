@@ -68,17 +68,17 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in REFUSALS
 
 
-def title(operation: Operation) -> str:
+def title(one: Operation) -> str:
     """What an operation carries: a file's name, or a few words."""
-    return str(next(filter(None, map(operation.get, ("artifact_file", "name", "staged"))), describe([operation])))
+    return str(next(filter(None, map(one.get, ("artifact_file", "name", "staged"))), describe([one])))
 
 
 def describe(operations: Iterable[Operation]) -> str:
     """What operations are, in a few words, such as `240 metric values, 2 files and the status FINISHED`."""
     count: Counter[str] = Counter()
     status = ""
-    for operation in operations:
-        match operation:
+    for one in operations:
+        match one:
             case {"rows": rows}:
                 count["metric value"] += len(rows)
             case {"params": values}:
@@ -90,7 +90,7 @@ def describe(operations: Iterable[Operation]) -> str:
             case {"do": "log_file" | "log_text"}:
                 count["file"] += 1
             case _:
-                status = f"the status {operation.get('status', 'RUNNING')}"
+                status = f"the status {one.get('status', 'RUNNING')}"
     parts = [f"{number} {name}{'s' if number > 1 else ''}" for name, number in count.items() if number]
     parts += [status] if status else []
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "nothing"

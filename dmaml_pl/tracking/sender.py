@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.operations import first_request, is_refusal, title
+from dmaml_pl.tracking.operations import first_request, is_refusal, operation, title
 from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
 from dmaml_pl.tracking.store import reason
 
@@ -107,26 +107,28 @@ class Sender:
         self._hurry = 0
         self._stopping = False
 
-    def put(self, operation: Operation) -> None:
+    def put(self, wanted: Operation) -> None:
         """Write an operation down, and send it soon; never raises, never waits."""
         with self._changed:
-            self.outbox.append(operation)
+            self.outbox.append(wanted)
             self._start()
             self._changed.notify_all()
 
-    def put_file(self, path: Path, operation: Callable[[str], Operation], *, replaced_whole: bool = False) -> None:
-        """As `put`, for a file or folder, which is kept as it is now.
+    def put_file(self, path: Path, folder: str, name: str | None = None, *, replaced_whole: bool = False) -> None:
+        """As `put`, for the upload of a file or folder, which is kept as it is now.
 
         Args:
             path: the file or folder.
-            operation: makes the operation from its name in the outbox.
+            folder: of the artifacts.
+            name: what to call it there, if not as here.
             replaced_whole: as for `Outbox.stage`.
         """
-        if path.exists():
-            with self._changed:  # else the thread might close the outbox in between
-                self.put(operation(self.outbox.stage(path, replaced_whole=replaced_whole)))
-        else:
+        if not path.exists():
             _log.warning("MLflow does not get %s: there is no such file. The training goes on.", path)
+            return
+        with self._changed:  # else the thread might close the outbox in between
+            staged = self.outbox.stage(path, replaced_whole=replaced_whole)
+            self.put(operation("log_file", staged=staged, folder=folder, name=name))
 
     def wait(self, patience_s: float, at_most_s: float = float("inf")) -> bool:
         """Wait until all is sent, or the store has taken nothing for 10 minutes; returns whether it is.

@@ -256,7 +256,7 @@ class MLflowTracker(Logger):
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Remember who saves checkpoints; the best and the last are uploaded at the end."""
         if self._ending is not None:
-            self._ending.checkpoints.watch(checkpoint_callback)
+            self._ending.watch(checkpoint_callback)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -284,7 +284,7 @@ class MLflowTracker(Logger):
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
         if self._sender is not None:
-            self._sender.put_file(Path(path), lambda staged: operation("log_file", staged=staged, folder=folder))
+            self._sender.put_file(Path(path), folder)
             self._send_at_once()
 
     @rank_zero_only
