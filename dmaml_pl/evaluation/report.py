@@ -31,8 +31,8 @@ class MetaTestReport(pl.Callback):
     Args:
         folder: where to write them; by default beside the training's checkpoints.
         tasks: tasks to plot.
-        baseline_budget: samples that the baseline may see, as a share of those that the training saw; 0
-            leaves it out. A quarter costs about a tenth of the training's time; more did not help where it was measured
+        baseline_budget: samples that the baseline may see, as a share of those that the training saw; 0 leaves it out.
+            A quarter costs about a tenth of the training's time; more did not help where it was measured
             (docs/evaluation.md).
         per_task: whether report.json holds the metric of every single task, too.
 
@@ -113,8 +113,10 @@ class MetaTestReport(pl.Callback):
         files = [report, data, *(folder / plot.file for plot in plots)]
         trackers = [logger for logger in trainer.loggers if hasattr(logger, "log_artifact")]
         for tracker in trackers:
-            for file in files:
-                tracker.log_artifact(file, "figures" if file.parent.name == "figures" else "")
+            tracker.log_artifact(report)
+            tracker.log_artifact(data)
+            for plot in plots:
+                tracker.log_artifact(folder / plot.file, "figures")
         where = "Report and figures, also in MLflow" if trackers else "Report and figures"
         print(f"\n{where}:", *(f"  {_shown(file)}" for file in files), sep="\n")
         for tracker in trackers:
