@@ -59,8 +59,6 @@ EXCEPTIONS = {
     ("data_modules.samplers", "dmaml_pl._learn2learn"): "the one file that samples by learn2learn's task transforms",
 }
 CIRCLES = {
-    frozenset({"dmaml_pl.adapting.learner", "dmaml_pl.adapting.onnx"}): "until a learner and its export are parted",
-    frozenset({"dmaml_pl.adapting.answering", "dmaml_pl.adapting.command"}): "until adapting is put in order",
     frozenset({"dmaml_pl.modules.meta_learning", "dmaml_pl.modules.metrics"}): "until there is one module",
 }
 """Files that import each other, mostly for type checking."""

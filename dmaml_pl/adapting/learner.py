@@ -246,7 +246,7 @@ class AdaptedLearner:
         """
         from dmaml_pl.adapting.onnx import export  # noqa: PLC0415 - needs packages that are not always there
 
-        export(self, Path(path))
+        export(self.network, self.shapes["sample"], self.classes, self.scaling, Path(path))
 
 
 def check_ways(classes: Sequence[ClassName], ways: int) -> None:

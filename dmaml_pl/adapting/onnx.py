@@ -6,13 +6,14 @@ import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl.adapting.learner import AdaptedLearner
 from dmaml_pl.errors import CheckpointError, ConfigError
+from dmaml_pl.tasks import Scaling
 
 PACKAGES = ("onnx", "onnxscript")
 
@@ -34,11 +35,9 @@ def check_can_export() -> None:
 class _Answers(nn.Module):
     """What `AdaptedLearner.predict` says, as a network."""
 
-    def __init__(self, learner: AdaptedLearner) -> None:
+    def __init__(self, network: nn.Module, scaling: Scaling | None, *, classifies: bool) -> None:
         super().__init__()
-        self.network = learner.network
-        self.classifies = learner.objective.name == "classification"
-        self.scaling = learner.scaling
+        self.network, self.scaling, self.classifies = network, scaling, classifies
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities (B, N) or values (B, D) of samples (B, ...)."""
@@ -48,19 +47,28 @@ class _Answers(nn.Module):
         return output if self.scaling is None else self.scaling.values(output)
 
 
-def export(learner: AdaptedLearner, path: Path) -> None:
-    """Write an adapted learner's network; see `AdaptedLearner.to_onnx`.
+def export(
+    network: nn.Module, shape: Sequence[int], classes: Sequence[str | int], scaling: Scaling | None, path: Path
+) -> None:
+    """Write an adapted network; see `AdaptedLearner.to_onnx`.
+
+    Args:
+        network: the network, with the adapted weights.
+        shape: axes of a sample.
+        classes: of a classification, in the order of the network's outputs; empty for a regression.
+        scaling: how the units of the samples become those that the network was trained in.
+        path: the file.
 
     Raises:
         ConfigError: packages are missing, or ONNX has no words for the network.
         CheckpointError: the file could not be written.
     """
     check_can_export()
-    answers = _Answers(learner).eval()
-    weight = next(learner.network.parameters())
+    answers = _Answers(network, scaling, classifies=bool(classes)).eval()
+    weight = next(network.parameters())
     # Two, as a batch norm has nothing to normalize one alone by; the axis stays free.
     quiet = logging.root.manager.disable
-    samples = torch.zeros(2, *learner.shapes["sample"], device=weight.device, dtype=weight.dtype)
+    samples = torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the exporter calls, on its way out
@@ -80,7 +88,7 @@ def export(learner: AdaptedLearner, path: Path) -> None:
     finally:
         logging.disable(quiet)
     assert program is not None  # noqa: S101 - so it is with dynamo=True
-    program.model.metadata_props["classes"] = json.dumps(list(learner.classes))
+    program.model.metadata_props["classes"] = json.dumps(list(classes))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         program.save(str(path))
