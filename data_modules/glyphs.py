@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import PIL
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data_modules.cache import Arrays, cache_folder, load_or_make
-from data_modules.images import ImageTasks
-from data_modules.pictures import read_ink
-from data_modules.samplers import SamplerName
+from data_modules.class_images import ClassImages
+from data_modules.pictures import PictureTasks
+from data_modules.reading.cache import Sample
+from data_modules.reading.pictures import InkReader
 from dmaml_pl.data import Split
 from dmaml_pl.tasks import derive_seed
 
@@ -60,7 +59,7 @@ LETTER = 20  # longest side of an unchanged letter, in pixels
 CHANGES = (math.radians(12), 0.15, 0.12, 2.0, 2.0)
 
 
-class Glyphs(ImageTasks):
+class Glyphs(PictureTasks):
     """Letters as 28x28 images, for a first training that needs no download: one class a letter, 24 samples a class.
 
     Meta-training has 164 letters of the Latin and Cyrillic scripts, validation 46 of the Greek, and meta-testing 88 of
@@ -69,65 +68,24 @@ class Glyphs(ImageTasks):
     takes a second or two, and is done once.
 
     Args:
-        ways: N, classes of a task.
-        shots: K, support samples per class.
-        queries: Q, query samples per class; at most 24 together with the shots.
         meta_batch: T, tasks in the meta-batch of one worker.
-        runs_per_epoch: runs that Lightning counts as one epoch.
-        val_tasks: validation tasks.
-        test_tasks: tasks of a meta-test.
-        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
-        evaluation_seed: seed of the validation and test tasks.
-        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
-            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
-        cache_dir: folder to keep the rendered letters in; by default `$XDG_CACHE_HOME/dmaml_pl` or `~/.cache/dmaml_pl`.
+        settings: those of `PictureTasks`; at most 24 shots and queries together.
     """
 
-    def __init__(
-        self,
-        *,
-        ways: int = 5,
-        shots: int = 1,
-        queries: int = 15,
-        meta_batch: int = 16,
-        runs_per_epoch: int = 10,
-        val_tasks: int = 100,
-        test_tasks: int = 600,
-        seed: int | None = None,
-        evaluation_seed: int = 0,
-        sampler: SamplerName = "batched",
-        cache_dir: str | None = None,
-    ) -> None:
-        super().__init__(
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            meta_batch=meta_batch,
-            runs_per_epoch=runs_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-            evaluation_seed=evaluation_seed,
-            sampler=sampler,
-        )
-        self.cache_dir = cache_dir
+    reader = InkReader(SIZE)
 
-    def prepare_data(self) -> None:
-        """Render the letters, unless they are in the cache (Lightning calls this in one process per machine)."""
-        self.load_splits()
+    def __init__(self, *, meta_batch: int = 16, **settings: Any) -> None:
+        super().__init__(meta_batch=meta_batch, **settings)
 
-    def read_sample(self, path: Path) -> Tensor:
-        """A picture of a user's own, of any size, as a sample (1, 28, 28); see `data_modules.pictures.read_ink`."""
-        return read_ink(path, SIZE)
+    def load_parts(self) -> dict[str, ClassImages]:
+        """The letters of each split, rendered unless they are in the cache."""
+        settings = (LETTERS, FACES, SAMPLES, SIZE, FINE, LETTER, CHANGES, mpl.__version__)
+        return self.cached("glyphs", _render_all, identity=repr(settings), what="letters")
 
     def load_splits(self) -> dict[Split, Tensor]:
-        """The images of each split, uint8 (classes, 24, 28, 28), 255 where there is ink."""
-        settings = repr(
-            (LETTERS, FACES, SAMPLES, SIZE, FINE, LETTER, CHANGES, mpl.__version__, PIL.__version__, "version 1")
-        )
-        key = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
-        arrays = load_or_make(cache_folder(self.cache_dir) / f"glyphs-{key}.npz", _render_all)
-        return {split: torch.from_numpy(arrays[split]) for split in LETTERS}
+        """The images of each split, uint8 (classes, 24, 1, 28, 28), 255 where there is ink."""
+        parts = self.load_parts()
+        return {split: parts[split].stacked() for split in LETTERS}
 
 
 def load_fonts() -> list[ImageFont.FreeTypeFont]:
@@ -169,15 +127,17 @@ def render(letter: str, font: ImageFont.FreeTypeFont, change: tuple[float, ...] 
     return np.asarray(changed.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def _render_all() -> Arrays:
+def _render_all() -> Iterator[Sample]:
     fonts = load_fonts()
-    samples = partial(_samples, fonts)
-    return {split: np.stack([samples(letter) for letter in letters]) for split, letters in LETTERS.items()}
+    for split, letters in LETTERS.items():
+        for letter in letters:
+            for image in _samples(fonts, letter):
+                yield split, letter, image[None]
 
 
-def _samples(fonts: list[ImageFont.FreeTypeFont], letter: str) -> np.ndarray:
-    """All samples of one class, uint8 (24, 28, 28); they do not depend on the other classes."""
+def _samples(fonts: list[ImageFont.FreeTypeFont], letter: str) -> list[np.ndarray]:
+    """All 24 samples of one class, uint8 (28, 28); they do not depend on the other classes."""
     generator = torch.Generator().manual_seed(derive_seed("glyphs", letter))
     changes = (2 * torch.rand(SAMPLES, 5, generator=generator) - 1) * torch.tensor(CHANGES)
     faces = [fonts[number % len(fonts)] for number in range(SAMPLES)]
-    return np.stack([render(letter, face, tuple(change)) for face, change in zip(faces, changes.tolist(), strict=True)])
+    return [render(letter, face, tuple(change)) for face, change in zip(faces, changes.tolist(), strict=True)]

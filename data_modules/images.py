@@ -7,55 +7,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_modules.class_images import ClassImages
 from data_modules.samplers import Sampler, SamplerName, sampler_named
-from dmaml_pl.data import Split, TaskDataModule
+from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import LabelledSamples, TaskBatch
 
 MOVED_UP_TO = 4 * 2**30
-"""Bytes of images that are moved to the trainer's device; of larger ones only the tasks are, each when it is drawn."""
+"""Bytes of images that are moved to the trainer's device; of more only the tasks are, each when it is sampled."""
 
 IN_CACHE = 2**17
 """Values that are converted and then scaled before the next are, because 512 KiB stay in a core's cache meanwhile."""
-
-
-@dataclass(frozen=True)
-class ClassImages:
-    """The images of a split whose classes may have different numbers of samples.
-
-    Attributes:
-        pixels: uint8 (rows, C, H, W), possibly of several splits together, and mapped into memory.
-        starts: row of the first sample of each class, int64 (classes,); the others follow it.
-        samples: how many samples each class has, int64 (classes,).
-        names: of the classes.
-    """
-
-    pixels: Tensor
-    starts: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    names: list[str]
-
-    @classmethod
-    def of(cls, images: Tensor | ClassImages) -> ClassImages:
-        """From images (classes, samples, H, W) or (classes, samples, C, H, W) as well."""
-        if isinstance(images, ClassImages):
-            return images
-        classes, samples = images.shape[:2]
-        pixels = images.flatten(0, 1)
-        return cls(
-            pixels.unsqueeze(1) if pixels.ndim == 3 else pixels,
-            np.arange(classes) * samples,
-            np.full(classes, samples),
-            [],
-        )
 
 
 class ImageTasks(TaskDataModule):
@@ -65,9 +35,9 @@ class ImageTasks(TaskDataModule):
     none of them twice. Its samples are sorted by label: support_x is (N * K, C, H, W), query_x (N * Q, C, H, W),
     float32 from 0 to 1; support_y is (N * K,), query_y (N * Q,), int64.
 
-    The images of a split move to the trainer's device when the first of its tasks is drawn there, up to 4 GiB of them;
-    the tasks of a meta-batch are then one gather and one conversion on that device. More stay where they are, and each
-    meta-batch is gathered there.
+    The images of a split move to the trainer's device when the first of its tasks is sampled there, up to 4 GiB of
+    them; the tasks of a meta-batch are then one gather and one conversion on that device. More stay where they are, and
+    each meta-batch is gathered there.
 
     Attributes:
         split_remedy: what a message of too few classes says further, such as the setting that deals them out.
@@ -75,15 +45,11 @@ class ImageTasks(TaskDataModule):
     Args:
         ways: N, classes of a task.
         shots: K, support samples per class.
-        queries: Q, query samples per class.
+        queries: Q, query samples per class; 15 in the MAML paper.
         meta_batch: T, tasks in the meta-batch of one worker.
-        runs_per_epoch: runs that Lightning counts as one epoch.
-        val_tasks: validation tasks.
-        test_tasks: tasks of a meta-test.
-        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
-        evaluation_seed: seed of the validation and test tasks.
-        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
-            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
+        sampler: "batched" samples all tasks of a meta-batch at once; "learn2learn", the reference, one after another
+            through learn2learn's task transforms. From the same seed they make other tasks of the same distribution.
+        settings: those of `TaskDataModule`.
     """
 
     split_remedy = ""
@@ -91,27 +57,14 @@ class ImageTasks(TaskDataModule):
     def __init__(
         self,
         *,
-        ways: int,
-        shots: int,
-        queries: int,
-        meta_batch: int,
-        runs_per_epoch: int,
-        val_tasks: int,
-        test_tasks: int,
-        seed: int | None,
-        evaluation_seed: int,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        meta_batch: int = 4,
         sampler: SamplerName = "batched",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            shots=shots,
-            queries=queries,
-            meta_batch=meta_batch,
-            runs_per_epoch=runs_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-            evaluation_seed=evaluation_seed,
-        )
+        super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
         self.ways = ways
         self.sampler: SamplerName = sampler
         self._samplers: dict[Split, Sampler] = {}
@@ -128,7 +81,7 @@ class ImageTasks(TaskDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images and make ready to draw tasks; a second call does nothing.
+        """Load the images and make ready to sample tasks; a second call does nothing.
 
         Raises:
             ConfigError: a split has too few classes, or a class too few samples, for the tasks asked of them.
@@ -146,11 +99,7 @@ class ImageTasks(TaskDataModule):
             self._images[split] = images.pixels
             self._rows[split] = (images.starts, images.samples)
             self._samplers[split] = sampler(
-                classes=len(images.starts),
-                samples=images.samples,
-                starts=images.starts,
-                ways=self.ways,
-                draws=self.shots + self.queries,
+                images.samples, starts=images.starts, ways=self.ways, per_class=self.shots + self.queries
             )
 
     def _check(self, split: Split, images: ClassImages) -> None:
@@ -189,7 +138,7 @@ class ImageTasks(TaskDataModule):
         )
 
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
-        """One task of a split, without the T axis; the same as `sample_tasks` draws among others."""
+        """One task of a split, without the T axis; the same as `sample_tasks` makes among others."""
         return self.sample_tasks(split, [seed]).task(0)
 
     def sample_labelled(self, samples: int, seed: int) -> LabelledSamples:
@@ -197,14 +146,14 @@ class ImageTasks(TaskDataModule):
         images = self._on_device("train")
         starts, counts = self._rows["train"]
         ends = counts.cumsum()
-        drawn = torch.randint(int(ends[-1]), (samples,), generator=torch.Generator().manual_seed(seed)).numpy()
-        classes = ends.searchsorted(drawn, side="right")
-        pixels = self._converted(images, starts[classes] + drawn - (ends - counts)[classes])
+        chosen = torch.randint(int(ends[-1]), (samples,), generator=torch.Generator().manual_seed(seed)).numpy()
+        classes = ends.searchsorted(chosen, side="right")
+        pixels = self._converted(images, starts[classes] + chosen - (ends - counts)[classes])
         return LabelledSamples(pixels, torch.from_numpy(classes).to(pixels.device), len(starts))
 
-    def figure_tasks(self, tasks: int) -> TaskBatch:
-        """Meta-test tasks 0 .. `tasks` - 1, (T, ...), on the CPU."""
-        return self.evaluation_tasks("test", range(tasks)).to(torch.device("cpu"))
+    def tasks_to_plot(self, count: int) -> PlottedTasks:
+        """Meta-test tasks 0 .. `count` - 1, (T, ...), on the CPU."""
+        return PlottedTasks(self.evaluation_tasks("test", range(count)).to(torch.device("cpu")))
 
     def _converted(self, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Rows of the images as floats from 0 to 1, on the trainer's device."""
@@ -225,7 +174,7 @@ class ImageTasks(TaskDataModule):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _on_device(self, split: Split) -> Tensor:
-        """The images to draw from (rows, C, H, W), moved to the trainer's device once, if they are not too many."""
+        """The images to sample from (rows, C, H, W), moved to the trainer's device once, if they are not too many."""
         images, device = self._images[split], self._device()
         if images.device != device and images.nbytes <= MOVED_UP_TO:
             moved = images.to(device)
@@ -244,7 +193,7 @@ def _support_first(shape: tuple[int, ...], shots: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=64)
 def _labels(shape: tuple[int, ...], shots: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Labels (T, N K) and (T, N Q) of samples (T, N, K + Q)."""
-    tasks, ways, draws = shape
+    tasks, ways, per_class = shape
     labels = torch.arange(ways, device=device).view(1, -1, 1)
-    support, query = (labels.expand(tasks, -1, count).reshape(tasks, -1) for count in (shots, draws - shots))
+    support, query = (labels.expand(tasks, -1, count).reshape(tasks, -1) for count in (shots, per_class - shots))
     return support, query

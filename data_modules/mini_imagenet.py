@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.benchmarks import MODES, ZENODO, Benchmark, Packed, broken, fetch_file
-from data_modules.pixel_store import Sample
-from data_modules.plain_pickle import read_plain
+from data_modules.classic_benchmark import MODES, ZENODO, Benchmark, Packed, broken, fetch_file
+from data_modules.reading.cache import Sample
+from data_modules.reading.plain_pickle import read_plain
 
 
 class MiniImageNet(Benchmark):

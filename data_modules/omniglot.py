@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
+import re
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.cache import Arrays, cache_folder, load_or_make
-from data_modules.images import ImageTasks
-from data_modules.pictures import Listing, list_pictures, read_ink, read_pictures
-from data_modules.samplers import SamplerName
+from data_modules.class_images import ClassImages
+from data_modules.pictures import PictureTasks
+from data_modules.reading.cache import Sample
+from data_modules.reading.pictures import InkReader, Picture
+from data_modules.shares import shuffle
 from dmaml_pl.checks import require_positive
 from dmaml_pl.data import Split
 from dmaml_pl.errors import ConfigError, DataError
-from dmaml_pl.tasks import derive_seed
 
 PARTS = ("images_background", "images_evaluation")
-SIZE = 28
+ALL = "all"
 
 
-class Omniglot(ImageTasks):
+class Omniglot(PictureTasks):
     """Omniglot as 28x28 images, in the split that is usual for few-shot learning.
 
     The characters of both parts are put together and dealt to the splits by chance: 1,100 for meta-training, 100 for
@@ -34,57 +35,29 @@ class Omniglot(ImageTasks):
         root: folder with `images_background` and `images_evaluation`, as folders or as .zip files, or with the folder
             `omniglot-py` that torchvision makes.
         download: fetch the images into `root` if they are not there.
-        ways: N, classes of a task.
-        shots: K, support samples per class.
-        queries: Q, query samples per class; at most 20 together with the shots.
         meta_batch: T, tasks in the meta-batch of one worker.
         rotations: whether characters turned by 90, 180 and 270 degrees are classes too, in every split.
         train_classes: characters for meta-training.
         val_classes: characters for validation; those that remain are for meta-testing.
         split_seed: seed of dealing the characters to the splits.
-        runs_per_epoch: runs that Lightning counts as one epoch.
-        val_tasks: validation tasks.
-        test_tasks: tasks of a meta-test.
-        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
-        evaluation_seed: seed of the validation and test tasks.
-        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
-            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
-        cache_dir: folder to keep the reduced images in; by default `$XDG_CACHE_HOME/dmaml_pl` or `~/.cache/dmaml_pl`.
+        settings: those of `PictureTasks`; at most 20 shots and queries together.
     """
+
+    reader = InkReader(28)
 
     def __init__(
         self,
         *,
         root: str = "data/omniglot",
         download: bool = False,
-        ways: int = 5,
-        shots: int = 1,
-        queries: int = 15,
         meta_batch: int = 16,
         rotations: bool = True,
         train_classes: int = 1100,
         val_classes: int = 100,
         split_seed: int = 0,
-        runs_per_epoch: int = 10,
-        val_tasks: int = 100,
-        test_tasks: int = 600,
-        seed: int | None = None,
-        evaluation_seed: int = 0,
-        sampler: SamplerName = "batched",
-        cache_dir: str | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            meta_batch=meta_batch,
-            runs_per_epoch=runs_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-            evaluation_seed=evaluation_seed,
-            sampler=sampler,
-        )
+        super().__init__(meta_batch=meta_batch, **settings)
         require_positive(**{"data.train_classes": train_classes, "data.val_classes": val_classes})
         self.root = root
         self.download = download
@@ -92,58 +65,65 @@ class Omniglot(ImageTasks):
         self.train_classes = train_classes
         self.val_classes = val_classes
         self.split_seed = split_seed
-        self.cache_dir = cache_dir
 
     def prepare_data(self) -> None:
         """Download if asked to, and reduce the images, unless they are in the cache (once per machine)."""
         if self.download and _find_parts(Path(self.root)) is None:
             _download(self.root)
-        self._characters()
+        super().prepare_data()
 
-    def read_sample(self, path: Path) -> Tensor:
-        """A picture of a user's own, of any size, as a sample (1, 28, 28); see `data_modules.pictures.read_ink`."""
-        return read_ink(path, SIZE)
-
-    def load_splits(self) -> dict[Split, Tensor]:
-        """The images of each split, uint8 (classes, 20, 28, 28), 255 where there is ink.
-
-        Raises:
-            ConfigError: no character is left for the test split.
-            DataError: the images are missing or damaged.
-        """
-        arrays = self._characters()
-        names, images = arrays["names"].tolist(), torch.from_numpy(arrays["images"])
-        first_test = self.train_classes + self.val_classes
-        if first_test >= len(names):
-            raise ConfigError(
-                f"data.train_classes + data.val_classes is {self.train_classes} + {self.val_classes}, but data.root "
-                f"({self.root}) has {len(names)} characters, and the test split needs some of them."
-            )
-        # By a hash of each name: the same split on every machine, from folders as from .zip files.
-        order = sorted(range(len(names)), key=lambda number: derive_seed("omniglot", self.split_seed, names[number]))
-        dealt: dict[Split, list[int]] = {
-            "train": order[: self.train_classes],
-            "val": order[self.train_classes : first_test],
-            "test": order[first_test:],
-        }
-        turns = range(4 if self.rotations else 1)
-        return {
-            split: torch.cat([images[numbers].rot90(turn, (2, 3)) for turn in turns])
-            for split, numbers in dealt.items()
-        }
-
-    def _characters(self) -> Arrays:
-        """Reduced images of all characters, uint8 (characters, 20, 28, 28), and the names of the characters."""
+    def load_parts(self) -> dict[str, ClassImages]:
+        """All characters together, unless they are in the cache reduced to 28x28."""
         parts = _find_parts(Path(self.root))
         if parts is None:
             raise DataError(
                 f"data.root ({self.root}) does not hold Omniglot: {PARTS[0]} and {PARTS[1]} are expected in it, "
                 "as folders or as .zip files. `--data.download true` fetches them."
             )
-        listings = [list_pictures(part, depth=2) for part in parts]
-        identity = hashlib.blake2b(repr((SIZE, listings, "version 1")).encode(), digest_size=8).hexdigest()
-        path = cache_folder(self.cache_dir) / f"omniglot-{identity}.npz"
-        return load_or_make(path, lambda: _read_characters(parts, listings))
+        drawings = {name: picture for part in parts for name, picture in _find_drawings(part).items()}
+        # Of an archive's pictures the archive itself is told.
+        files = {name: picture for name, picture in drawings.items() if isinstance(picture, Path)}
+        files |= {part.name: part for part in parts if part.suffix == ".zip"}
+
+        def decode() -> Iterator[Sample]:
+            pixels = self.reader.read_all(drawings.values())
+            for name, sample in zip(drawings, pixels, strict=True):
+                yield ALL, name.rpartition("/")[0], sample
+
+        return self.cached("omniglot", decode, files=files, what=self.root, count=len(drawings))
+
+    def load_splits(self) -> dict[Split, Tensor]:
+        """The images of each split, uint8 (classes, 20, 1, 28, 28), 255 where there is ink.
+
+        Raises:
+            ConfigError: no character is left for the test split.
+            DataError: the images are missing or damaged.
+        """
+        characters = self.load_parts()[ALL]
+        names, drawings = characters.names, characters.samples.tolist()
+        for name, count in zip(names, drawings, strict=True):
+            if count != drawings[0]:
+                raise DataError(
+                    f"data.root ({self.root}): {name} has {count} drawings, but {names[0]} has {drawings[0]}: fetch "
+                    "Omniglot anew."
+                )
+        first_test = self.train_classes + self.val_classes
+        if first_test >= len(names):
+            raise ConfigError(
+                f"data.train_classes + data.val_classes is {self.train_classes} + {self.val_classes}, but data.root "
+                f"({self.root}) has {len(names)} characters, and the test split needs some of them."
+            )
+        numbers = {name: number for number, name in enumerate(names)}
+        order = [numbers[name] for name in shuffle(names, "omniglot", self.split_seed)]
+        dealt: dict[Split, list[int]] = {
+            "train": order[: self.train_classes],
+            "val": order[self.train_classes : first_test],
+            "test": order[first_test:],
+        }
+        images, turns = characters.stacked(), range(4 if self.rotations else 1)
+        return {
+            split: torch.cat([images[chosen].rot90(turn, (3, 4)) for turn in turns]) for split, chosen in dealt.items()
+        }
 
 
 def _find_parts(root: Path) -> list[Path] | None:
@@ -164,21 +144,21 @@ def _find_parts(root: Path) -> list[Path] | None:
     return found
 
 
-def _read_characters(parts: list[Path], listings: list[Listing]) -> Arrays:
-    names: list[str] = []
-    images: list[np.ndarray] = []
-    for part, listing in zip(parts, listings, strict=True):
-        if not listing:
-            raise DataError(f"{part} holds no pictures: {part.stem}/<alphabet>/<character>/<drawing>.png are expected.")
-        drawings: dict[str, list[np.ndarray]] = defaultdict(list)
-        for picture, image in zip(listing, read_pictures(part, list(listing), SIZE), strict=True):
-            drawings[picture.rpartition("/")[0]].append(255 - image)  # ink is black in the files
-        for name, drawn in drawings.items():
-            names.append(name)
-            images.append(np.stack(drawn))
-            if len(images[-1]) != len(images[0]):
-                raise DataError(f"{part}: {name} has {len(drawn)} drawings, but {names[0]} has {len(images[0])}.")
-    return {"names": np.array(names), "images": np.stack(images)}
+def _find_drawings(part: Path) -> dict[str, Picture]:
+    """The drawings of a part, by `<part>/<alphabet>/<character>/<drawing>.png`, in a folder or in a .zip file."""
+    found: dict[str, Picture]
+    try:
+        if part.suffix == ".zip":
+            archive = zipfile.Path(part)
+            found = {name: archive / name for name in archive.root.namelist()}
+        else:
+            found = {path.relative_to(part.parent).as_posix(): path for path in part.glob("*/*/*.png")}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{part} cannot be read ({error}): remove it, and fetch it anew.") from error
+    names = sorted(name for name in found if re.fullmatch(rf"{part.stem}(/[^/]+){{3}}\.png", name))
+    if not names:
+        raise DataError(f"{part} holds no pictures: {part.stem}/<alphabet>/<character>/<drawing>.png are expected.")
+    return {name: found[name] for name in names}
 
 
 def _download(root: str) -> None:

@@ -13,21 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_modules.class_folders import SPLITS
 from data_modules.samplers import Sampler, SamplerName, sampler_named
-from dmaml_pl.checks import require_positive
-from dmaml_pl.data import Split, TaskDataModule
+from data_modules.shares import Shares, shuffle
+from dmaml_pl.data import SPLITS, PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError, DataError
-from dmaml_pl.tasks import Scaling, TaskBatch, derive_seed
+from dmaml_pl.tasks import Scaling, TaskBatch
 
 if TYPE_CHECKING:
-    from data_modules.tables import Columns
+    from data_modules.reading.tables import Columns
 
 
 class Tabular(TaskDataModule):
     """Regressions from a CSV or Parquet file: a column names the task of each row, others are inputs and targets.
 
-    A task that is drawn is K + Q rows of one task of the file, none of them twice: support_x is (K, inputs), support_y
+    A task is K + Q rows of one task of the file, none of them twice: support_x is (K, inputs), support_y
     (K, D), query_x and query_y likewise, float32. Which tasks are for meta-training, validation and meta-testing is
     said by a column (`split_column`), or they are dealt by chance, which follows from `split_seed` and their names.
 
@@ -47,13 +46,9 @@ class Tabular(TaskDataModule):
         shots: K, support rows of a task.
         queries: Q, query rows of a task.
         meta_batch: T, tasks in the meta-batch of one worker.
-        runs_per_epoch: runs that Lightning counts as one epoch.
-        val_tasks: validation tasks.
-        test_tasks: tasks of a meta-test.
-        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
-        evaluation_seed: seed of the validation and test tasks.
-        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
-            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
+        sampler: "batched" samples all tasks of a meta-batch at once; "learn2learn", the reference, one after another
+            through learn2learn's task transforms. From the same seed they make other tasks of the same distribution.
+        settings: those of `TaskDataModule`.
 
     Attributes:
         scaling: how the units of the file become those of the tasks; None where they are the same, or before `setup`.
@@ -74,29 +69,11 @@ class Tabular(TaskDataModule):
         shots: int = 10,
         queries: int = 10,
         meta_batch: int = 25,
-        runs_per_epoch: int = 10,
-        val_tasks: int = 100,
-        test_tasks: int = 600,
-        seed: int | None = None,
-        evaluation_seed: int = 0,
         sampler: SamplerName = "batched",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            shots=shots,
-            queries=queries,
-            meta_batch=meta_batch,
-            runs_per_epoch=runs_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-            evaluation_seed=evaluation_seed,
-        )
-        require_positive(**{"data.val_share": val_share, "data.test_share": test_share})
-        if val_share + test_share >= 1:
-            raise ConfigError(
-                f"data.val_share + data.test_share is {val_share} + {test_share}, but must leave some tasks for "
-                "meta-training: choose them to be less than 1 together."
-            )
+        super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
+        self.shares = Shares(val_share, test_share, "tasks")
         for setting, names in (("inputs", inputs), ("targets", targets)):
             if not names:
                 raise ConfigError(f"data.{setting} is empty, but must name one column or more.")
@@ -115,7 +92,7 @@ class Tabular(TaskDataModule):
         self._x = self._y = torch.empty(0)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the file and make ready to draw tasks; a second call does nothing.
+        """Read the file and make ready to sample tasks; a second call does nothing.
 
         Raises:
             ConfigError: a task has too few rows for those asked of it.
@@ -123,7 +100,7 @@ class Tabular(TaskDataModule):
         """
         if self._samplers:
             return
-        from data_modules.tables import Columns  # noqa: PLC0415 - PyArrow is needed here alone
+        from data_modules.reading.tables import Columns  # noqa: PLC0415 - PyArrow is needed here alone
 
         sampler = sampler_named(self.sampler)
         columns = Columns(Path(self.path).expanduser())
@@ -144,11 +121,7 @@ class Tabular(TaskDataModule):
         for split in SPLITS:
             chosen = [number for number, name in enumerate(names.tolist()) if split_of[name] == split]
             self._samplers[split] = sampler(
-                classes=len(chosen),
-                samples=rows[chosen],
-                starts=starts[chosen],
-                ways=1,
-                draws=self.shots + self.queries,
+                rows[chosen], starts=starts[chosen], ways=1, per_class=self.shots + self.queries
             )
 
     def sample_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
@@ -158,34 +131,23 @@ class Tabular(TaskDataModule):
         return TaskBatch(self._x[support], self._y[support], self._x[query], self._y[query])
 
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
-        """One task of a split, without the T axis; the same as `sample_tasks` draws among others."""
+        """One task of a split, without the T axis; the same as `sample_tasks` makes among others."""
         return self.sample_tasks(split, [seed]).task(0)
 
-    def figure_tasks(self, tasks: int) -> TaskBatch | None:
-        """Meta-test tasks 0 .. `tasks` - 1, queries in the order of the input; None with several inputs or targets."""
+    def tasks_to_plot(self, count: int) -> PlottedTasks | None:
+        """Meta-test tasks 0 .. `count` - 1; None with several inputs or targets, of which there is no plot."""
         if len(self.inputs) != 1 or len(self.targets) != 1:
             return None
-        drawn = self.evaluation_tasks("test", range(tasks))
-        order = drawn.query_x.argsort(dim=1)
-        return drawn._replace(query_x=drawn.query_x.gather(1, order), query_y=drawn.query_y.gather(1, order))
-
-    def figure_style(self) -> dict[str, Any]:
-        """How a figure of these tasks differs from one of curves: the columns' names, and queries that are points."""
+        tasks = self.evaluation_tasks("test", range(count))
+        order = tasks.query_x.argsort(dim=1)
+        tasks = tasks._replace(query_x=tasks.query_x.gather(1, order), query_y=tasks.query_y.gather(1, order))
         units = " (standardized)" if self.scaling is not None else ""
-        return {"labels": (f"{self.inputs[0]}{units}", f"{self.targets[0]}{units}"), "points": True}
+        return PlottedTasks(tasks, f"{self.inputs[0]}{units}", f"{self.targets[0]}{units}", queries_are_curves=False)
 
     def _deal(self, names: list[str]) -> dict[str, str]:
-        # By a hash of each name: the same split whatever the order of the rows.
-        order = sorted(names, key=lambda name: derive_seed("tabular", self.split_seed, name))
-        val, test = (max(1, round(share * len(order))) for share in (self.val_share, self.test_share))
-        first = len(order) - val - test
-        if first < 1:
-            raise DataError(
-                f"{self.path} has {len(order)} tasks in column {self.task_column}, which are too few to be dealt to "
-                "train, val and test: 3 or more are needed."
-            )
-        parts = ["train"] * first + ["val"] * val + ["test"] * test
-        return dict(zip(order, parts, strict=True))
+        shuffled = shuffle(names, "tabular", self.split_seed)
+        dealt = self.shares.deal(shuffled, f"Column {self.task_column} of {self.path}")
+        return {name: split for split, chosen in dealt.items() for name in chosen}
 
     def _read_splits(self, columns: Columns, tasks: NDArray[np.str_]) -> dict[str, str]:
         name = str(self.split_column)

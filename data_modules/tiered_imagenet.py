@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.benchmarks import ZENODO, Benchmark, Packed, broken, fetch_file
-from data_modules.class_folders import SPLITS
-from data_modules.photos import PhotoReader
-from data_modules.pixel_store import Sample
-from data_modules.plain_pickle import read_plain
+from data_modules.classic_benchmark import ZENODO, Benchmark, Packed, broken, fetch_file
+from data_modules.reading.cache import Sample
+from data_modules.reading.pictures import PictureReader
+from data_modules.reading.plain_pickle import read_plain
+from dmaml_pl.data import SPLITS
 
 FOLDER = "tiered-imagenet"
 
@@ -26,8 +26,8 @@ class TieredImageNet(Benchmark):
       and learn2learn publish them, and as `download` fetches them (12 GB);
     - `train`, `val` and `test`, in each of them a folder of pictures a class.
 
-    The 779,165 pictures take 16.5 GB in the cache folder, and tasks are drawn from there without reading them whole. To
-    decode the pickles, one split of them at a time must fit in memory. The arguments are those of `Benchmark`.
+    The 779,165 pictures take 16.5 GB in the cache folder, and tasks are sampled from there without reading them whole.
+    To decode the pickles, one split of them at a time must fit in memory. The arguments are those of `Benchmark`.
     """
 
     title = "tiered-ImageNet"
@@ -55,7 +55,7 @@ def _pickles(root: Path) -> list[Path]:
     return [root / FOLDER / f"{split}_{kind}.pkl" for split in SPLITS for kind in ("labels", "images_png")]
 
 
-def _samples(files: list[Path], reader: PhotoReader) -> Iterator[Sample]:
+def _samples(files: list[Path], reader: PictureReader) -> Iterator[Sample]:
     for split, labels_file, images_file in zip(SPLITS, files[::2], files[1::2], strict=True):
         content, pictures = read_plain(labels_file), read_plain(images_file)
         try:

@@ -7,10 +7,12 @@ and resuming is exact.
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -20,12 +22,30 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class PlottedTasks:
+    """Tasks that a data module chose to be plotted, and how a plot of them reads.
+
+    Attributes:
+        tasks: T tasks; of a regression with one input and one target, whose queries are in the order of the input.
+        x_label: what the input is, in a regression.
+        y_label: what the target is, in a regression.
+        queries_are_curves: whether, in a regression, the queries are the true curve on a grid, and not some points.
+    """
+
+    tasks: TaskBatch
+    x_label: str = "x"
+    y_label: str = "y"
+    queries_are_curves: bool = True
 
 
 class TrainingRuns:
     """The training dataloader: hands out the task source once a run, `runs` times an epoch.
 
-    A training batch is a run, and the module draws the run's meta-batches one by one, so nothing is held in memory.
+    A training batch is a run, and the module samples the run's meta-batches one by one, so nothing is held in memory.
     """
 
     def __init__(self, source: TaskSource, runs: int) -> None:
@@ -70,7 +90,9 @@ class EvaluationTasks:
 
 
 class TaskDataModule(pl.LightningDataModule, ABC):
-    """Base of the data modules: a subclass says how one task is drawn from a seed.
+    """Base of the data modules: a subclass says how one task follows from a seed.
+
+    A subclass takes its own settings and `**settings`, which it passes on: each is declared once.
 
     Args:
         shots: K, support samples per class (of a task, in regression).
@@ -81,14 +103,14 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         test_tasks: tasks of a meta-test; 600 is the field's custom and gives narrow confidence intervals.
         seed: seed of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: seed of validation and test tasks. Apart from `seed`, so that trainings with different seeds
-            are judged on the same tasks.
+            are evaluated on the same tasks.
 
     Raises:
         ConfigError: a count is not greater than zero.
     """
 
     evaluation_chunk = 25
-    """So many tasks are judged at once, or a meta-batch where that is larger: small meta-batches are for training."""
+    """So many tasks are evaluated at once, or a meta-batch if that is larger: small meta-batches are for training."""
 
     def __init__(
         self,
@@ -96,11 +118,11 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         shots: int,
         queries: int,
         meta_batch: int,
-        runs_per_epoch: int,
-        val_tasks: int,
-        test_tasks: int,
-        seed: int | None,
-        evaluation_seed: int,
+        runs_per_epoch: int = 10,
+        val_tasks: int = 100,
+        test_tasks: int = 600,
+        seed: int | None = None,
+        evaluation_seed: int = 0,
     ) -> None:
         super().__init__()
         require_positive(
@@ -122,6 +144,17 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.evaluation_seed = evaluation_seed
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Show in the subclass's signature, as `inspect` and `help` have it, the settings that it passes on, too."""
+        super().__init_subclass__(**options)
+        own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if own and own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            base = next(each for each in cls.__mro__[1:] if issubclass(each, TaskDataModule))
+            passed_on = dict(inspect.signature(base).parameters)
+            named = {parameter.name for parameter in own}
+            own[-1:] = [each.replace(kind=each.KEYWORD_ONLY) for name, each in passed_on.items() if name not in named]
+        cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]  # inspect's own way to tell it
+
     @abstractmethod
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis, as a pure function of its arguments.
@@ -130,9 +163,9 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         """
 
     def sample_tasks(self, split: Split, seeds: Sequence[int]) -> TaskBatch:
-        """Tasks of a split, (T, ...): for each seed what `sample_task` draws from it, whatever is drawn beside it.
+        """Tasks of a split, (T, ...): for each seed what `sample_task` makes of it, whatever is sampled beside it.
 
-        This draws one after another. A subclass that can draw many at once for less overrides it.
+        This samples one after another. A subclass that can sample many at once for less overrides it.
         """
         return stack_tasks([self.sample_task(split, seed) for seed in seeds])
 
@@ -142,12 +175,12 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         return self.sample_tasks("train", seeds)
 
     def evaluation_tasks(self, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Tasks of a split as they are judged on, (T, ...), with their numbers; the same in every training."""
+        """Tasks of a split as they are evaluated on, (T, ...), with their numbers; the same in every training."""
         tasks = self.sample_tasks(split, [derive_seed(split, self.evaluation_seed, index) for index in indices])
         return tasks._replace(numbers=tasks.support_x.new_tensor(indices, dtype=torch.int64))
 
     def evaluation_task(self, split: Split, index: int) -> TaskBatch:
-        """Task `index` of a split as it is judged on, without the T axis."""
+        """Task `index` of a split as it is evaluated on, without the T axis."""
         return self.evaluation_tasks(split, [index]).task(0)
 
     def train_dataloader(self) -> TrainingRuns:

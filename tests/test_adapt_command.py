@@ -15,7 +15,7 @@ from PIL import Image
 
 import dmaml_pl
 from data_modules import Glyphs, Omniglot
-from data_modules.pictures import read_ink
+from data_modules.reading.pictures import InkReader
 from dmaml_pl.__main__ import main
 from tests.adapting import NAMES, draw, draw_folders
 from tests.test_omniglot import make_folders
@@ -82,7 +82,7 @@ def test_the_command_gives_what_python_gives(letters: Path, support: Path) -> No
     assert main(["adapt", *map(str, words)]) == 0
     found = json.loads(Path("found.json").read_text())
     files = sorted(support.glob("*/*"))
-    x = torch.stack([read_ink(file, 28) for file in files])
+    x = torch.stack([InkReader(28).read_sample(file) for file in files])
     adapted = dmaml_pl.load(letters).adapt(x, [file.parent.name for file in files], steps=3)
     expected = adapted.predict(x)
     assert (found["steps"], found["support_samples"], found["classes"]) == (3, 10, list(adapted.classes))
@@ -199,7 +199,7 @@ def test_ink_is_bright_whatever_it_was_drawn_in_and_on() -> None:
     }
     for name, picture in pictures.items():
         picture.save(name)
-        assert torch.equal(read_ink(Path(name), 28)[0], expected), name
+        assert torch.equal(InkReader(28).read_sample(Path(name))[0], expected), name
 
 
 def test_a_picture_that_is_not_square_keeps_its_shape() -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules import ImageFolder, images, pixel_store
-from data_modules.photos import PhotoReader
+from data_modules import ImageFolder, images
+from data_modules.reading import cache
+from data_modules.reading.pictures import PhotoReader
 from data_modules.samplers import SamplerName
 from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import SampleReader, check_tasks
@@ -362,7 +363,7 @@ def test_large_splits_stay_where_they_are_and_only_tasks_move(root: Path, monkey
 def test_decoding_that_takes_long_says_how_far_it_is(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pixel_store, "SAY_EVERY", 0.0)
+    monkeypatch.setattr(cache, "SAY_EVERY", 0.0)
 
     folder(root).prepare_data()
 
@@ -469,7 +470,7 @@ def test_settings_that_the_folder_cannot_serve_name_the_setting(
 def test_a_folder_of_two_classes_is_too_few_to_deal(tmp_path: Path) -> None:
     root = make_classes(tmp_path / "p", ["a", "b"])
 
-    with pytest.raises(ConfigError, match=r"has 2 classes, which are too few to be dealt"):
+    with pytest.raises(DataError, match=r"has 2 classes, which are too few to be dealt"):
         ready(root)
 
 
@@ -511,7 +512,7 @@ def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.M
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("data_modules.class_folders.os.scandir", refuse)
+    monkeypatch.setattr("data_modules.reading.class_folders.os.scandir", refuse)
 
     with pytest.raises(DataError, match=re.escape(f"{root} cannot be read (Permission denied)")):
         ready(root)

@@ -1,4 +1,4 @@
-"""What all image data sets promise of their tasks, whoever draws them."""
+"""What all image data sets promise of their tasks, whoever samples them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,8 @@ SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 class Numbered(ImageTasks):
     """Images whose first pixel says the class and whose second the sample: 30 classes of 20 samples a split."""
 
-    def __init__(
-        self,
-        ways: int = 5,
-        shots: int = 2,
-        queries: int = 3,
-        meta_batch: int = 4,
-        seed: int = 0,
-        sampler: SamplerName = "batched",
-    ) -> None:
-        super().__init__(
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            meta_batch=meta_batch,
-            runs_per_epoch=1,
-            val_tasks=4,
-            test_tasks=4,
-            seed=seed,
-            evaluation_seed=0,
-            sampler=sampler,
-        )
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"shots": 2, "queries": 3, "val_tasks": 4, "test_tasks": 4, "seed": 0, **settings})
         self.loaded = 0
 
     def load_splits(self) -> dict[Split, Tensor]:
@@ -56,7 +37,7 @@ class Numbered(ImageTasks):
 
 
 class Lines(TaskDataModule):
-    """Tasks y = a x, one of which is drawn at a time, as a user's own data module may do."""
+    """Tasks y = a x, one of which is sampled at a time, as a user's own data module may do."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -154,7 +135,7 @@ def test_a_task_depends_on_its_arguments_alone_and_moves_no_global_generator(sam
     assert not same(tasks[0], data.sample_task("train", 6))
 
 
-def test_a_failed_draw_puts_the_global_generator_back() -> None:
+def test_a_failed_sampling_puts_the_global_generator_back() -> None:
     data: Any = made(sampler="learn2learn")
     data._samplers["train"]._tasks = ()
     before = random.getstate()
@@ -166,7 +147,7 @@ def test_a_failed_draw_puts_the_global_generator_back() -> None:
 
 
 @pytest.mark.parametrize("data", [made(), made(sampler="learn2learn"), Lines()], ids=[*SAMPLERS, "sample_task alone"])
-def test_a_task_is_the_same_whatever_is_drawn_beside_it(data: TaskDataModule) -> None:
+def test_a_task_is_the_same_whatever_is_sampled_beside_it(data: TaskDataModule) -> None:
     seeds = [7, 0, 2**63 - 1, 7, 12]
 
     together = data.sample_tasks("val", seeds)
@@ -182,9 +163,9 @@ def test_evaluation_tasks_do_not_depend_on_chunks_and_workers(data: TaskDataModu
 
     for chunk, workers in ((1, 1), (3, 1), (25, 1), (2, 2), (1, 3)):
         shares = [EvaluationTasks(data, "val", 11, chunk, worker, workers) for worker in range(workers)]
-        drawn = [batch.task(number) for share in shares for batch in share for number in range(batch.tasks)]
-        drawn.sort(key=number_of)
-        assert same(stack_tasks(drawn), alone), (chunk, workers)
+        found = [batch.task(number) for share in shares for batch in share for number in range(batch.tasks)]
+        found.sort(key=number_of)
+        assert same(stack_tasks(found), alone), (chunk, workers)
 
 
 def number_of(task: TaskBatch) -> int:
@@ -206,7 +187,7 @@ def test_more_queries_leave_the_support_sets_as_they_are() -> None:
     assert torch.equal(few.query_x.unflatten(1, (5, 1)), many.query_x.unflatten(1, (5, 9))[:, :, :1])
 
 
-def test_workers_runs_iterations_and_seeds_draw_different_tasks() -> None:
+def test_workers_runs_iterations_and_seeds_have_different_tasks() -> None:
     data = made()
     batches = [data.sample(worker=w, run=r, iteration=i) for w in range(2) for r in range(2) for i in range(2)]
     batches.append(made(seed=1).sample(worker=0, run=0, iteration=0))
@@ -250,7 +231,7 @@ def test_the_images_of_a_split_move_to_the_trainers_device_once_and_as_uint8() -
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_drawing_does_not_copy_the_images(sampler: SamplerName) -> None:
+def test_sampling_does_not_copy_the_images(sampler: SamplerName) -> None:
     data = made(sampler=sampler)
     images = {split: tensor.data_ptr() for split, tensor in data._images.items()}
     data.sample(worker=0, run=0, iteration=0)

@@ -1,4 +1,4 @@
-"""Both samplers draw from the distribution that learn2learn's task transforms define: all ordered choices alike.
+"""Both samplers sample from the distribution that learn2learn's task transforms define: all ordered choices alike.
 
 Few classes and samples, so that whole tasks can be counted. The chi-square tests have fixed seeds, and would by chance
 fail with one in a hundred thousand seeds.
@@ -21,13 +21,13 @@ from dmaml_pl.tasks import derive_seeds
 
 Numbers = NDArray[np.int64]
 
-CLASSES, SAMPLES, WAYS, DRAWS = 7, 6, 3, 4
+CLASSES, SAMPLES, WAYS, PER_CLASS = 7, 6, 3, 4
 SMALLEST_P = 1e-5
 
 
-def drawn(make: Callable[..., Sampler], seeds: list[int]) -> tuple[Numbers, Numbers]:
-    """Classes (T, N), and of each the samples (T, N, draws)."""
-    numbers = make(classes=CLASSES, samples=SAMPLES, ways=WAYS, draws=DRAWS)(seeds)
+def sampled(make: Callable[..., Sampler], seeds: list[int]) -> tuple[Numbers, Numbers]:
+    """Classes (T, N), and of each the samples (T, N, K + Q)."""
+    numbers = make([SAMPLES] * CLASSES, ways=WAYS, per_class=PER_CLASS)(seeds)
     classes = numbers // SAMPLES
     assert (classes == classes[:, :, :1]).all()
     return classes[:, :, 0], numbers % SAMPLES
@@ -35,14 +35,14 @@ def drawn(make: Callable[..., Sampler], seeds: list[int]) -> tuple[Numbers, Numb
 
 @pytest.fixture(scope="module", params=["sorted", "ranked", "of neighbouring seeds", "learn2learn"])
 def tasks(request: pytest.FixtureRequest) -> tuple[Numbers, Numbers]:
-    """Many tasks, drawn in every way there is."""
+    """Many tasks, sampled in every way there is."""
     if request.param == "learn2learn":
-        return drawn(Learn2LearnSampler, derive_seeds("tasks", count=6000))
+        return sampled(Learn2LearnSampler, derive_seeds("tasks", count=6000))
     seeds = list(range(30_000)) if request.param == "of neighbouring seeds" else derive_seeds("tasks", count=30_000)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ranked":
-            patch.setattr(samplers._Draws, "SORTED_UP_TO", 0)
-        return drawn(BatchedSampler, seeds)
+            patch.setattr(samplers._Choice, "SORTED_UP_TO", 0)
+        return sampled(BatchedSampler, seeds)
 
 
 def counted(*columns: Numbers, among: int) -> Numbers:
@@ -59,15 +59,15 @@ def p_value(chi_square: float, freedom: int) -> float:
 
 def assert_even(counts: Numbers) -> None:
     expected = counts.sum() / len(counts)
-    assert expected > 10, "too few were drawn to tell"
+    assert expected > 10, "too few were seen to tell"
     assert p_value(float(((counts - expected) ** 2).sum() / expected), len(counts) - 1) > SMALLEST_P, counts
 
 
-def assert_all_orders_are_even(drawn: Numbers, among: int) -> None:
-    """Nothing is drawn twice, and all ordered draws (..., draws) are equally likely."""
-    seen = counted(*np.moveaxis(drawn, -1, 0), among=among)
-    draws = drawn.shape[-1]
-    possible = counted(*np.array(list(permutations(range(among), draws))).T, among=among).astype(bool)
+def assert_all_orders_are_even(chosen: Numbers, among: int) -> None:
+    """Nothing is chosen twice, and all ordered choices (..., count) are equally likely."""
+    seen = counted(*np.moveaxis(chosen, -1, 0), among=among)
+    count = chosen.shape[-1]
+    possible = counted(*np.array(list(permutations(range(among), count))).T, among=among).astype(bool)
     assert not seen[~possible].any()
     assert_even(seen[possible])
 
@@ -93,30 +93,30 @@ def test_every_choice_of_classes_and_of_their_labels_is_equally_likely(tasks: tu
     assert_all_orders_are_even(classes, among=CLASSES)
 
 
-def test_every_ordered_draw_of_samples_is_equally_likely(tasks: tuple[Numbers, Numbers]) -> None:
+def test_every_ordered_choice_of_samples_is_equally_likely(tasks: tuple[Numbers, Numbers]) -> None:
     _, samples = tasks
     assert_all_orders_are_even(samples, among=SAMPLES)
 
 
-def test_classes_of_a_task_and_neighbouring_tasks_draw_independently(tasks: tuple[Numbers, Numbers]) -> None:
+def test_classes_of_a_task_and_neighbouring_tasks_are_independent(tasks: tuple[Numbers, Numbers]) -> None:
     classes, samples = tasks
     for one, other in combinations(range(WAYS), 2):
         assert_even(counted(samples[:, one, 0], samples[:, other, 0], among=SAMPLES))
-        assert_even(counted(samples[:, one, 0], samples[:, other, DRAWS - 1], among=SAMPLES))
+        assert_even(counted(samples[:, one, 0], samples[:, other, PER_CLASS - 1], among=SAMPLES))
     for label in range(WAYS):
         assert_even(np.bincount(classes[:, label] * SAMPLES + samples[:, label, 0]))
         assert_even(counted(classes[:-1, 0], classes[1:, label], among=CLASSES))
         assert_even(counted(samples[:-1, 0, 0], samples[1:, label, 0], among=SAMPLES))
 
 
-def test_the_batched_sampler_draws_from_the_distribution_of_learn2learns_transforms() -> None:
-    classes, samples = drawn(BatchedSampler, derive_seeds("batched", count=20_000))
-    their_classes, their_samples = drawn(Learn2LearnSampler, derive_seeds("theirs", count=6000))
+def test_the_batched_sampler_samples_from_the_distribution_of_learn2learns_transforms() -> None:
+    classes, samples = sampled(BatchedSampler, derive_seeds("batched", count=20_000))
+    their_classes, their_samples = sampled(Learn2LearnSampler, derive_seeds("theirs", count=6000))
 
     for label in range(WAYS):
         assert_alike(np.bincount(classes[:, label]), np.bincount(their_classes[:, label]))
-        for draw in range(DRAWS):
-            assert_alike(np.bincount(samples[:, label, draw]), np.bincount(their_samples[:, label, draw]))
+        for place in range(PER_CLASS):
+            assert_alike(np.bincount(samples[:, label, place]), np.bincount(their_samples[:, label, place]))
     assert_alike(counted(*classes.T, among=CLASSES), counted(*their_classes.T, among=CLASSES))
     together, theirs = (np.sort(every, axis=1) for every in (classes, their_classes))
     assert_alike(counted(*together.T, among=CLASSES), counted(*theirs.T, among=CLASSES))
@@ -125,8 +125,8 @@ def test_the_batched_sampler_draws_from_the_distribution_of_learn2learns_transfo
     )
 
 
-def test_all_of_thousands_of_classes_are_drawn_evenly() -> None:
-    numbers = BatchedSampler(classes=4400, samples=20, ways=5, draws=16)(derive_seeds("many", count=20_000))
+def test_all_of_thousands_of_classes_are_chosen_evenly() -> None:
+    numbers = BatchedSampler([20] * 4400, ways=5, per_class=16)(derive_seeds("many", count=20_000))
 
     assert_even(np.bincount(numbers[:, :, 0].ravel() // 20, minlength=4400))
     assert_even(np.bincount(numbers.ravel() % 20, minlength=20))
@@ -139,14 +139,14 @@ def test_all_of_thousands_of_classes_are_drawn_evenly() -> None:
 def test_a_task_of_all_that_there_is_holds_everything_once(
     make: Callable[..., Sampler], classes: int, samples: int
 ) -> None:
-    numbers = make(classes=classes, samples=samples, ways=classes, draws=samples)([3, 4])
+    numbers = make([samples] * classes, ways=classes, per_class=samples)([3, 4])
 
     assert all(np.array_equal(np.sort(task, axis=None), np.arange(classes * samples)) for task in numbers)
 
 
 @pytest.mark.parametrize("make", [BatchedSampler, Learn2LearnSampler])
 def test_samplers_leave_global_generators_as_they_found_them(make: Callable[..., Sampler]) -> None:
-    sampler = make(classes=CLASSES, samples=SAMPLES, ways=WAYS, draws=DRAWS)
+    sampler = make([SAMPLES] * CLASSES, ways=WAYS, per_class=PER_CLASS)
     before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002 - what is tested
 
     sampler([1, 2])
@@ -157,7 +157,7 @@ def test_samplers_leave_global_generators_as_they_found_them(make: Callable[...,
 
 
 def test_the_random_numbers_are_those_of_splitmix64() -> None:
-    sampler = BatchedSampler(classes=CLASSES, samples=SAMPLES, ways=WAYS, draws=DRAWS)
+    sampler = BatchedSampler([SAMPLES] * CLASSES, ways=WAYS, per_class=PER_CLASS)
 
     first = sampler.random_bits([1234567, 0])[:, :3].tolist()
 
@@ -166,8 +166,8 @@ def test_the_random_numbers_are_those_of_splitmix64() -> None:
 
 
 def test_a_seed_gives_the_same_task_in_every_version_and_on_every_machine() -> None:
-    few = BatchedSampler(classes=7, samples=6, ways=2, draws=3)([0, 2**64 - 1])
-    many = BatchedSampler(classes=4400, samples=600, ways=2, draws=3)([0, 2**64 - 1])
+    few = BatchedSampler([6] * 7, ways=2, per_class=3)([0, 2**64 - 1])
+    many = BatchedSampler([600] * 4400, ways=2, per_class=3)([0, 2**64 - 1])
 
     assert few.tolist() == [[[13, 15, 17], [29, 27, 26]], [[17, 14, 15], [23, 22, 19]]]
     assert many.tolist() == [

@@ -1,4 +1,4 @@
-"""Sinusoid regression: the distribution of the MAML paper, drawn as a pure function."""
+"""Sinusoid regression: the distribution of the MAML paper, sampled as a pure function."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_meta_batch_has_the_shapes_its_settings_say() -> None:
     assert batch.numbers is None
 
 
-def test_drawing_twice_gives_the_same_tasks_and_moves_no_global_generator() -> None:
+def test_sampling_twice_gives_the_same_tasks_and_moves_no_global_generator() -> None:
     state = torch.get_rng_state()
     data = Sinusoid(seed=3)
 
@@ -85,7 +85,7 @@ def test_drawing_twice_gives_the_same_tasks_and_moves_no_global_generator() -> N
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_meta_batch_is_the_same_drawn_ahead_or_alone_and_is_handed_out_unchanged_after_a_change() -> None:
+def test_a_meta_batch_is_the_same_sampled_ahead_or_alone_and_is_handed_out_unchanged_after_a_change() -> None:
     data = Sinusoid(seed=3)
     walked = [data.sample(worker=0, run=1, iteration=iteration) for iteration in range(40)]
 
@@ -107,7 +107,7 @@ def test_a_setting_that_changes_is_heeded_by_the_next_meta_batch() -> None:
     assert data.sample(worker=0, run=1, iteration=1).support_x.shape == (25, 4, 1)
 
 
-def test_workers_runs_iterations_and_seeds_draw_different_tasks() -> None:
+def test_workers_runs_iterations_and_seeds_have_different_tasks() -> None:
     data = Sinusoid(seed=0)
     batches = [data.sample(worker=w, run=r, iteration=i) for w in range(3) for r in range(3) for i in range(3)]
     batches.append(Sinusoid(seed=1).sample(worker=0, run=0, iteration=0))
@@ -149,12 +149,14 @@ def test_validation_yields_every_task_once_in_chunks() -> None:
     assert torch.cat([chunk.numbers for chunk in chunks if chunk.numbers is not None]).tolist() == list(range(260))
 
 
-def test_figures_show_the_support_sets_of_the_meta_test_and_the_true_curves() -> None:
+def test_plots_show_the_support_sets_of_the_meta_test_and_the_true_curves() -> None:
     data = Sinusoid(shots=5, seed=4)
 
-    figure = data.figure_tasks(3, points=50)
+    plotted = data.tasks_to_plot(3, points=50)
+    figure = plotted.tasks
 
     check_tasks(figure)
+    assert plotted.queries_are_curves
     assert figure.query_x.shape == (3, 50, 1)
     for index in range(3):
         task = data.evaluation_task("test", index)
@@ -171,12 +173,13 @@ def test_a_count_that_is_not_positive_is_named(setting: str) -> None:
 
 
 @pytest.mark.parametrize(("tasks", "shots", "queries"), [(25, 10, 10), (1, 10, 3), (7, 3, 200)])
-def test_tasks_drawn_at_once_are_to_the_bit_what_is_drawn_one_tensor_after_another(
+def test_tasks_sampled_at_once_are_to_the_bit_the_formula_one_tensor_after_another(
     tasks: int, shots: int, queries: int
 ) -> None:
     generator = torch.Generator().manual_seed(5)
-    amplitude, phase = sinusoid._parameters(generator, tasks)
-    x = [sinusoid._inputs(generator, tasks, points) for points in (shots, queries)]
-    expected = [tensor for each in x for tensor in (each, sinusoid._sine(each, amplitude, phase))]
-    found = sinusoid._draw([4, 5, 6], tasks, shots, queries)[1]
+    amplitude = 0.1 + 4.9 * torch.rand(tasks, 1, 1, generator=generator)
+    phase = math.pi * torch.rand(tasks, 1, 1, generator=generator)
+    x = [10.0 * torch.rand(tasks, points, 1, generator=generator) - 5.0 for points in (shots, queries)]
+    expected = [tensor for each in x for tensor in (each, amplitude * torch.sin(each - phase))]
+    found = sinusoid._sample([4, 5, 6], tasks, shots, queries)[1]
     assert all(torch.equal(one, other) for one, other in zip(found[:4], expected, strict=True))

@@ -173,7 +173,7 @@ def changed(row: int, **cells: Any) -> list[dict[str, Any]]:
             {"split_column": "note"},
             r"row 1: column note is 'text', but must be train, val or",
         ),
-        (rows()[:1], {}, r"has 1 tasks in column line, which are too few to be dealt"),
+        (rows()[:1], {}, r"Column line of .* has 1 tasks, which are too few to be dealt"),
         ([row | {"p": "train"} for row in rows()], {"split_column": "p"}, r"column p has no val"),
         (
             [row | {"p": "train" if number else "test"} for number, row in enumerate(rows())],
@@ -224,21 +224,24 @@ def test_settings_that_the_file_cannot_serve_name_the_setting(
         ready(path, **settings)
 
 
-def test_figures_show_the_tasks_of_the_meta_test_in_the_order_of_their_input(path: Path) -> None:
+def test_plots_show_the_tasks_of_the_meta_test_in_the_order_of_their_input(path: Path) -> None:
     data = ready(path, inputs=["x"])
-    figure = data.figure_tasks(2)
-    assert figure is not None
-    check_tasks(figure)
+    plotted = data.tasks_to_plot(2)
+    assert plotted is not None
+    check_tasks(plotted.tasks)
     for index in range(2):
-        task, shown = data.evaluation_task("test", index), figure.task(index)
+        task, shown = data.evaluation_task("test", index), plotted.tasks.task(index)
         order = task.query_x.squeeze(-1).argsort()
         assert torch.equal(shown.support_x, task.support_x)
         assert torch.equal(shown.query_x, task.query_x[order])
         assert torch.equal(shown.query_y, task.query_y[order])
-    assert data.figure_style() == {"labels": ("x (standardized)", "y (standardized)"), "points": True}
-    assert ready(path, inputs=["x"], standardize=False).figure_style()["labels"] == ("x", "y")
+    assert (plotted.x_label, plotted.y_label) == ("x (standardized)", "y (standardized)")
+    assert not plotted.queries_are_curves
+    plain = ready(path, inputs=["x"], standardize=False).tasks_to_plot(2)
+    assert plain is not None
+    assert (plain.x_label, plain.y_label) == ("x", "y")
 
 
-def test_of_several_inputs_or_targets_there_is_no_figure(path: Path) -> None:
-    assert ready(path).figure_tasks(2) is None
-    assert ready(path, inputs=["x"], targets=["y", "z"]).figure_tasks(2) is None
+def test_of_several_inputs_or_targets_there_is_no_plot(path: Path) -> None:
+    assert ready(path).tasks_to_plot(2) is None
+    assert ready(path, inputs=["x"], targets=["y", "z"]).tasks_to_plot(2) is None

@@ -71,6 +71,5 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
 
 def settings_of(thing: object) -> dict[str, Any]:
     """The arguments of an object's constructor that it keeps under the same names, where they are plain values."""
-    names = inspect.signature(type(thing).__init__).parameters
-    kept = {name: getattr(thing, name, None) for name in names if name != "self"}
+    kept = {name: getattr(thing, name, None) for name in inspect.signature(type(thing)).parameters}
     return {name: value for name, value in kept.items() if isinstance(value, bool | int | float | str)}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmaml_pl.data import PlottedTasks
 from dmaml_pl.evaluation.curves import BASELINE, TITLES, TRAINED, UNTRAINED, MetaTest, half_width
 from dmaml_pl.tasks import TaskBatch
 
@@ -45,14 +46,14 @@ def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     plot_adaptation_curve(result, folder / curve)
     plots = [Plot(curve, "The metric over adaptation steps")]
-    tasks = data.figure_tasks(count) if hasattr(data, "figure_tasks") else None
-    if tasks is None:
+    plotted: PlottedTasks | None = data.tasks_to_plot(count) if hasattr(data, "tasks_to_plot") else None
+    if plotted is None:
         return plots
+    tasks = plotted.tasks
     predictions = module.predictions_from(tasks).cpu()
     if result.objective.name == "regression":
         shown = tuple(sorted({0, min(1, result.steps), result.steps}))
-        style = data.figure_style() if hasattr(data, "figure_style") else {}
-        plot_regression_tasks(tasks, predictions, shown, folder / some, **style)
+        plot_regression_tasks(plotted, predictions, shown, folder / some)
         return [*plots, Plot(some, "Some tasks, before and after adaptation")]
     plot_image_tasks(tasks, predictions, result.steps, folder / some)
     plot_confusion(tasks, predictions, result.steps, folder / confused)
@@ -90,34 +91,25 @@ def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_regression_tasks(
-    tasks: TaskBatch,
-    predictions: Tensor,
-    shown: tuple[int, ...],
-    path: Path,
-    *,
-    labels: tuple[str, str] = ("x", "y"),
-    points: bool = False,
-) -> None:
+def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tuple[int, ...], path: Path) -> None:
     """Some tasks with their truth, the support points, and the predictions before and after adaptation.
 
     Args:
-        tasks: T tasks of one input and one output, whose query set is in the order of its inputs.
+        plotted: T tasks of one input and one output, and how they read.
         predictions: (T, I + 1, Q, 1), after 0 .. I steps.
         shown: the numbers of steps to plot.
         path: the PNG file.
-        labels: of the axes.
-        points: whether the query set is some points, rather than the true curve on a grid.
     """
+    tasks = plotted.tasks
     figure = _figure(3.3 * tasks.tasks, 3.2)
     panels = figure.subplots(1, tasks.tasks, sharey=True, squeeze=False)[0]
     for number, axes in enumerate(panels):
         task = tasks.task(number)
         x, truth = task.query_x.squeeze(-1), task.query_y.squeeze(-1)
-        if points:
-            axes.scatter(x, truth, color=BLACK, s=12, zorder=4, label="query points")
-        else:
+        if plotted.queries_are_curves:
             axes.plot(x, truth, color=BLACK, linewidth=1.5, label="true curve")
+        else:
+            axes.scatter(x, truth, color=BLACK, s=12, zorder=4, label="query points")
         for place, step in enumerate(shown):
             axes.plot(
                 x,
@@ -130,9 +122,9 @@ def plot_regression_tasks(
         support = task.support_x.squeeze(-1), task.support_y.squeeze(-1)
         axes.scatter(*support, color=RED, s=18, zorder=5, label="support points")
         axes.set_title(f"task {number}", fontsize=9)
-        axes.set_xlabel(labels[0])
+        axes.set_xlabel(plotted.x_label)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(labels[1])
+    panels[0].set_ylabel(plotted.y_label)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     figure.savefig(path)

@@ -21,9 +21,9 @@ import yaml
 from PIL import Image
 
 from data_modules import CIFARFS, FC100, MiniImageNet, TieredImageNet
-from data_modules.benchmarks import Benchmark
 from data_modules.cifar100 import CIFAR_FS, FC100_SUPERCLASSES
-from data_modules.plain_pickle import read_plain
+from data_modules.classic_benchmark import Benchmark
+from data_modules.reading.plain_pickle import read_plain
 from dmaml_pl.cli.run import run
 from dmaml_pl.errors import DataError
 from dmaml_pl.tasks import check_tasks

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import get_args
 
 from PIL import Image
 
-from dmaml_pl.data import Split
+from dmaml_pl.data import SPLITS
 from dmaml_pl.errors import DataError
 
 UNSPLIT = "all"
-SPLITS: tuple[Split, ...] = get_args(Split)
 HIDDEN = (".", "__MACOSX")
 FORM = "root/CLASS/PICTURE, or root/train/CLASS/PICTURE and the same with val and test"
 

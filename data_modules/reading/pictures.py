@@ -1,4 +1,4 @@
-"""Pictures of any kind, made samples of one size: photographs, scans, drawings, in any format that Pillow reads.
+"""Pictures of any kind, made samples of one size: photographs, scans, letters, in any format that Pillow reads.
 
 Legend: C channels, H W image axes.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,25 +27,27 @@ from dmaml_pl.errors import DataError
 
 Fit = Literal["crop", "pad", "stretch"]
 Pixels = NDArray[np.uint8]
+Picture = Path | zipfile.Path
 
 
 @dataclass(frozen=True)
-class PhotoReader:
+class PictureReader(ABC):
     """Makes a sample of a picture, always the same way: for training, and for a user's own pictures later.
 
     A picture is turned upright by its EXIF data; what is transparent becomes white; of an animation the first frame is
-    taken; of 16 bits the upper 8 remain. It is reduced by Lanczos' filter, as in the MAML paper's code.
+    taken; of 16 bits the upper 8 remain.
 
     Args:
         size: pixels along each axis of a sample.
         channels: 3 for red, green and blue, 1 for grey.
-        fit: what happens to a picture that is not square: "crop" takes the largest square from its middle, "pad" gives
-            it black sides, "stretch" squeezes it.
     """
 
     size: int
     channels: Literal[1, 3] = 3
-    fit: Fit = "crop"
+
+    @abstractmethod
+    def make_sample(self, opened: Image.Image) -> Pixels:
+        """The pixels (H, W) or (H, W, C) of a picture whose file was opened."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,31 +57,28 @@ class PhotoReader:
     @property
     def identity(self) -> str:
         """Changes with everything that a sample's pixels depend on, but the picture."""
-        return repr((self.size, self.channels, self.fit, PIL.__version__, "version 1"))
+        return repr((self, PIL.__version__, "version 2"))
 
-    def read(self, picture: Path | IO[bytes], name: str | Path | None = None) -> Pixels:
+    def read(self, picture: Picture | IO[bytes], name: str | None = None) -> Pixels:
         """The pixels, uint8 (C, H, W).
 
         Args:
-            picture: the file.
+            picture: the file, which may lie in a .zip file.
             name: what to call it in an error, where it is not a file of its own.
 
         Raises:
             DataError: names the file, which is not a picture that can be read.
         """
         try:
-            with Image.open(picture) as opened:
-                opened.draft("RGB", (2 * self.size, 2 * self.size))  # large JPEGs are decoded at a fraction of the size
-                upright = ImageOps.exif_transpose(opened)
-                flat = _flat(upright, "L" if self.channels == 1 else "RGB")
-            pixels = np.asarray(self._fitted(flat))
+            with picture.open("rb") if isinstance(picture, Picture) else picture as file, Image.open(file) as opened:
+                pixels = self.make_sample(opened)
         except Exception as error:  # on damaged files Pillow raises anything from SyntaxError to struct.error
             raise DataError(
                 f"{name or picture} is not a picture that can be read ({_reason(error)}): mend it, or leave it out."
             ) from error
         return np.array(np.atleast_3d(pixels).transpose(2, 0, 1), order="C")  # a copy: Pillow's must not be written to
 
-    def read_all(self, files: Sequence[Path]) -> Iterator[Pixels]:
+    def read_all(self, pictures: Iterable[Picture]) -> Iterator[Pixels]:
         """The pixels of many files in their order, read by as many threads as there are cores.
 
         Raises:
@@ -89,8 +90,8 @@ class PhotoReader:
             # Of a picture's size or metadata; what cannot be read raises.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             try:
-                for file in files:
-                    waiting.append(pool.submit(self.read, file))
+                for picture in pictures:
+                    waiting.append(pool.submit(self.read, picture))
                     if len(waiting) > 4 * threads:
                         yield waiting.popleft().result()
                 while waiting:
@@ -108,13 +109,52 @@ class PhotoReader:
             warnings.filterwarnings("ignore", module=r"PIL\.")  # as above
             return torch.from_numpy(self.read(path)).float().div_(255)
 
-    def _fitted(self, picture: Image.Image) -> Image.Image:
+
+@dataclass(frozen=True)
+class PhotoReader(PictureReader):
+    """Reads pictures as they are. They are reduced by Lanczos' filter, as in the MAML paper's code.
+
+    Args:
+        size: pixels along each axis of a sample.
+        channels: 3 for red, green and blue, 1 for grey.
+        fit: what happens to a picture that is not square: "crop" takes the largest square from its middle, "pad" gives
+            it black sides, "stretch" squeezes it.
+    """
+
+    fit: Fit = "crop"
+
+    def make_sample(self, opened: Image.Image) -> Pixels:
+        """The pixels (H, W) or (H, W, 3) of a picture whose file was opened."""
+        opened.draft("RGB", (2 * self.size, 2 * self.size))  # large JPEGs are decoded at a fraction of the size
+        picture = _flat(ImageOps.exif_transpose(opened), "L" if self.channels == 1 else "RGB")
         size, method = (self.size, self.size), Image.Resampling.LANCZOS
         if self.fit == "crop":
-            return ImageOps.fit(picture, size, method)
+            return np.asarray(ImageOps.fit(picture, size, method))
         if self.fit == "pad":
-            return ImageOps.pad(picture, size, method)
-        return picture.resize(size, method)
+            return np.asarray(ImageOps.pad(picture, size, method))
+        return np.asarray(picture.resize(size, method))
+
+
+@dataclass(frozen=True)
+class InkReader(PictureReader):
+    """Reads pictures of letters: 0 for the ground and 255 for the ink.
+
+    What most of a picture shows is the ground, so that dark ink on light paper and light letters on black give the
+    same. A picture that is not square gets ground at its sides. It is reduced by the mean over each pixel's area:
+    nothing rings, and thin strokes stay.
+    """
+
+    channels: Literal[1, 3] = 1
+
+    def make_sample(self, opened: Image.Image) -> Pixels:
+        """The pixels (H, W) of a picture whose file was opened."""
+        grey = _flat(ImageOps.exif_transpose(opened), "RGB").convert("L")
+        ground = int(np.median(np.asarray(grey)))
+        side = max(grey.size)
+        square = Image.new("L", (side, side), ground)
+        square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
+        small = np.asarray(square.resize((self.size, self.size), Image.Resampling.BOX))
+        return 255 - small if ground > 127 else small
 
 
 def _flat(picture: Image.Image, mode: str) -> Image.Image:

@@ -5,22 +5,18 @@ Legend: C channels, H W image axes.
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from data_modules.cache import cache_folder
-from data_modules.class_folders import SPLITS, UNSPLIT, find_classes, read_lists
-from data_modules.image_folder import decode_files, images_of
-from data_modules.images import ClassImages, ImageTasks
-from data_modules.photos import Fit, PhotoReader
-from data_modules.pixel_store import PixelStore, Sample, load_or_decode
-from data_modules.samplers import SamplerName
-from dmaml_pl.data import Split
+from data_modules.class_images import ClassImages
+from data_modules.pictures import PictureTasks
+from data_modules.reading.cache import Sample
+from data_modules.reading.class_folders import UNSPLIT, find_classes, read_lists
+from data_modules.reading.pictures import Fit, PhotoReader
+from dmaml_pl.data import SPLITS, Split
 from dmaml_pl.errors import DataError
 
 ZENODO = "https://zenodo.org/record/7978538/files"
@@ -43,24 +39,13 @@ class Packed:
     decode: Callable[[], Iterator[Sample]]
 
 
-class Benchmark(ImageTasks):
+class Benchmark(PictureTasks):
     """Base of the classic benchmarks, whose splits are published with them.
 
     Args:
         root: folder with the data set, or to fetch it into.
         download: fetch the data set into `root` if it is not there.
-        ways: N, classes of a task.
-        shots: K, support samples per class.
-        queries: Q, query samples per class; 15 in the MAML paper.
-        meta_batch: T, tasks in the meta-batch of one worker.
-        runs_per_epoch: runs that Lightning counts as one epoch.
-        val_tasks: validation tasks.
-        test_tasks: tasks of a meta-test.
-        seed: seed of the training tasks; by default that of `seed_everything`, or 0.
-        evaluation_seed: seed of the validation and test tasks.
-        sampler: "batched" draws all tasks of a meta-batch at once; "learn2learn", the reference, one after another
-            through learn2learn's task transforms. From the same seed they draw other tasks of the same distribution.
-        cache_dir: folder to keep the decoded pictures in; by default `$XDG_CACHE_HOME/dmaml_pl` or `~/.cache/dmaml_pl`.
+        settings: those of `PictureTasks`.
 
     Attributes:
         title: name of the data set.
@@ -74,38 +59,10 @@ class Benchmark(ImageTasks):
     fit: Fit = "stretch"
     expected: str
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        download: bool = False,
-        ways: int = 5,
-        shots: int = 1,
-        queries: int = 15,
-        meta_batch: int = 4,
-        runs_per_epoch: int = 10,
-        val_tasks: int = 100,
-        test_tasks: int = 600,
-        seed: int | None = None,
-        evaluation_seed: int = 0,
-        sampler: SamplerName = "batched",
-        cache_dir: str | None = None,
-    ) -> None:
-        super().__init__(
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            meta_batch=meta_batch,
-            runs_per_epoch=runs_per_epoch,
-            val_tasks=val_tasks,
-            test_tasks=test_tasks,
-            seed=seed,
-            evaluation_seed=evaluation_seed,
-            sampler=sampler,
-        )
+    def __init__(self, *, root: str, download: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
         self.root = root
         self.download = download
-        self.cache_dir = cache_dir
         self.reader = PhotoReader(self.size, 3, self.fit)
 
     @abstractmethod
@@ -126,22 +83,12 @@ class Benchmark(ImageTasks):
         if self.download and self.find(root) is None and not _is_sorted(root):
             try:
                 self.fetch(root)
-            except (
-                Exception
-            ) as error:  # whatever goes wrong on the way to the server, the user can do the same about it
+            except Exception as error:  # whatever went wrong on the way, the user can do the same about it
                 raise DataError(
                     f"{self.title} could not be fetched into data.root ({root}): {error}. Put it there by hand: "
                     f"{self.expected}."
                 ) from None
-        self._store()
-
-    def read_sample(self, path: Path) -> Tensor:
-        """A picture of a user's own as a sample (3, H, W), made as those of training are.
-
-        Raises:
-            DataError: names the file, which is not a picture that can be read.
-        """
-        return self.reader.read_sample(path)
+        super().prepare_data()
 
     def load_splits(self) -> dict[Split, ClassImages]:
         """The images of each split, mapped into memory.
@@ -149,29 +96,26 @@ class Benchmark(ImageTasks):
         Raises:
             DataError: the data set is missing or damaged.
         """
-        store = self._store()
-        missing = next((split for split in SPLITS if split not in store.parts), None)
+        parts = self.load_parts()
+        missing = next((split for split in SPLITS if split not in parts), None)
         if missing is not None:
             raise DataError(f"{self.title} in data.root ({self.root}) has no classes for {missing}: fetch it anew.")
-        return {split: images_of(store, store.parts[split]) for split in SPLITS}
+        return {split: parts[split] for split in SPLITS}
 
-    def _store(self) -> PixelStore:
+    def load_parts(self) -> dict[str, ClassImages]:
+        """The images by split, from the cache; decoded there where they are not."""
         root = Path(self.root).expanduser()
-        found, cache, name = self.find(root), cache_folder(self.cache_dir), type(self).__name__.lower()
+        found, name = self.find(root), type(self).__name__.lower()
         if isinstance(found, Packed):
-            key = hashlib.blake2b(f"{self.reader.identity}, version 1".encode(), digest_size=8)
-            for file in found.files:
-                status = file.stat()
-                key.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
-            path = cache / f"{name}-{key.hexdigest()}"
-            return load_or_decode(path, self.reader.shape, found.decode, what=str(root), count=None)
+            files = {file.name: file for file in found.files}
+            return self.cached(name, found.decode, files=files, what=str(root))
         if found is not None:
             folders, lists = found
-            return decode_files(read_lists(folders, lists), folders, self.reader, cache, name)
+            return self.decoded(name, folders, read_lists(folders, lists))
         if _is_sorted(root):
-            files = find_classes(root)
-            if UNSPLIT not in files:
-                return decode_files(files, root, self.reader, cache, name)
+            files_found = find_classes(root)
+            if UNSPLIT not in files_found:
+                return self.decoded(name, root, files_found)
         raise DataError(
             f"data.root ({root}) does not hold {self.title}: expected are {self.expected}. `--data.download true` "
             "fetches it."
