@@ -1,4 +1,4 @@
-"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 loop drawing start memory`.
+"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 loop sampling start memory`.
 
 Everyone's meta-gradient is compared with learn2learn's before anything is timed; whoever disagrees is not timed. Then
 all are called in turn, and a ratio is that of two calls of the same round.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import drawing, machine, memory, startup, training
+from benchmarks.speed import machine, memory, sampling, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "conv4-1": lambda: conv(1),
     "conv4-5": lambda: conv(5),
 }
-OTHERS = ("loop", "drawing", "start", "memory")
+OTHERS = ("loop", "sampling", "start", "memory")
 
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 15, 0.1, 100.0
 LOOP_RUNS = 100
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=known, default=list(known), metavar="PART", help=", ".join(known))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="draw tasks of Omniglot, too, from data.root")
+    parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="sample tasks of Omniglot, too, from data.root")
     given = parser.parse_args(arguments)
     quieten()
     given.output.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(lines[0], flush=True)
     others: dict[str, Callable[[], tuple[str, list[Row]]]] = {
         "loop": loop,
-        "drawing": partial(draws, given.omniglot),
+        "sampling": partial(samplers, given.omniglot),
         "start": start,
         "memory": partial(peak_memory, given.device),
     }
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(["", f"## {title}", "", *markdown(found)]), flush=True)
         (given.output / "table.md").write_text("\n".join([*lines, ""]))
         write_csv(given.output / "table.csv", rows)
-    draw(rows, given.output / "ratios.png")
+    plot(rows, given.output / "ratios.png")
     print(f"\nWritten to {given.output}")
 
 
@@ -129,24 +129,24 @@ def loop() -> tuple[str, list[Row]]:
     return "The training loop beside bare compiled meta-steps", [row]
 
 
-def draws(omniglot: Path | None) -> tuple[str, list[Row]]:
+def samplers(omniglot: Path | None) -> tuple[str, list[Row]]:
     """Meta-batches of image tasks, by everyone's own means."""
     rows: list[Row] = []
-    for batch, turns in drawing.measure(omniglot).items():
+    for batch, turns in sampling.measure(omniglot).items():
         row, one = turns["in a row"], turns["one"]
         rows += [
             {
-                "workload": "drawing",
+                "workload": "sampling",
                 "meta-batch": batch,
                 "peer": peer,
                 "ms": f"{1000 * row[peer]:.3g}",
-                "times as fast": f"{row[drawing.REFERENCE] / row[peer]:.2f}",
+                "times as fast": f"{row[sampling.REFERENCE] / row[peer]:.2f}",
                 "ms, one at a time": f"{1000 * one[peer]:.3g}",
-                "times as fast, one at a time": f"{one[drawing.REFERENCE] / one[peer]:.2f}",
+                "times as fast, one at a time": f"{one[sampling.REFERENCE] / one[peer]:.2f}",
             }
             for peer in row
         ]
-    return "Drawing a meta-batch of images, 5-way 1-shot, 15 queries: CPU time of one thread, best turn", rows
+    return "Sampling a meta-batch of images, 5-way 1-shot, 15 queries: CPU time of one thread, best turn", rows
 
 
 def start() -> tuple[str, list[Row]]:
@@ -188,7 +188,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path) -> None:
     """How many times as fast as learn2learn everyone is: a panel for each meta-gradient and each kind of meta-batch."""
     panels: dict[str, list[Row]] = {}
     for row in rows:

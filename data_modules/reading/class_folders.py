@@ -148,7 +148,7 @@ def _check_disjoint(found: Files, origin: dict[str, str]) -> None:
             if name in home:
                 raise DataError(
                     f"The class {name} is both in {origin[home[name]]} and in {origin[split]}, but few-shot learning "
-                    "is judged by classes never seen before: put every class into one split, with all its pictures."
+                    "is evaluated by classes never seen before: put every class into one split, with all its pictures."
                 )
             home[name] = split
 

@@ -1,4 +1,4 @@
-"""How long it takes to draw a meta-batch of image tasks, beside learn2learn's Taskset.
+"""How long it takes to sample a meta-batch of image tasks, beside learn2learn's Taskset.
 
 Tasks are 5-way 1-shot with 15 queries a class, of Glyphs and, where its folder is given, of Omniglot. Everybody begins
 with uint8 images in memory and ends with float32 support and query sets of the whole meta-batch, on the CPU. All take
@@ -8,7 +8,7 @@ between, as in a training of a large network. What counts is the thread's CPU ti
 else the machine does only adds to it. The process is a fresh one, as that of a training is: after the benchmark's other
 parts a memory page costs more.
 
-python -m benchmarks.speed.drawing [OMNIGLOT_FOLDER]
+python -m benchmarks.speed.sampling [OMNIGLOT_FOLDER]
 
 Legend: T tasks of a meta-batch, N ways, K shots, Q queries a class, H W image axes.
 """
@@ -38,7 +38,7 @@ REFERENCE = "learn2learn's Taskset"
 TURNS = {"in a row": 10, "one": 1}
 REPEATS = 25
 
-Draw = Callable[[int], TaskBatch]
+Sample = Callable[[int], TaskBatch]
 """From the number of the repetition to a meta-batch."""
 
 
@@ -52,7 +52,7 @@ def measure(omniglot: Path | None = None) -> dict[str, dict[str, dict[str, float
         seconds by meta-batch, kind of turn and peer.
     """
     found: dict[str, dict[str, dict[str, float]]] = alone(
-        "benchmarks.speed.drawing", *([str(omniglot.resolve())] if omniglot else [])
+        "benchmarks.speed.sampling", *([str(omniglot.resolve())] if omniglot else [])
     )
     return found
 
@@ -67,31 +67,31 @@ def main(omniglot: str | None = None) -> None:
         if omniglot is not None:
             found.append((Omniglot, settings | {"root": omniglot}))
         for kind, own in found:
-            draws = peers(kind, own)
+            ways_to_sample = peers(kind, own)
             seconds[f"{tasks} tasks of {kind.__name__}"] = {
-                name: best_of(draws, meta_batches) for name, meta_batches in TURNS.items()
+                name: best_of(ways_to_sample, meta_batches) for name, meta_batches in TURNS.items()
             }
     print(json.dumps(seconds))
 
 
-def best_of(draws: dict[str, Draw], meta_batches: int) -> dict[str, float]:
+def best_of(peers: dict[str, Sample], meta_batches: int) -> dict[str, float]:
     """CPU seconds of a meta-batch in each one's fastest turn, which has so many of them."""
-    best = dict.fromkeys(draws, float("inf"))
+    best = dict.fromkeys(peers, float("inf"))
     for turn in range(REPEATS):
-        for name, draw in draws.items():
+        for name, sample in peers.items():
             if meta_batches > 1:
-                draw(0)  # with caches of one's own
+                sample(0)  # with caches of one's own
             began = time.thread_time()
             for number in range(meta_batches):
-                draw(turn * meta_batches + number)
+                sample(turn * meta_batches + number)
             best[name] = min(best[name], (time.thread_time() - began) / meta_batches)
     return best
 
 
-def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Draw]:
-    """All ways to draw that are measured, by name; checked to give equal shapes and types."""
+def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Sample]:
+    """All ways to sample that are measured, by name; checked to give equal shapes and types."""
 
-    def ours(sampler: SamplerName) -> tuple[Draw, ImageTasks]:
+    def ours(sampler: SamplerName) -> tuple[Sample, ImageTasks]:
         data = kind(**settings, sampler=sampler)
         data.prepare_data()
         data.setup("fit")
@@ -100,30 +100,30 @@ def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Draw]:
     batched, data = ours("batched")
     images = data.load_splits()["train"]
     assert isinstance(images, Tensor)  # noqa: S101 - all classes of these have equally many samples
-    draws = {
+    found = {
         REFERENCE: by_taskset(data, images, fused=False, converted="each"),
         "the same with FusedNWaysKShots": by_taskset(data, images, fused=True, converted="each"),
         "the same, converting all images at once": by_taskset(data, images, fused=True, converted="together"),
         "dmaml_pl, `sampler: learn2learn`": ours("learn2learn")[0],
         "dmaml_pl, `sampler: batched`": batched,
     }
-    forms = {name: [(part.shape, part.dtype) for part in draw(0)[:4]] for name, draw in draws.items()}
+    forms = {name: [(part.shape, part.dtype) for part in sample(0)[:4]] for name, sample in found.items()}
     if any(form != forms[REFERENCE] for form in forms.values()):
-        raise AssertionError(f"what is drawn differs: {forms}")
-    return draws
+        raise AssertionError(f"what is sampled differs: {forms}")
+    return found
 
 
 class Images(Dataset[tuple[Tensor, int]]):
     """One item a sample, as learn2learn expects: the image (1, H, W) and its class.
 
     Args:
-        images: uint8 (classes, samples, H, W).
+        images: uint8 (classes, samples, 1, H, W).
         to_float: whether every item is converted, as torchvision's ToTensor does.
     """
 
     def __init__(self, images: Tensor, *, to_float: bool) -> None:
         self.samples = images.shape[1]
-        self.pixels = images.flatten(0, 1).unsqueeze(1)
+        self.pixels = images.flatten(0, 1)
         self.to_float = to_float
 
     def __len__(self) -> int:
@@ -134,41 +134,41 @@ class Images(Dataset[tuple[Tensor, int]]):
         return image.float().div_(255) if self.to_float else image, index // self.samples
 
 
-def by_taskset(data: ImageTasks, images: Tensor, *, fused: bool, converted: str) -> Draw:
+def by_taskset(data: ImageTasks, images: Tensor, *, fused: bool, converted: str) -> Sample:
     """A meta-batch by learn2learn's own means, one task after another.
 
     Args:
         data: whose settings the tasks have.
-        images: uint8 (classes, samples, H, W).
+        images: uint8 (classes, samples, 1, H, W).
         fused: choose classes and samples by FusedNWaysKShots rather than by NWays and KShots.
         converted: "each" image by the dataset, or all of the meta-batch "together".
     """
     learn2learn = _learn2learn.load().data
     transforms = learn2learn.transforms
     classes, samples = images.shape[:2]
-    ways, draws = data.ways, data.shots + data.queries
+    ways, per_class = data.ways, data.shots + data.queries
     dataset = learn2learn.MetaDataset(
         Images(images, to_float=converted == "each"),
         labels_to_indices={label: list(range(label * samples, (label + 1) * samples)) for label in range(classes)},
     )
     choose = (
-        [transforms.FusedNWaysKShots(dataset, n=ways, k=draws)]
+        [transforms.FusedNWaysKShots(dataset, n=ways, k=per_class)]
         if fused
-        else [transforms.NWays(dataset, n=ways), transforms.KShots(dataset, k=draws)]
+        else [transforms.NWays(dataset, n=ways), transforms.KShots(dataset, k=per_class)]
     )
     finish = [transforms.LoadData(dataset), transforms.RemapLabels(dataset), transforms.ConsecutiveLabels(dataset)]
     taskset = learn2learn.Taskset(dataset, task_transforms=choose + finish, num_tasks=-1)
 
-    def draw(_: int) -> TaskBatch:
+    def sample(_: int) -> TaskBatch:
         tasks = [taskset.sample() for _ in range(data.meta_batch)]
         x = torch.stack([images for images, _ in tasks])
         x = x if converted == "each" else x.float().mul_(1 / 255)
-        x = x.unflatten(1, (ways, draws))  # ConsecutiveLabels has put each class's samples together
-        y = torch.stack([labels for _, labels in tasks]).unflatten(1, (ways, draws))
+        x = x.unflatten(1, (ways, per_class))  # ConsecutiveLabels has put each class's samples together
+        y = torch.stack([labels for _, labels in tasks]).unflatten(1, (ways, per_class))
         support, query = slice(None, data.shots), slice(data.shots, None)
         return TaskBatch(*(part[:, :, which].flatten(1, 2) for which in (support, query) for part in (x, y)))
 
-    return draw
+    return sample
 
 
 if __name__ == "__main__":
