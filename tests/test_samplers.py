@@ -9,10 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from itertools import combinations, permutations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_modules import samplers
@@ -174,3 +177,86 @@ def test_a_seed_gives_the_same_task_in_every_version_and_on_every_machine() -> N
         [[2331615, 2332182, 2331664], [1138996, 1138904, 1139263]],
         [[2359931, 2360056, 2360223], [2409494, 2409565, 2409150]],
     ]
+
+
+# ---- whatever the sizes
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, alike: bool = False) -> dict[str, Any]:
+    """A sampler's arguments: classes of any sizes, in any order and with gaps, of which a task can be made."""
+    counts = st.integers(2 if alike else 1, 100)  # one alone could not be uneven
+    sizes = draw(st.lists(st.just(draw(counts)) if alike else counts, min_size=2, max_size=90))
+    gaps = np.array(draw(st.lists(st.integers(0, 5), min_size=len(sizes), max_size=len(sizes))))
+    order = np.array(draw(st.permutations(range(len(sizes)))))
+    placed = np.array(sizes)[order]
+    starts = np.empty(len(sizes), dtype=np.int64)
+    starts[order] = placed.cumsum() - placed + gaps.cumsum()
+    ways, per_class = draw(st.integers(1, len(sizes))), draw(st.integers(1, min(sizes)))
+    return {"samples": np.array(sizes), "starts": starts, "ways": ways, "per_class": per_class}
+
+
+SEEDS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=12)
+KINDS = st.sampled_from([BatchedSampler, Learn2LearnSampler])
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def class_of(numbers: Numbers, problem: dict[str, Any]) -> Numbers:
+    """The class that each sample number belongs to, -1 where it belongs to none."""
+    starts, ends = problem["starts"], problem["starts"] + problem["samples"]
+    within = (numbers[..., None] >= starts) & (numbers[..., None] < ends)
+    return np.where(within.any(-1), within.argmax(-1), -1)
+
+
+@PROPERTY
+@given(KINDS, problems(), SEEDS)
+def test_a_task_has_other_classes_and_samples_for_each_place_and_each_sample_is_of_its_class(
+    kind: type[Sampler], problem: dict[str, Any], seeds: list[int]
+) -> None:
+    tasks = kind(**problem)(seeds)
+
+    assert tasks.shape == (len(seeds), problem["ways"], problem["per_class"])
+    classes = class_of(tasks, problem)
+    assert (classes == classes[:, :, :1]).all()
+    assert (classes >= 0).all()
+    for task, of in zip(tasks, classes[:, :, 0], strict=True):
+        assert len(set(task.ravel().tolist())) == task.size
+        assert len(set(of.tolist())) == len(of)
+
+
+@PROPERTY
+@given(KINDS, problems(), SEEDS, st.integers(1, 12))
+def test_chunks_join_to_the_whole_and_a_task_follows_from_its_seed_alone(
+    kind: type[Sampler], problem: dict[str, Any], seeds: list[int], size: int
+) -> None:
+    sampler = kind(**problem)
+    whole = sampler(seeds)
+
+    chunks = [sampler(seeds[first : first + size]) for first in range(0, len(seeds), size)]
+
+    assert np.array_equal(np.concatenate(chunks), whole)
+    assert np.array_equal(kind(**problem)(seeds[::-1]), whole[::-1])
+
+
+@settings(PROPERTY, max_examples=15)
+@given(problems(alike=True), st.integers(0, 2**32))
+def test_every_class_and_every_sample_of_a_class_is_as_likely_as_any_other(problem: dict[str, Any], seed: int) -> None:
+    classes, samples = len(problem["samples"]), int(problem["samples"][0])
+    count = 1 + 40 * max(classes, samples)
+    tasks = BatchedSampler(**problem)(derive_seeds("even", seed, count=count))
+    chosen = class_of(tasks[:, :1, :1], problem).ravel()
+
+    assert_even(np.bincount(chosen, minlength=classes))
+    assert_even(np.bincount(tasks[:, 0, -1] - problem["starts"][chosen], minlength=samples))
+
+
+@settings(PROPERTY, max_examples=15)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32))
+def test_a_class_is_as_likely_as_any_other_however_few_samples_it_has(few: int, more: int, seed: int) -> None:
+    sizes = [few] * 3 + [few + more] * 4
+    classes = class_of(
+        BatchedSampler(sizes, ways=2, per_class=few)(derive_seeds("sizes", seed, count=1000)),
+        {"samples": np.array(sizes), "starts": np.array(sizes).cumsum() - sizes},
+    )
+
+    assert_even(np.bincount(classes[:, 0, 0], minlength=7))
