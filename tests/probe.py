@@ -44,7 +44,7 @@ class Disturber(pl.Callback):
         main = psutil.Process(os.getppid()).ppid()  # this one's parent is the server that has forked it
         os.kill(main if self.to == "main" else os.getpid(), self.number)
         deadline = time.monotonic() + 60
-        while self.to == "main" and not trainer.strategy._terminated and time.monotonic() < deadline:
+        while self.to == "main" and trainer.strategy._asked_to_stop is None and time.monotonic() < deadline:
             time.sleep(0.01)  # a meta-iteration that takes as long as the signal to come back
 
 
@@ -69,9 +69,9 @@ class Traffic(pl.Callback):
 
     def _write(self, trainer: Any, **place: float) -> None:
         (line,) = [line for line in Path("/proc/self/net/dev").read_text().splitlines() if self.interface in line]
-        figures = [int(figure) for figure in line.split(":")[1].split()]
+        counts = [int(count) for count in line.split(":")[1].split()]
         with Path(f"traffic-{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(json.dumps(place | {"time": time.monotonic(), "bytes": figures[0] + figures[8]}) + "\n")
+            file.write(json.dumps(place | {"time": time.monotonic(), "bytes": counts[0] + counts[8]}) + "\n")
 
 
 class Cutter(pl.Callback):

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from dmaml_pl import DMAMLStrategy
+from dmaml_pl import DMAMLStrategy, TaskParallelStrategy
 from dmaml_pl.checkpoints import RunCheckpoint, find_checkpoint
-from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers, write_whole
-from dmaml_pl.checkpoints.last_merge import Held, LastMerge
+from dmaml_pl.checkpoints.files import remove_leftovers, write_whole
 from dmaml_pl.cli import preflight
 from dmaml_pl.errors import CheckpointError, ConfigError
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
@@ -81,79 +82,99 @@ def test_a_full_disk_is_one_clear_line_and_the_checkpoint_before_stays() -> None
     assert list(Path().iterdir()) == [Path("last.ckpt")]
 
 
-def test_an_older_merge_never_replaces_a_newer_one() -> None:
-    files = WholeFileIO()
-    files.save_checkpoint(NEW, "last.ckpt")
-    files.save_newer(OLD, "last.ckpt")
-    assert torch.load("last.ckpt")["global_step"] == 2
-
-
 # -- the last merge in memory --------------------------------------------------------------------------------------
 
 
-def _held(step: int, worker: int, workers: int = 2) -> Held:
-    first = worker == 0
-    return Held(
-        step=step,
-        worker=worker,
-        workers=workers,
-        moments=[torch.full((2,), 10.0 * worker + step)],
-        checkpoint={"global_step": step, "state_dict": {"w": torch.full((2,), float(step))}} if first else None,
-        strategy_state={"merge": {}} if first else {},
+class _Stops(pl.Callback):
+    """Has a worker hear a signal in the middle of the fourth run; keeps the weights and moments of every merge."""
+
+    def __init__(self, worker: int, number: signal.Signals) -> None:
+        self.worker, self.number = worker, number
+        self.merged: list[tuple[Any, Any]] = []
+
+    def on_meta_iteration_end(self, trainer: Any, module: Any, done: int, length: int, loss: float) -> None:
+        if (trainer.global_rank, module.runs_done, done) == (self.worker, 3, 2):
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        (optimizer,) = trainer.optimizers
+        self.merged.append((state_of(module), deepcopy(optimizer.state_dict()["state"])))
+
+
+def _stopped_by_a_signal(strategy: Any, number: signal.Signals, devices: int) -> Any:
+    stops = _Stops(devices - 1, number)
+    settings = {"run_length": 5} | ({"moments": "keep"} if strategy is DMAMLStrategy else {})
+    trainer = small_trainer(
+        devices=devices,
+        max_steps=100,
+        strategy=strategy(**settings),
+        enable_checkpointing=True,
+        callbacks=[stops, RunCheckpoint(dirpath="kept", every_n_runs=1000)],
     )
+    adam = small_maml(meta_optimizer=lambda params: torch.optim.Adam(params, lr=1e-2))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    try:
+        trainer.fit(adam, small_data())
+    except SystemExit as stop:
+        return type(stop), type(stop.__context__), stops.merged
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    return None, None, stops.merged
 
 
-def _last_merges(workers: int = 2) -> list[LastMerge]:
-    return [LastMerge(Path("last.ckpt"), WholeFileIO(), lambda number: None) for _ in range(workers)]
-
-
-def test_the_checkpoint_of_a_stopped_training_holds_the_moments_of_every_worker() -> None:
-    first, second = _last_merges()
-    first.hold(_held(10, 0))
-    second.hold(_held(10, 1))
-    second.bring_to_disk()
-    first.bring_to_disk()
-    kept = torch.load("last.ckpt")
-    assert kept["global_step"] == 10
-    assert kept["dmaml"]["workers"] == 2
-    assert [float(moments[0][0]) for moments in kept["dmaml"]["optimizer_states"]] == [10, 20]
-    assert list(Path().iterdir()) == [Path("last.ckpt")]
-
-
-def test_a_merge_that_a_worker_was_stopped_before_seeing_gives_way_to_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("strategy", "number", "devices"),
+    [
+        (DMAMLStrategy, signal.SIGTERM, 2),
+        (DMAMLStrategy, signal.SIGINT, 2),
+        (TaskParallelStrategy, signal.SIGTERM, 2),
+        (DMAMLStrategy, signal.SIGTERM, 1),
+        (DMAMLStrategy, signal.SIGINT, 1),
+    ],
+)
+def test_a_signal_to_one_worker_stops_all_and_leaves_the_last_merge_with_the_moments_of_every_worker(
+    strategy: Any, number: signal.Signals, devices: int
 ) -> None:
-    monkeypatch.setattr("dmaml_pl.checkpoints.last_merge.WAIT_SECONDS", 0.1)
-    first, second = _last_merges()
-    for merge in (first, second):
-        merge.hold(_held(10, 0 if merge is first else 1))
-    first.hold(_held(20, 0))
-    second.bring_to_disk()
-    first.bring_to_disk()
-    assert torch.load("last.ckpt")["global_step"] == 10
+    workers = in_workers(_stopped_by_a_signal, devices, strategy, number, devices)
+    kept = torch.load("kept/last.ckpt", weights_only=True)
+    for stopped, cause, merged in workers:
+        assert stopped is SIGTERMException or cause is KeyboardInterrupt
+        assert (cause is KeyboardInterrupt) is (number == signal.SIGINT)
+        assert len(merged) == 3
+        weights, _ = merged[-1]
+        assert kept["global_step"] == 15
+        assert same(kept["state_dict"], weights)
+    states = kept["dmaml"]["optimizer_states"] if devices > 1 else [kept["optimizer_states"]]
+    for (_, _, merged), state in zip(workers, states, strict=True):
+        for mine, held in zip(merged[-1][1].values(), state[0]["state"].values(), strict=True):
+            assert same(mine, held)
 
 
-def test_a_worker_that_hands_nothing_over_leaves_the_checkpoint_as_it_was_and_says_what_is_needed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("dmaml_pl.checkpoints.last_merge.WAIT_SECONDS", 0.1)
-    write_whole(OLD, Path("last.ckpt"))
-    first, _ = _last_merges()
-    first.hold(_held(10, 0))
-    first.bring_to_disk()
-    assert torch.load("last.ckpt")["global_step"] == 1
-    assert "checkpoint.dirpath (or mlruns) on a disk that all of them share" in capsys.readouterr().err
+class _StopsValidation(pl.Callback):
+    def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_what_is_held_does_not_change_with_the_training() -> None:
-    (merge,) = _last_merges(1)
-    weight = torch.zeros(2)
-    merge.hold(Held(10, 0, 1, [{"state": {0: weight}}], {"global_step": 10, "state_dict": {"w": weight}}, {}))
-    weight += 1
-    merge.bring_to_disk()
-    kept = torch.load("last.ckpt")
-    assert kept["state_dict"]["w"].tolist() == [0, 0]
-    assert kept["dmaml"] == {"workers": 1}
+def _stopped_in_a_validation() -> int:
+    trainer = small_trainer(
+        strategy=DMAMLStrategy(run_length=1),
+        enable_checkpointing=True,
+        limit_val_batches=2,
+        val_check_interval=6,
+        check_val_every_n_epoch=None,
+        callbacks=[RunCheckpoint(dirpath="kept", every_n_runs=1000), _StopsValidation()],
+    )
+    with pytest.raises(SIGTERMException):
+        trainer.fit(small_maml(), small_data())
+    return trainer.global_step
+
+
+def test_a_signal_in_a_validation_ends_it_at_once_and_the_merge_before_it_is_kept() -> None:
+    assert in_workers(_stopped_in_a_validation, 1) == [6]
+    assert torch.load("kept/last.ckpt", weights_only=True)["global_step"] == 6
+    assert not Path("kept/best.ckpt").exists()
 
 
 # -- when a training keeps them ------------------------------------------------------------------------------------

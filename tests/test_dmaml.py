@@ -284,7 +284,7 @@ def test_a_setting_out_of_range_is_named(setting: str, value: int) -> None:
         DMAMLStrategy(**{setting: value})  # type: ignore[arg-type]
 
 
-def test_ctrl_c_that_python_drops_in_a_finalizer_ends_the_training_all_the_same(
+def test_ctrl_c_while_python_runs_a_finalizer_which_would_drop_it_ends_the_training_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Unlucky:
@@ -305,7 +305,7 @@ def test_ctrl_c_that_python_drops_in_a_finalizer_ends_the_training_all_the_same(
             trainer.fit(small_maml(), small_data())
     finally:
         signal.signal(signal.SIGINT, before)
-    assert dropped == [KeyboardInterrupt]
+    assert dropped == []
     assert isinstance(stopped.value.__context__, KeyboardInterrupt)
     assert trainer.global_step == 3
     trainer.validate(trainer.lightning_module, small_data(), verbose=False)  # the same Trainer is of use again

@@ -9,7 +9,7 @@ from torch import nn
 from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.merge import MeanMerge
-from dmaml_pl.strategies.worker_table import Figures, pack_row, unpack_table
+from dmaml_pl.strategies.worker_table import METRICS, pack_row, unpack_table
 from tests.recipes import same, state_of
 
 
@@ -58,7 +58,7 @@ def test_the_sum_of_the_rows_is_the_table_of_all_workers() -> None:
         pack_row(
             worker=worker,
             workers=2,
-            figures=Figures(1.0, 0.5 * worker, 12.0, 3.0, 3.0 + worker, 2.0, 0.25),
+            metrics=dict(zip(METRICS, (1.0, 0.5 * worker, 12.0, 3.0, 3.0 + worker, 2.0, 0.25), strict=True)),
             failure=None,
             series=series[worker],
             like=like,
@@ -68,19 +68,19 @@ def test_the_sum_of_the_rows_is_the_table_of_all_workers() -> None:
     table = unpack_table(rows[0] + rows[1], workers=2, run=0, shape=(1, 3))
     assert torch.equal(table.series, torch.stack(series))
     assert table.failures == []
-    assert table.weight.tolist() == [1.0, 1.0]
-    assert table.squared_way.tolist() == [0.0, 0.5]
-    assert table.tasks.tolist() == [12.0, 12.0]
-    assert table.seconds.tolist() == [3.0, 4.0]
-    assert table.transfer_seconds.tolist() == [0.25, 0.25]
+    assert table.metrics["weight"].tolist() == [1.0, 1.0]
+    assert table.metrics["squared_displacement"].tolist() == [0.0, 0.5]
+    assert table.metrics["tasks"].tolist() == [12.0, 12.0]
+    assert table.metrics["seconds"].tolist() == [3.0, 4.0]
+    assert table.metrics["transfer_seconds"].tolist() == [0.25, 0.25]
 
 
 def test_a_failure_reaches_every_worker_with_its_place() -> None:
-    like, series = torch.zeros(1), torch.zeros(1, 3)
+    like, series, none = torch.zeros(1), torch.zeros(1, 3), dict.fromkeys(METRICS, 0.0)
     failure = NonFiniteError("the query loss", worker=1, run=7, iteration=0)
     rows = [
-        pack_row(worker=0, workers=2, figures=Figures(1, 0, 0, 0, 0, 0, 0), failure=None, series=series, like=like),
-        pack_row(worker=1, workers=2, figures=Figures(1, 0, 0, 0, 0, 0, 0), failure=failure, series=series, like=like),
+        pack_row(worker=0, workers=2, metrics=none, failure=None, series=series, like=like),
+        pack_row(worker=1, workers=2, metrics=none, failure=failure, series=series, like=like),
     ]
     (told,) = unpack_table(rows[0] + rows[1], workers=2, run=7, shape=(1, 3)).failures
     assert str(told) == str(failure)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
+import sys
 import tempfile
 import time
 import warnings
@@ -13,17 +11,17 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.loops.utilities import _is_max_limit_reached
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
-from dmaml_pl.checkpoints.last_merge import Held, LastMerge
 from dmaml_pl.checks import require_positive
-from dmaml_pl.errors import CheckpointError, ConfigError, NonFiniteError
+from dmaml_pl.errors import CheckpointError, ConfigError
 from dmaml_pl.launching import restarts
-from dmaml_pl.runs import RunReport, strategy_of_runs
+from dmaml_pl.runs import CHECKPOINT_KEY, RunReport, strategy_of_runs
 
 PATIENCE = 50.0
 """A checkpoint that took a second is not renewed before the runs after it have taken so many: 2 % of their time."""
@@ -33,8 +31,10 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps the best and the last merged weights: `best.ckpt` and `last.ckpt` of each training.
 
     A file is whole or not there, whenever the process that writes it is killed or its disk is full; the one before
-    stays until then. Between two renewals the last merge is held in memory, and is written when the training is asked
-    to stop (SIGTERM, Ctrl-C) or stops itself, so that only a process that is killed outright can lose merges.
+    stays until then. A checkpoint after every merge would cost a training with short runs more than the runs
+    themselves, so between two renewals the last merge is held in memory, which takes a millisecond. It is written
+    before a validation, and when the workers stop together (SIGTERM, Ctrl-C, a loss that is not finite), so that only
+    a process that is killed outright can lose merges.
 
     Args:
         monitor: metric by which the best is chosen, such as "val/loss" or "val/accuracy".
@@ -79,7 +79,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._seconds_since = 0.0
         self._cost = 0.0
         self._told_of_last = False
-        self._last_merge: LastMerge | None = None
+        self._held: dict[str, Any] | None = None
 
     def check_writable(self) -> None:
         """Check that a folder that the user has chosen can be written, before there is anything to lose.
@@ -122,41 +122,35 @@ class RunCheckpoint(ModelCheckpoint):
             super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user may have plugged in another
             trainer.strategy.checkpoint_io = WholeFileIO()
-        files = trainer.strategy.checkpoint_io
-        if stage != "fit" or "://" in str(self.dirpath) or not isinstance(files, WholeFileIO):
-            return
-        folder = Path(str(self.dirpath))
-        self._last_merge = LastMerge(
-            folder / f"last{self.FILE_EXTENSION}", files, lambda number: _stop_others(trainer, number)
-        )
-        if trainer.is_global_zero:
-            remove_leftovers(folder)
-            self._last_merge.clear()
+        if stage == "fit" and trainer.is_global_zero and "://" not in str(self.dirpath):
+            remove_leftovers(Path(str(self.dirpath)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for the signals that ask to stop; go on where a checkpoint was kept, which may be in mid-epoch."""
+        """Go on where a checkpoint was kept, which may be in mid-epoch."""
         super().on_train_start(trainer, pl_module)
         loop = trainer.fit_loop.epoch_loop
         if loop.restarted_on_train_batch_end:
             # A validation that was due at that merge comes first now; Lightning would leave it out.
             loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
             loop.val_loop.restarting = False
-        if self._last_merge is not None:
-            self._last_merge.processes = _processes(trainer)
-            self._last_merge.watch()
+        _check_alike(trainer)
 
     def on_run_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: RunReport) -> None:
         """A run has been merged and logged: keep it on the disk if that is due, and in memory if not."""
+        if getattr(trainer.strategy, "merge_under_way", False):
+            return  # a checkpoint would wait for it
         if self._idle(trainer) or _is_max_limit_reached(trainer.global_step, trainer.max_steps):
             return  # the last run is kept after its validation, so that a resumed training makes that, too
-        if self._last_merge is not None and len(self._last_merge.processes) != trainer.world_size:
-            self._last_merge.processes = _processes(trainer)  # a worker was lost, and the others go on
         self._runs_since += 1
         self._seconds_since += report["seconds"]  # the same on every worker, who must all write together
         if self._due():
             self._renew_last(trainer)
-        elif self._last_merge is not None:
-            self._last_merge.hold(_at_hand(trainer))
+        else:
+            self._hold(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave nothing to lose: a signal ends a validation at once."""
+        self._write_held(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Renew the best if it was beaten, and the last always."""
@@ -168,17 +162,17 @@ class RunCheckpoint(ModelCheckpoint):
         """Keep runs that were merged after the last validation."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._renew_last(trainer)
-        self._unwatch()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Bring the last merge to the disk, if all workers are there to do so."""
-        if self._last_merge is not None and (
-            isinstance(exception, SIGTERMException | KeyboardInterrupt | NonFiniteError)
-            or self._last_merge.asked_to_stop
-            or trainer.world_size == 1
-        ):
-            self._last_merge.bring_to_disk()
-        self._unwatch()
+        """Bring the last merge to the disk, if all workers are there to do so.
+
+        Never raises: the process is ending already, and a reason that stands in the way is told in one line.
+        """
+        if trainer.world_size == 1 or getattr(trainer.strategy, "stopped_together", False):
+            try:
+                self._write_held(trainer)
+            except CheckpointError as error:
+                print(f"dmaml: {error}", file=sys.stderr, flush=True)
 
     # -- the last --------------------------------------------------------------------------------------------------
 
@@ -199,7 +193,21 @@ class RunCheckpoint(ModelCheckpoint):
             self._told_of_last = True
         if self.every_n_runs is None:
             self._cost = trainer.strategy.broadcast(time.perf_counter() - began)
-        self._runs_since, self._seconds_since = 0, 0.0
+        self._runs_since, self._seconds_since, self._held = 0, 0.0, None
+
+    def _hold(self, trainer: pl.Trainer) -> None:
+        """Copy the merge that has just been made: on worker 0 all of it, elsewhere the worker's own moments."""
+        held = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001
+        held[CHECKPOINT_KEY] = getattr(trainer.strategy, "state_to_keep", dict)()
+        if not trainer.is_global_zero:
+            held = {name: held[name] for name in ("optimizer_states", CHECKPOINT_KEY)}
+        self._held = apply_to_collection(held, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+
+    def _write_held(self, trainer: pl.Trainer) -> None:
+        """Write what is held, if it is; all workers come here together."""
+        held, self._held = self._held, None
+        if held is not None:
+            trainer.strategy.save_checkpoint(held, f"{self.dirpath}/{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
 
     def _idle(self, trainer: pl.Trainer) -> bool:
         """Lightning's question whether to skip saving, which may have been done for the same merge before."""
@@ -209,50 +217,17 @@ class RunCheckpoint(ModelCheckpoint):
         finally:
             self._last_global_step_saved = kept
 
-    def _unwatch(self) -> None:
-        if self._last_merge is not None:
-            self._last_merge.unwatch()
 
-
-def _at_hand(trainer: pl.Trainer) -> Held:
-    """The merge that has just been made, not yet copied."""
-    strategy: Any = trainer.strategy
-    first = trainer.is_global_zero
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False) if first else None  # noqa: SLF001
-    return Held(
-        step=trainer.global_step,
-        worker=trainer.global_rank,
-        workers=trainer.world_size,
-        moments=[strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers],
-        checkpoint=checkpoint,
-        strategy_state=getattr(strategy, "_own_state", dict)() if first else {},
-    )
-
-
-def _processes(trainer: pl.Trainer) -> list[Any]:
-    """Machine and process of every worker.
+def _check_alike(trainer: pl.Trainer) -> None:
+    """Check that all workers go on from the same checkpoint.
 
     Raises:
-        CheckpointError: the workers do not stand at the same meta-iteration.
+        CheckpointError: they do not stand at the same meta-iteration.
     """
-    own = (socket.gethostname(), os.getpid(), trainer.global_step)
     strategy = strategy_of_runs(trainer)
-    everyone = [own] if strategy is None else strategy.gather(own)
-    if len({step for _, _, step in everyone}) > 1:
+    steps = [trainer.global_step] if strategy is None else strategy.gather(trainer.global_step)
+    if len(set(steps)) > 1:
         raise CheckpointError(
-            "The workers go on from different checkpoints, of meta-iterations "
-            f"{', '.join(str(step) for _, _, step in everyone)}: set checkpoint.dirpath to a folder on a disk that all "
-            "machines share."
+            f"The workers go on from different checkpoints, of meta-iterations {', '.join(map(str, steps))}: set "
+            "checkpoint.dirpath to a folder on a disk that all machines share."
         )
-    return [(host, process) for host, process, _ in everyone]
-
-
-def _stop_others(trainer: pl.Trainer, number: int) -> None:
-    """Let the workers that this process has started end too, even if the main thread waits for them."""
-    remember = getattr(trainer.strategy, "was_asked_to_stop", None)
-    if remember is not None:
-        remember(number)  # first, or a worker that has ended by then would be missed
-    launcher = trainer.strategy.launcher
-    kill = getattr(launcher, "kill", None)
-    if kill is not None:
-        kill(signal.SIGTERM)

@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Lightning's way to write checkpoints, but whole or not at all, and one thread after the other."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._written: dict[str, int] = {}
+    """Lightning's way to write checkpoints, but whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
@@ -81,27 +76,8 @@ class WholeFileIO(TorchCheckpointIO):
         """
         if storage_options is not None or "://" in str(path):  # not a disk
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        with self._lock:
-            self._write(checkpoint, path)
-
-    def save_newer(self, checkpoint: dict[str, Any], path: _PATH) -> None:
-        """Write a checkpoint unless this process has written a later one there.
-
-        Raises:
-            CheckpointError: it could not be written; the one before is intact.
-        """
-        with self._lock:
-            if checkpoint["global_step"] > self.written(path):
-                self._write(checkpoint, path)
-
-    def written(self, path: _PATH) -> int:
-        """Meta-iterations behind the checkpoint that this process wrote there last; -1 if it has not."""
-        return self._written.get(str(path), -1)
-
-    def _write(self, checkpoint: dict[str, Any], path: _PATH) -> None:
-        write_whole(checkpoint, Path(path))
-        self._written[str(path)] = int(checkpoint["global_step"])
+        else:
+            write_whole(checkpoint, Path(path))
 
 
 def _sync_folder(folder: Path) -> None:

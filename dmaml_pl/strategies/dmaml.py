@@ -3,7 +3,7 @@
 Soulier, "Distributed Model-Agnostic Meta-Learning", master thesis, TH Koeln 2020. The scheme is that of local SGD
 (Stich 2019, arXiv:1805.09767) with a meta-learner as the local optimizer.
 
-What it promises beside what every strategy with workers does (`workers.py`): no worker waits for another within a
+What it promises beside what every strategy with workers does (`strategy.py`): no worker waits for another within a
 run; at the run's end there is one all-reduce, after which all workers hold bit-identical weights and buffers; with one
 worker and the plain mean nothing is done at all. With `overlap` the workers are alike whenever somebody looks: at a
 validation, in a checkpoint, at the end of the training.
@@ -45,8 +45,8 @@ class DMAMLStrategy(WorkerStrategy):
         moments: what becomes of the workers' own optimizer moments at a merge: "keep" (each its own), "average" (sent
             along with the weights), or "reset" (start anew). docs/studies.md has the measurement behind the default.
             A single worker's are left alone.
-        transfer_dtype: "float32" sends the weights as they are; "bfloat16" sends each worker's way from the run's
-            start, in half the bytes.
+        transfer_dtype: "float32" sends the weights as they are; "bfloat16" sends each worker's displacement
+            from the run's start, in half the bytes.
         overlap: send while the next run is made, and add what the merge has changed when that ends (delayed averaging:
             Zhou et al. 2020, arXiv:2006.00441). Before a validation or a checkpoint the merge is waited for, so it
             pays only where these do not follow every run.
@@ -130,7 +130,7 @@ class DMAMLStrategy(WorkerStrategy):
         return Offer(
             values=torch.cat([own, extra]),
             base=torch.cat([start, torch.zeros_like(extra)]),
-            way=float((own - start).double().square().sum()),
+            squared_displacement=float((own - start).double().square().sum()),
             integers=state.pack_integers(),
             report=report,
             weight=1.0 if report.get("failure") else self.merge_rule.weight(report),
@@ -178,6 +178,11 @@ class DMAMLStrategy(WorkerStrategy):
         merged.report["merge"]["merge/seconds"] = time.perf_counter() - began
         return merged.report, together
 
+    @property
+    def merge_under_way(self) -> bool:
+        """Whether a merge is not yet taken in, so that the workers differ."""
+        return self._under_way is not None
+
     def wait_for_merge(self) -> None:
         """Finish the merge under way, if there is one: afterwards all workers hold the same weights.
 
@@ -204,18 +209,19 @@ class DMAMLStrategy(WorkerStrategy):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _own_state(self) -> dict[str, Any]:
+    def state_to_keep(self) -> dict[str, Any]:
+        """The memory of the merge rule."""
         return {"merge": self.merge_rule.state_dict()}
 
-    def _load_own_state(self, kept: Mapping[str, Any]) -> None:
+    def _load_kept_state(self, kept: Mapping[str, Any]) -> None:
         self.merge_rule.load_state_dict(kept.get("merge", {}))
 
 
-def _drift(table: WorkerTable, way: Tensor) -> float:
+def _drift(table: WorkerTable, displacement: Tensor) -> float:
     """Root mean square distance of the workers' weights from their mean.
 
-    From mean |d_i|^2 - |mean d_i|^2 with d_i the way that worker i went, which needs no second all-reduce.
+    From mean |d_i|^2 - |mean d_i|^2 with d_i the displacement of worker i, which needs no second all-reduce.
     """
-    share = (table.weight / table.weight.sum()).double()
-    spread = (share * table.squared_way.double()).sum() - way.double().square().sum()
+    weight, squared = table.metrics["weight"], table.metrics["squared_displacement"].double()
+    spread = ((weight / weight.sum()).double() * squared).sum() - displacement.double().square().sum()
     return float(spread.clamp(min=0).sqrt())

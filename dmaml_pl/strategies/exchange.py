@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.transfer import FullTransfer, Transfer
-from dmaml_pl.strategies.worker_table import Figures, WorkerTable, pack_row, unpack_table
+from dmaml_pl.strategies.worker_table import SIGNALS, WorkerTable, pack_row, unpack_table
+
+POLL_SECONDS = 0.0002
 
 
 class Offer(NamedTuple):
@@ -24,7 +25,7 @@ class Offer(NamedTuple):
     Attributes:
         values: its floating-point state, (P + Z,).
         base: values that all workers know alike, near the state where that is possible, (P + Z,).
-        way: squared distance that its weights and buffers moved in the run.
+        squared_displacement: squared distance of its weights and buffers from the run's start.
         integers: its integer buffers as digits; worker 0's count.
         report: of its run.
         weight: of the worker in the mean.
@@ -32,7 +33,7 @@ class Offer(NamedTuple):
 
     values: Tensor
     base: Tensor
-    way: float
+    squared_displacement: float
     integers: Tensor
     report: RunReport
     weight: float
@@ -81,16 +82,14 @@ class Merged(NamedTuple):
     Attributes:
         mean: the workers' weighted mean state, (P + Z,).
         integers: worker 0's integer buffers as digits.
-        table: all workers' figures of the run.
+        table: all workers' metrics of the run; its failures are of workers that were left out.
         report: of the run, completed by what the other workers told.
-        failures: of workers that were left out.
     """
 
     mean: Tensor
     integers: Tensor
     table: WorkerTable
     report: RunReport
-    failures: list[NonFiniteError]
 
 
 class Exchange:
@@ -125,15 +124,15 @@ class Exchange:
         row = pack_row(
             worker=place.worker,
             workers=place.workers,
-            figures=Figures(
-                weight=weight,
-                squared_way=offer.way if weight else 0.0,
-                tasks=float(report["tasks"]),
-                iterations=float(report["iterations"]),
-                seconds=report["seconds"],
-                cpu_seconds=report["cpu_seconds"],
-                transfer_seconds=self._last_seconds,
-            ),
+            metrics={
+                "weight": weight,
+                "squared_displacement": offer.squared_displacement if weight else 0.0,
+                "tasks": report["tasks"],
+                "iterations": report["iterations"],
+                "seconds": report["seconds"],
+                "cpu_seconds": report["cpu_seconds"],
+                "transfer_seconds": self._last_seconds,
+            },
             failure=failure,
             series=series,
             like=values,
@@ -145,13 +144,15 @@ class Exchange:
         return Sent(offer, place, payload, work, exact.numel(), (series.shape[0], series.shape[1]))
 
     def wait(self, sent: Sent) -> Sent:
-        """Wait for the all-reduce.
+        """Wait for the all-reduce, and hear signals meanwhile: the other workers may have to be told of one.
 
         Raises:
             RuntimeError: another worker is gone, or did not come in time.
         """
         began = time.perf_counter()
         work, sent.work = sent.work, None  # it keeps the connections open for as long as it lives
+        while not work.is_completed():
+            time.sleep(POLL_SECONDS)
         work.wait()
         self._last_seconds = time.perf_counter() - began
         return sent
@@ -161,36 +162,41 @@ class Exchange:
 
         Raises:
             NonFiniteError: of the first worker that could not finish its run, where it is not left out.
+            SIGTERMException: a worker was asked to end.
+            KeyboardInterrupt: Ctrl-C was pressed.
         """
         offer, place = sent.offer, sent.place
         values, exact = self.transfer.decode(sent.payload, offer.base, sent.exact)
         integers, rows = exact.split([offer.integers.numel(), sent.exact - offer.integers.numel()])
         table = unpack_table(rows, workers=place.workers, run=place.run, shape=sent.series)
+        for failure in table.failures:
+            if failure.what in SIGNALS:
+                raise SIGNALS[failure.what]
         if table.failures and (not self._exclude or len(table.failures) == place.workers):
             raise table.failures[0]
-        mean = self.transfer.mean(values / table.weight.sum(), offer.base)
-        return Merged(mean, integers, table, self._complete(sent, table), table.failures)
+        mean = self.transfer.mean(values / table.metrics["weight"].sum(), offer.base)
+        return Merged(mean, integers, table, self._complete(sent, table))
 
     def _complete(self, sent: Sent, table: WorkerTable) -> RunReport:
         """A worker's report, made the report of all workers."""
-        report, by_worker = sent.offer.report, table.series.cpu()
-        finished = table.iterations[table.weight > 0]
+        report, by_worker, metrics = sent.offer.report, table.series.cpu(), table.metrics
+        finished = metrics["iterations"][metrics["weight"] > 0]
         workers = {name: by_worker[:, number] for number, name in enumerate(report["series"])}
         series = {name: values.nanmean(dim=0) for name, values in workers.items()}
-        figures = {"merge/bytes": float(sent.payload.numel() * sent.payload.element_size())}
-        if float(table.transfer_seconds.min()) > 0:
-            figures["merge/transfer_seconds"] = float(table.transfer_seconds.min())
+        merge = {"merge/bytes": float(sent.payload.numel() * sent.payload.element_size())}
+        if (transfer_seconds := float(metrics["transfer_seconds"].min())) > 0:
+            merge["merge/transfer_seconds"] = transfer_seconds
         if self._exclude:
-            figures["merge/excluded"] = float(len(table.failures))
+            merge["merge/excluded"] = float(len(table.failures))
         own: RunReport = {
             "workers": workers,
             "series": series,
             "loss": series["loss"].nanmean(),
-            "tasks": round(float(table.tasks.sum())),
+            "tasks": round(float(metrics["tasks"].sum())),
             "iterations": round(float(finished.max() if self._even else finished.mean())),
-            "seconds": float(table.seconds.max()),
-            "cpu_seconds": float(table.cpu_seconds.max()),
+            "seconds": float(metrics["seconds"].max()),
+            "cpu_seconds": float(metrics["cpu_seconds"].max()),
             "failure": None,
-            "merge": figures,
+            "merge": merge,
         }
         return report | own

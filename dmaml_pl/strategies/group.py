@@ -14,7 +14,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _init_dist_connection
 from pytorch_lightning.plugins.environments import ClusterEnvironment
@@ -46,6 +45,9 @@ class WorkerGroupStrategy(DDPStrategy):
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
         start_method: how Lightning starts workers on this machine.
 
+    Attributes:
+        stopped_together: whether the training was ended by what every worker was told at the same merge.
+
     Raises:
         ConfigError: a setting out of its range.
     """
@@ -67,8 +69,10 @@ class WorkerGroupStrategy(DDPStrategy):
         self.on_worker_failure = on_worker_failure
         self.membership: Membership | None = None
         self._merging = False
-        self._terminated = False
-        self._interrupted = False
+        self._asked_to_stop: BaseException | None = None
+        self._in_run = False
+        self._at_once = False
+        self.stopped_together = False
         self._reshare_validation = False
 
     # -- workers ---------------------------------------------------------------------------------------------------
@@ -150,73 +154,71 @@ class WorkerGroupStrategy(DDPStrategy):
         super().setup_distributed()
 
     def check_workers(self) -> None:
-        """Cheap enough for every meta-iteration: no communication, only what the launcher has noticed.
+        """Cheap enough for every meta-iteration: no communication, only what this process has been told.
+
+        In a run of several workers a signal raises nothing here: it is told to all at the run's end, which comes now.
 
         Raises:
             WorkerLostError: a worker that this process started has ended, and the others are not to continue.
             SIGTERMException: this process was asked to end.
-            KeyboardInterrupt: Ctrl-C was pressed, and what was under way has swallowed it.
+            KeyboardInterrupt: Ctrl-C was pressed.
         """
-        if self._terminated:
-            raise SIGTERMException
-        if self._interrupted:
-            raise KeyboardInterrupt
-        if isinstance(self._launcher, WorkerLauncher) and self._launcher.lost and self.membership is None:
+        lost = isinstance(self._launcher, WorkerLauncher) and self.membership is None and self._launcher.lost
+        if self._asked_to_stop is not None and (lost or self.world_size == 1 or not self._in_run):
+            raise self._asked_to_stop
+        if lost:
             raise WorkerLostError(
-                f"{self._launcher.lost[0]} while run {self._run()} was under way. Training has stopped on every worker;"
+                f"{lost[0]} while run {self._run()} was under way. Training has stopped on every worker;"
                 " the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
             )
 
-    def on_train_start(self) -> None:
-        """Answer SIGTERM (pre-emption) within a meta-iteration, on every worker of this machine; and Ctrl-C, at once.
+    # -- signals ---------------------------------------------------------------------------------------------------
 
-        Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge. And
-        Python drops a KeyboardInterrupt that a finalizer happens to be under way at: the workers, who were told to end
-        by then, would be missed.
+    def on_train_start(self) -> None:
+        """Answer SIGTERM (pre-emption) and Ctrl-C within a meta-iteration, on every worker of this machine.
+
+        Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge.
         """
         super().on_train_start()
-        self._answer(signal.SIGTERM, self._end_run)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._answer(signal.SIGINT, self._interrupt)
+        self._at_once = self._in_run = self.stopped_together = False
+        self._listen()
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer signals at once: the last merge is kept before a validation begins."""
+        self.check_workers()
+        self._at_once = True
+        try:
+            return super().validation_step(*args, **kwargs)
+        finally:
+            self._at_once = False
 
     def on_test_start(self) -> None:
-        """Answer SIGTERM at once: a test has nothing to lose."""
+        """Answer signals at once: a test has nothing to lose."""
         super().on_test_start()
-        self._answer(signal.SIGTERM, self._end_now)
+        self._at_once = True
+        self._listen()
+        self.check_workers()
 
     def on_predict_start(self) -> None:
         """As for a test."""
         super().on_predict_start()
-        self._answer(signal.SIGTERM, self._end_now)
+        self._at_once = True
+        self._listen()
 
-    def _answer(self, number: signal.Signals, handler: Callable[[int, Any], None]) -> None:
+    def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(number, handler)
+            signal.signal(signal.SIGTERM, self._hear)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._hear)
 
-    def _end_run(self, number: int, frame: Any) -> None:
-        self._terminated = True
+    def _hear(self, number: int, frame: Any) -> None:
+        pressed_again = number == signal.SIGINT and isinstance(self._asked_to_stop, KeyboardInterrupt)
+        if self._asked_to_stop is None:  # first, or a worker that has ended by then would be missed
+            self._asked_to_stop = KeyboardInterrupt() if number == signal.SIGINT else SIGTERMException()
         if isinstance(self._launcher, WorkerLauncher):
             self._launcher.kill(signal.SIGTERM)
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
-
-    def was_asked_to_stop(self, number: int) -> None:
-        """A signal has come, which another thread may know before the main thread does."""
-        if number == signal.SIGTERM:
-            self._terminated = True
-        else:
-            self._interrupted = True
-
-    def setup(self, trainer: pl.Trainer) -> None:
-        """Lightning's, for whatever the Trainer is asked for; an earlier Ctrl-C was for what was under way then."""
-        self._interrupted = False
-        super().setup(trainer)
-
-    def _end_now(self, number: int, frame: Any) -> None:
-        self._end_run(number, frame)
-        raise SIGTERMException
+        if self._at_once or pressed_again:
+            raise self._asked_to_stop
 
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
@@ -224,6 +226,8 @@ class WorkerGroupStrategy(DDPStrategy):
         if isinstance(self._launcher, WorkerLauncher) and not isinstance(exception, NonFiniteError):
             self._launcher.look()  # before they are all ended from here
             self._launcher.stop_workers()
+        if isinstance(exception, KeyboardInterrupt):
+            self._asked_to_stop = None  # it was for what was under way; the same Trainer may be asked for more
 
     # -- calls that all workers make together ----------------------------------------------------------------------
 
@@ -307,6 +311,7 @@ class WorkerGroupStrategy(DDPStrategy):
             WorkerLostError: the launcher knows which worker has ended.
             SIGTERMException: this process was asked to end.
         """
+        self._in_run = False
         deadline = time.monotonic() + 4 * POLL_SECONDS
         while time.monotonic() < deadline:
             self.check_workers()

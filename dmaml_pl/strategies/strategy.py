@@ -26,6 +26,7 @@ from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Place, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.group import StartMethod, WorkerFailure, WorkerGroupStrategy
+from dmaml_pl.strategies.worker_table import SIGNALS
 
 NonFinite = Literal["stop", "exclude"]
 
@@ -43,7 +44,7 @@ class WorkerStrategy(WorkerGroupStrategy):
         start_method: how Lightning starts workers on this machine.
 
     Attributes:
-        validation_tasks: tasks on which every worker judges its own weights at the end of a run.
+        validation_tasks: tasks on which every worker evaluates its own weights at the end of a run.
 
     Raises:
         ConfigError: a setting out of its range.
@@ -109,11 +110,12 @@ class WorkerStrategy(WorkerGroupStrategy):
         state = self._merged_state()
         start = state.pack_floats()
         self._steps_before = self._module().trainer.global_step
+        self._in_run = True
         report = cast("RunReport", super().training_step(*args, **kwargs))
         began = time.perf_counter()
         self._merging = True
         merged = self._end_of_run(state, start, report)
-        self._merging = False
+        self._merging = self._in_run = False
         if self.world_size > 1:
             merged.setdefault("merge", {})["merge/seconds"] = time.perf_counter() - began
         return merged
@@ -133,8 +135,18 @@ class WorkerStrategy(WorkerGroupStrategy):
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
     ) -> NonFiniteError | None:
-        """Called between each meta-gradient and its step; a strategy of runs shares nothing there."""
+        """Called between each meta-gradient and its step; a strategy of runs shares nothing there.
+
+        A signal that this worker has heard ends its run, whose end tells the others: all stop together.
+        """
+        if failure is None and self.world_size > 1 and self._asked_to_stop is not None:
+            what = next(name for name, kind in SIGNALS.items() if isinstance(self._asked_to_stop, kind))
+            return NonFiniteError(what, worker=self.global_rank, run=self._run(), iteration=self._iteration())
         return failure
+
+    def _iteration(self) -> int:
+        """Number of the meta-iteration under way within its run."""
+        return int(self._module().iteration)
 
     def _exchange(self, offer: Offer) -> Merged:
         """One all-reduce; everything that follows it is the same arithmetic on every worker.
@@ -153,14 +165,23 @@ class WorkerStrategy(WorkerGroupStrategy):
 
         Raises:
             NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
+            SIGTERMException: a worker was asked to end.
+            KeyboardInterrupt: Ctrl-C was pressed.
         """
-        merged = self.exchange.read(sent)
-        for failure in merged.failures:
+        try:
+            merged = self.exchange.read(sent)
+        except NonFiniteError:
+            self.stopped_together = True
+            raise
+        except tuple(SIGNALS.values()) as told:
+            self.stopped_together = True
+            raise self._asked_to_stop or told from None
+        for failure in merged.table.failures:
             self._tell_of(failure)
         if self.membership is not None:
             merged.report["merge"]["merge/workers"] = float(self.world_size)
         self._module().tasks_seen += merged.report["tasks"] - sent.offer.report["tasks"]
-        if self.run_seconds is not None or merged.failures:
+        if self.run_seconds is not None or merged.table.failures:
             self._count_alike(sent.place.steps + merged.report["iterations"])
         return merged
 
@@ -193,7 +214,7 @@ class WorkerStrategy(WorkerGroupStrategy):
 
             everyone = self.together(call)
             kept = {"workers": self.world_size, "optimizer_states": everyone}
-        checkpoint[CHECKPOINT_KEY] = kept | self._own_state()
+        checkpoint[CHECKPOINT_KEY] = kept | checkpoint.get(CHECKPOINT_KEY, self.state_to_keep())
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -206,12 +227,12 @@ class WorkerStrategy(WorkerGroupStrategy):
             )
         elif self.world_size > 1:
             checkpoint = {**checkpoint, "optimizer_states": kept["optimizer_states"][self.global_rank]}
-        self._load_own_state(kept)
+        self._load_kept_state(kept)
         super().load_optimizer_state_dict(checkpoint)
 
-    def _own_state(self) -> dict[str, Any]:
+    def state_to_keep(self) -> dict[str, Any]:
         """What a strategy keeps of itself in a checkpoint: tensors and plain values."""
         return {}
 
-    def _load_own_state(self, kept: Mapping[str, Any]) -> None:
-        """Take back what `_own_state` gave."""
+    def _load_kept_state(self, kept: Mapping[str, Any]) -> None:
+        """Take back what `state_to_keep` gave."""

@@ -20,14 +20,14 @@ from dmaml_pl.strategies.exchange import Offer
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.group import StartMethod, WorkerFailure
 from dmaml_pl.strategies.strategy import NonFinite, WorkerStrategy
-from dmaml_pl.strategies.worker_table import CAUSES
+from dmaml_pl.strategies.worker_table import CAUSES, SIGNALS
 
 
 class TaskParallelStrategy(WorkerStrategy):
     """Averages the workers' meta-gradients at every meta-iteration; all workers hold the same weights throughout.
 
     A run is what it is elsewhere, H meta-iterations between two chances to validate, so that the two strategies are
-    compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and figures.
+    compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and metrics.
 
     Args:
         run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
@@ -72,6 +72,7 @@ class TaskParallelStrategy(WorkerStrategy):
         """
         if self.world_size == 1:
             return failure
+        failure = super().share_meta_gradient((), failure)
         gradients = [p.grad for p in parameters if p.grad is not None]
         payload = self.together(lambda: self._sum(gradients, failure))
         causes = [int(cause) for cause in payload[-self.world_size :].tolist()]
@@ -80,6 +81,9 @@ class TaskParallelStrategy(WorkerStrategy):
             for worker, cause in enumerate(causes)
             if cause
         ]
+        for stop in failures:
+            if stop.what in SIGNALS:
+                return stop
         if failures and (self.on_non_finite == "stop" or len(failures) == self.world_size):
             return failures[0]
         for left_out in failures:
@@ -100,17 +104,13 @@ class TaskParallelStrategy(WorkerStrategy):
         torch.distributed.all_reduce(payload)
         return payload
 
-    def _iteration(self) -> int:
-        """Number of the meta-iteration under way within its run."""
-        return int(self._module().iteration)
-
     def _merged_state(self) -> FlatState:
         return FlatState(self._module(), parameters=False)
 
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
         own = state.pack_floats()
-        way = float((own - start).double().square().sum())
-        merged = self._exchange(Offer(own, start, way, state.pack_integers(), report, weight=1.0))
+        squared_displacement = float((own - start).double().square().sum())
+        merged = self._exchange(Offer(own, start, squared_displacement, state.pack_integers(), report, weight=1.0))
         state.unpack_floats(merged.mean)
         state.unpack_integers(merged.integers)
         return merged.report

@@ -7,81 +7,64 @@ Legend: W workers, M series, H meta-iterations of the run.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from dmaml_pl.errors import NonFiniteError
 
-CAUSES = ("", "the query loss", "a weight")
+SIGNALS: dict[str, type[BaseException]] = {"SIGTERM": SIGTERMException, "SIGINT": KeyboardInterrupt}
+"""What ends the training of all workers where one has heard a signal. It travels as what is not finite does."""
+
+CAUSES = ("", "the query loss", "a weight", *SIGNALS)
+
+METRICS = ("weight", "squared_displacement", "tasks", "iterations", "seconds", "cpu_seconds", "transfer_seconds")
+"""Of a worker's run: how much it counts in the mean; squared distance from the run's start; tasks that it saw;
+meta-iterations that it made; wall time; time that a core computed; time in the all-reduce of the merge before."""
+
+HEAD = len(METRICS) + 2
+"""Values of a worker beside its series: its metrics, what failed, and where."""
 
 
-@dataclass
-class Figures:
-    """A worker's figures of a run.
-
-    Attributes:
-        weight: how much the worker counts in the mean.
-        squared_way: squared distance that it moved from the run's start.
-        tasks: that it saw.
-        iterations: meta-iterations that it made.
-        seconds: wall time of its run.
-        cpu_seconds: time that a core computed for its run.
-        transfer_seconds: that it spent in the all-reduce of the merge before this one; 0 if there was none.
-    """
-
-    weight: float
-    squared_way: float
-    tasks: float
-    iterations: float
-    seconds: float
-    cpu_seconds: float
-    transfer_seconds: float
-
-
-HEAD = len(fields(Figures)) + 2
-"""Values of a worker beside its series: its figures, what failed, and where."""
-
-
-@dataclass
-class WorkerTable:
+class WorkerTable(NamedTuple):
     """The run as every worker saw it.
 
     Attributes:
-        weight: of each worker in the mean, (W,); the further figures likewise, see `Figures`.
+        metrics: of each worker, (W,) by name; see `METRICS`.
         failures: one error per worker that could not finish.
-        series: figures per meta-iteration, (W, M, H).
+        series: metrics per meta-iteration, (W, M, H).
     """
 
-    weight: Tensor
-    squared_way: Tensor
-    tasks: Tensor
-    iterations: Tensor
-    seconds: Tensor
-    cpu_seconds: Tensor
-    transfer_seconds: Tensor
+    metrics: dict[str, Tensor]
     failures: list[NonFiniteError]
     series: Tensor
 
 
 def pack_row(
-    *, worker: int, workers: int, figures: Figures, failure: NonFiniteError | None, series: Tensor, like: Tensor
+    *,
+    worker: int,
+    workers: int,
+    metrics: Mapping[str, float],
+    failure: NonFiniteError | None,
+    series: Tensor,
+    like: Tensor,
 ) -> Tensor:
     """This worker's row in an otherwise empty table, flat, (W * (HEAD + M * H),).
 
     Args:
         worker: rank of this worker.
         workers: W.
-        figures: this worker's.
+        metrics: this worker's, by the names in `METRICS`.
         failure: why the run was not finished, if it was not.
         series: (M, H).
         like: a tensor with the type and the device to use.
     """
-    cause = 0 if failure is None else max(CAUSES.index(failure.what), 0)
-    place = -1 if failure is None else failure.iteration
+    cause, iteration = (0, -1) if failure is None else (CAUSES.index(failure.what), failure.iteration)
     table = like.new_zeros(workers, HEAD + series.numel())
-    head = like.new_tensor([*astuple(figures), cause, place + 1])
+    head = like.new_tensor([*(metrics[name] for name in METRICS), cause, iteration + 1])
     table[worker] = torch.cat([head, series.reshape(-1).to(like)])
     return table.reshape(-1)
 
@@ -96,13 +79,10 @@ def unpack_table(flat: Tensor, *, workers: int, run: int, shape: tuple[int, int]
         shape: M and H.
     """
     table = flat.view(workers, -1)
-    *figures, cause, place = table[:, :HEAD].unbind(dim=1)
+    *metrics, causes, iterations = table[:, :HEAD].unbind(dim=1)
     failures = [
-        NonFiniteError(CAUSES[int(cause[worker])], worker=worker, run=run, iteration=int(place[worker]) - 1)
-        for worker in range(workers)
-        if int(cause[worker])
+        NonFiniteError(CAUSES[int(cause)], worker=worker, run=run, iteration=int(iteration) - 1)
+        for worker, (cause, iteration) in enumerate(zip(causes.tolist(), iterations.tolist(), strict=True))
+        if cause
     ]
-    names = [field.name for field in fields(Figures)]
-    return WorkerTable(
-        **dict(zip(names, figures, strict=True)), failures=failures, series=table[:, HEAD:].view(workers, *shape)
-    )
+    return WorkerTable(dict(zip(METRICS, metrics, strict=True)), failures, table[:, HEAD:].view(workers, *shape))
