@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -141,50 +140,6 @@ def test_one_worker_is_bit_identical_to_no_strategy_at_all() -> None:
         states.append(state_of(module))
     assert same(states[0], states[1])
     assert same(states[0], states[2])
-
-
-def _count_collectives() -> tuple[Counter[str], Counter[str]]:
-    """Collective calls inside the module's runs, and inside the strategy's whole training steps."""
-    names = ["all_reduce", "broadcast", "all_gather", "barrier", "gather", "reduce", "all_gather_object"]
-    calls: Counter[str] = Counter()
-    inside_run: Counter[str] = Counter()
-    inside_step: Counter[str] = Counter()
-
-    def counted(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return function(*args, **kwargs)
-
-        return call
-
-    for name in names:
-        setattr(torch.distributed, name, counted(name, getattr(torch.distributed, name)))
-
-    class Watched(DMAMLStrategy):
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            before = calls.copy()
-            out = super().training_step(*args, **kwargs)
-            inside_step.update(calls - before)
-            return out
-
-    module = small_maml()
-    plain = module.training_step
-
-    def watched_run(*args: Any, **kwargs: Any) -> Any:
-        before = calls.copy()
-        out = plain(*args, **kwargs)
-        inside_run.update(calls - before)
-        return out
-
-    module.training_step = watched_run  # type: ignore[method-assign]
-    small_trainer(devices=2, strategy=Watched(run_length=5), max_steps=15).fit(module, small_data())
-    return inside_run, inside_step
-
-
-def test_a_run_makes_no_collective_call_and_its_end_exactly_one_all_reduce() -> None:
-    for inside_run, inside_step in in_workers(_count_collectives, 2):
-        assert inside_run == {}
-        assert inside_step == {"all_reduce": 3}
 
 
 class PoisonedData:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -10,35 +9,6 @@ from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.merge import MeanMerge
 from dmaml_pl.strategies.worker_table import METRICS, pack_row, unpack_table
-from tests.recipes import same, state_of
-
-
-class Mixed(nn.Module):
-    """Parameters and buffers of every kind that a network may have."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 2, dtype=dtype))
-        self.narrow = nn.Parameter(torch.randn(4).to(torch.bfloat16))
-        self.register_buffer("mean", torch.randn(5))
-        self.register_buffer("count", torch.tensor([2**40 + 12345, -7, 0]))
-        self.register_buffer("mask", torch.tensor([True, False]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_packing_and_unpacking_gives_the_same_bits(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    module = Mixed(dtype)
-    before = state_of(module)
-    flat = FlatState(module)
-    floats, integers = flat.pack_floats(), flat.pack_integers()
-    assert floats.dtype == dtype
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            tensor.zero_()
-    flat.unpack_floats(floats)
-    flat.unpack_integers(integers)
-    assert same(before, state_of(module))
 
 
 def test_a_module_without_integers_packs_none() -> None:

@@ -1,4 +1,4 @@
-"""Judging an average of the merged weights instead of the last ones.
+"""Evaluating an average of the merged weights instead of the last ones.
 
 Legend: P floating-point values of the network.
 """
@@ -18,8 +18,8 @@ class MergedAverage(EMAWeightAveraging):
 
     After each merge a = decay * a + (1 - decay) * w, with w the merged weights, beginning with the first merge's
     (Polyak and Juditsky 1992, in the form of Tarvainen and Valpola 2017, arXiv:1703.01780). The average is what
-    validation judges and what `best.ckpt` and `last.ckpt` hold as the network; the weights that training goes on from
-    are beside it in the file. A callback of Lightning's does the work; a Lightning batch is a run here.
+    validation evaluates and what `best.ckpt` and `last.ckpt` hold as the network; the weights that training goes on
+    from are beside it in the file. A callback of Lightning's does the work; a Lightning batch is a run here.
 
     Args:
         decay: how much of the average stays at each merge, from 0 to below 1; it looks back about 1 / (1 - decay) runs.

@@ -29,7 +29,7 @@ from dmaml_pl.strategies.group import StartMethod, WorkerFailure
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
 from dmaml_pl.strategies.moments import FlatMoments, Moments, reset
 from dmaml_pl.strategies.strategy import NonFinite, WorkerStrategy
-from dmaml_pl.strategies.transfer import TransferType, transfer_in
+from dmaml_pl.strategies.transfer import TRANSFERS, TransferType
 from dmaml_pl.strategies.worker_table import WorkerTable
 
 
@@ -98,7 +98,7 @@ class DMAMLStrategy(WorkerStrategy):
         self.merge_rule = MeanMerge() if merge is None else merge
         self.validation_tasks = self.merge_rule.validation_tasks
         self.moments = moments
-        self.exchange.transfer = transfer_in(transfer_dtype)
+        self.exchange.transfer = TRANSFERS[transfer_dtype]()
         self.overlap = overlap
         self._under_way: Sent | None = None
 

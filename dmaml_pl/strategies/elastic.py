@@ -138,14 +138,14 @@ class Membership:
             if not self._wait_for(lambda: bool(self._store.check([name])), 4 * self._timeout + CONNECT_SECONDS):
                 raise WorkerLostError("worker 0 does not answer, without which the others cannot go on.")
             return _Verdict(*json.loads(self._store.get(name)))
-        verdict = self._judge(call)
+        verdict = self._hear_everyone(call)
         self._store.set(f"{call}/verdict", json.dumps(verdict))
         if call:  # whoever has come to this call has read the verdict of the last
             for name in [*map(str, range(max(self.members) + 1)), "verdict"]:
                 self._store.delete_key(f"{call - 1}/{name}")
         return verdict
 
-    def _judge(self, call: int) -> _Verdict:
+    def _hear_everyone(self, call: int) -> _Verdict:
         """Worker 0: hear everyone who lives, within the time that a worker has to come."""
         said: dict[int, bool] = {}
 

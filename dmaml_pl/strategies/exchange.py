@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmaml_pl.runs import RunReport
-from dmaml_pl.strategies.transfer import FullTransfer, Transfer
+from dmaml_pl.strategies.transfer import Transfer
 from dmaml_pl.strategies.worker_table import SIGNALS, WorkerTable, pack_row, unpack_table
 
 POLL_SECONDS = 0.0002
@@ -101,7 +101,7 @@ class Exchange:
     """
 
     def __init__(self, *, even: bool, exclude: bool) -> None:
-        self.transfer: Transfer = FullTransfer()
+        self.transfer = Transfer()
         self._even = even
         self._exclude = exclude
         self._last_seconds = 0.0

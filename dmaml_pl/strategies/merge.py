@@ -26,7 +26,7 @@ class MergeRule(ABC):
     Attributes:
         acts_alone: whether the rule changes the weights of a single worker, too. Where it does not, a training with one
             worker is bit-identical to one without the strategy.
-        validation_tasks: tasks on which every worker judges its own weights at the end of its run, before the merge,
+        validation_tasks: tasks on which every worker evaluates its own weights at the end of its run, before the merge,
             as `report["validation_loss"]`; 0 for none.
     """
 
@@ -89,7 +89,7 @@ class ValidationWeightedMerge(MeanMerge):
     on its scale, and so needs no exchange before the merge's own.
 
     Args:
-        tasks: number of tasks; all workers judge on the same ones, none of which `val/...` is measured on.
+        tasks: number of tasks; all workers evaluate on the same ones, none of which `val/...` is measured on.
         power: how strongly a better worker counts; 0 gives the plain mean.
 
     Raises:

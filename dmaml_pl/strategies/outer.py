@@ -1,4 +1,4 @@
-"""An outer optimizer on the pseudo-gradient: the workers' mean way is a gradient that another optimizer follows.
+"""An outer optimizer, for which the workers' mean displacement is the (pseudo-)gradient.
 
 Legend: P floating-point parameters of the network, flattened.
 """
