@@ -6,6 +6,7 @@ Values are multiples of 1/8, whose sums are exact, so that what must be equal is
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,8 +45,7 @@ def merge(weights: list[float], ends: list[Tensor], start: Tensor, transfer: Tra
     """What each worker holds after an exchange in which all take part, in this process."""
     sent: list[Sent] = []
     exchanges = [Exchange(even=True, exclude=False) for _ in ends]
-    reduce, torch.distributed.all_reduce = torch.distributed.all_reduce, lambda payload, async_op: _Arrived()
-    try:
+    with patch.object(torch.distributed, "all_reduce", lambda payload, async_op: _Arrived()):
         for worker, (exchange, end, weight) in enumerate(zip(exchanges, ends, weights, strict=True)):
             exchange.transfer = TRANSFERS[transfer]()
             report: RunReport = {
@@ -58,8 +58,6 @@ def merge(weights: list[float], ends: list[Tensor], start: Tensor, transfer: Tra
             }
             offer = Offer(end, start, 0.0, torch.tensor([float(worker)]), report, weight)
             sent.append(exchange.send(offer, Place(worker, len(ends), 0, 0)))
-    finally:
-        torch.distributed.all_reduce = reduce
     total = torch.stack([one.payload for one in sent]).sum(dim=0)
     for one in sent:
         one.payload = total
