@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dmaml_pl.launching import server
 from dmaml_pl.launching.server import Server, own, started
 from dmaml_pl.studies import processes
 
@@ -127,6 +128,19 @@ def test_a_process_that_uses_a_gpu_has_no_server_as_a_fork_of_it_could_not() -> 
 
 def test_only_the_front_door_has_one() -> None:
     assert own() is None
+
+
+def test_a_training_of_one_worker_keeps_none(light: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not above: the light server imports this file.
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    from dmaml_pl.launching.workers import WorkerLauncher
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    needless = Server(light._control, light.fork({**os.environ}, signal.pause).pid)
+    monkeypatch.setattr(server, "_own", [needless])
+    assert WorkerLauncher(LightningEnvironment(), 1, 1).launch(lambda: "trained") == "trained"
+    assert ends(needless._pid, within_s=60)
 
 
 STANDING_BY = """

@@ -102,6 +102,7 @@ class Server:
 
     def close(self) -> None:
         """End the server, which leaves the processes that it has forked to themselves."""
+        atexit.unregister(self.close)
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
@@ -155,7 +156,7 @@ def stand_by() -> None:
 
 def own() -> Server | None:
     """The server that `stand_by` has forked from this process; None if there is none."""
-    return next(iter(_own), None)
+    return _own[0] if _own else None
 
 
 def _serve(control: Connection) -> Any:

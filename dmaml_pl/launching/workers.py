@@ -64,9 +64,12 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         self._ready = TemporaryDirectory(prefix="dmaml-")
         forking = server.own()
+        if forking and self.num_processes == 1:
+            forking.close()
         for rank in range(1, self.num_processes):
             own = {**os.environ, "LOCAL_RANK": str(rank), READY: str(Path(self._ready.name, str(rank)))}
-            self.procs.append(forking.fork(own) if forking else subprocess.Popen(_basic_subprocess_cmd(), env=own))  # noqa: S603 - this program
+            again = forking.fork(own) if forking else subprocess.Popen(_basic_subprocess_cmd(), env=own)  # noqa: S603 - this
+            self.procs.append(again)
 
     def await_workers(self, check: Callable[[], None]) -> None:
         """Wait until the workers that this process started are ready to meet, as a dead one would never come.
