@@ -70,6 +70,23 @@ def test_a_forked_process_knows_its_rank_although_lightning_was_imported_before(
     assert (tmp_path / "rank").read_text() == "3"
 
 
+def test_a_signal_reaches_a_process_from_its_first_moment(light: Server) -> None:
+    for _ in range(20):
+        process = light.fork(dict(os.environ), signal.pause)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+
+
+def test_a_signal_handler_can_signal_a_process_that_the_main_thread_waits_for(light: Server) -> None:
+    process = light.fork(dict(os.environ), signal.pause)
+    before = signal.signal(signal.SIGALRM, lambda *_: process.send_signal(signal.SIGTERM))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert process.wait(60) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 # -- where a process goes on as several ----------------------------------------------------------------------------
 
 

@@ -51,16 +51,24 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end at most so many seconds; returns the exit code, None if the process still runs."""
         with self._lock:
-            if self.returncode is None and self.sentinel.poll(timeout):
-                try:
-                    self.returncode = self.sentinel.recv()
-                except EOFError:  # the server was killed, and nobody else knows
-                    self.returncode = -signal.SIGKILL
-            return self.returncode
+            return self._look(timeout)
 
     def poll(self) -> int | None:
         """The exit code; None if the process still runs."""
-        return self.wait(0.0)
+        if self._lock.acquire(blocking=False):  # a signal handler cannot wait for what it has interrupted
+            try:
+                self._look(0.0)
+            finally:
+                self._lock.release()
+        return self.returncode
+
+    def _look(self, timeout: float | None) -> int | None:
+        if self.returncode is None and self.sentinel.poll(timeout):
+            try:
+                self.returncode = self.sentinel.recv()
+            except EOFError:  # the server was killed, and nobody else knows
+                self.returncode = -signal.SIGKILL
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process still runs."""
@@ -171,13 +179,10 @@ def _serve(control: Connection) -> Any:
                     with suppress(OSError), children.pop(pid) as told:
                         told.send(os.waitstatus_to_exitcode(status))
 
-    # A signal to the whole group is for the others: this process ends after the one that gives the orders.
-    answers: dict[signal.Signals, Any] = {
-        signal.SIGCHLD: reap,
-        signal.SIGINT: signal.SIG_IGN,
-        signal.SIGTERM: signal.SIG_IGN,
-    }
-    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+    # A signal to the whole group is for the others: this process ends after the one that gives the orders. What is
+    # forked must miss none, from its first moment.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.signal(signal.SIGCHLD, reap)
     pid = -1
     while pid:
         try:
@@ -191,8 +196,7 @@ def _serve(control: Connection) -> Any:
                 told.send(pid)
             children[pid] = told
             reap()
-    for number, answer in before.items():
-        signal.signal(number, answer)
+    signal.signal(signal.SIGCHLD, before)
     for connection in (control, told, *children.values()):
         connection.close()
     os.environ.clear()
@@ -202,6 +206,7 @@ def _serve(control: Connection) -> Any:
         from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only  # noqa: PLC0415 - if it is loaded
 
         vars(rank_zero_only)["rank"] = _get_rank() or 0
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return pickle.loads(call)  # noqa: S301 - from the process that has started this one
 
 
