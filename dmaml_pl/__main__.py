@@ -11,6 +11,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from dmaml_pl.errors import DmamlError
+
 USAGE = """\
 usage: dmaml COMMAND [--config FILE ...] [--SETTING VALUE ...]
 
@@ -62,11 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"dmaml_pl {__version__}")
         return 0
-    if words[0] in LIGHT:
-        command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
-        return command(words[1:])
     try:
+        if words[0] in LIGHT:
+            command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
+            return command(words[1:])
         return _train_or_test(words)
+    except DmamlError as error:
+        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:  # before there is anything to save
         return 130
 

@@ -14,8 +14,6 @@ from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.sender import deliver_all
 from dmaml_pl.tracking.store import Store, reason
 
-INTERRUPTED = 130
-
 
 def main(words: list[str]) -> int:
     """Send all that waits; returns the exit code, which is 1 where something still does.
@@ -30,16 +28,9 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--save_dir", default="mlruns", help="folder of the trainings' tracking (default: mlruns)")
     parser.add_argument("--tracking_uri", help="the server's address, if it has another one now")
-    try:
-        given = parser.parse_args(words)
-    except DmamlError as error:
-        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
-        return 1
+    given = parser.parse_args(words)
     folders = find_outboxes(Path(given.save_dir))
-    try:
-        left = [folder for folder in folders if not _sync(folder, given.tracking_uri)]
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    left = [folder for folder in folders if not _sync(folder, given.tracking_uri)]
     if not folders:
         print(f"Nothing waits in {given.save_dir}: all was sent.")
     return 1 if left else 0

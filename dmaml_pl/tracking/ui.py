@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from dmaml_pl.console.options import Options, whole
-from dmaml_pl.errors import DmamlError, TrackingError
+from dmaml_pl.errors import TrackingError
 from dmaml_pl.launching.signals import interrupted_by
 from dmaml_pl.tracking.store import check_database, check_path
 
@@ -36,12 +36,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--port", type=whole(0), default=5000, help="port to listen on (default: 5000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--run", help="id of an MLflow run to show first")
-    try:
-        given = parser.parse_args(words)
-        return serve(save_dir=given.save_dir, port=given.port, host=given.host, run=given.run)
-    except DmamlError as error:
-        print(f"dmaml: error: {error}", file=sys.stderr)
-        return 1
+    given = parser.parse_args(words)
+    return serve(save_dir=given.save_dir, port=given.port, host=given.host, run=given.run)
 
 
 def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1", run: str | None = None) -> int:
