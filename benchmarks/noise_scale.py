@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data_modules import Glyphs, Sinusoid, TaskDataModule
-from dmaml_pl import MAML, MLP, Conv4
+from dmaml_pl import MAML, MLP, Conv4, MetaLearning
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -28,11 +28,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    sinusoid = MAML(MLP(), inner_lr=0.01)
+    sinusoid = MetaLearning(MLP(), MAML(inner_lr=0.01))
     small = Sinusoid(shots=10, queries=10, meta_batch=10, seed=0)
     print("| problem | meta-iteration | loss | noise scale (tasks) |\n|---|---:|---:|---:|")
     follow("sinusoid", sinusoid, small, torch.optim.Adam(sinusoid.parameters(), lr=3e-3), (0, 500, 2000), given.tasks)
-    glyphs = MAML(Conv4(filters=8), objective="classification", inner_lr=0.4)
+    glyphs = MetaLearning(Conv4(filters=8), MAML(inner_lr=0.4), objective="classification")
     letters = Glyphs(ways=5, shots=1, queries=1, meta_batch=8, seed=0)
     letters.prepare_data()
     letters.setup("fit")
@@ -42,7 +42,7 @@ def main() -> None:
 
 def follow(
     name: str,
-    module: MAML,
+    module: MetaLearning,
     data: TaskDataModule,
     optimizer: torch.optim.Optimizer,
     stops: tuple[int, ...],
@@ -66,13 +66,13 @@ def follow(
         optimizer.step()
 
 
-def measure(module: MAML, data: TaskDataModule, tasks: int) -> tuple[float, float]:
+def measure(module: MetaLearning, data: TaskDataModule, tasks: int) -> tuple[float, float]:
     """Mean loss, and tr(S) / |G|^2 without bias, from N tasks that training does not draw."""
     total: Tensor | float = 0.0
     squares, losses = 0.0, 0.0
     for number in range(tasks):
         batch = data.sample(worker=1, run=number, iteration=0)
-        one = TaskBatch(*(field[:1] for field in batch if field is not None))
+        one = batch.map(lambda tensor: tensor[:1])
         losses += meta_gradient(module, one)
         own = torch.cat([p.grad.reshape(-1) for p in module.parameters() if p.grad is not None]).double()
         total = total + own
@@ -83,10 +83,11 @@ def measure(module: MAML, data: TaskDataModule, tasks: int) -> tuple[float, floa
     return losses / tasks, trace / max(of_mean - trace / tasks, 1e-12)
 
 
-def meta_gradient(module: MAML, batch: TaskBatch, optimizer: torch.optim.Optimizer | None = None) -> float:
+def meta_gradient(module: MetaLearning, batch: TaskBatch, optimizer: torch.optim.Optimizer | None = None) -> float:
     """Put the meta-gradient into the parameters; returns the loss."""
     (optimizer or module).zero_grad()
-    return float(module.engine.meta_gradient(module.learner, batch).loss)
+    engine = module.engine.for_training(module.learner, batch)
+    return float(engine.meta_gradient(module.learner, batch).loss)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class ImageTasks(TaskDataModule):
         pixels = self._converted(images, numbers.reshape(-1).take(_support_first(shape, self.shots)))
         support, query = (labels.clone() for labels in _labels(shape, self.shots, pixels.device))
         size = images.shape[1:]
-        return TaskBatch(
+        return TaskBatch.of(
             pixels[: support.numel()].view(tasks, -1, *size),
             support,
             pixels[support.numel() :].view(tasks, -1, *size),

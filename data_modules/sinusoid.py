@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
-from dmaml_pl.tasks import TaskBatch, derive_seed
+from dmaml_pl.tasks import Act, Samples, TaskBatch, derive_seed
 
 MOST_AHEAD, POINTS_AHEAD = 16, 2**14
 """So many meta-batches are sampled together, if they have so few points. Alone in a training, between meta-gradients
@@ -42,7 +42,7 @@ class Sinusoid(TaskDataModule):
         self._ahead: dict[Any, TaskBatch] = {}
         """Meta-batches that were sampled with an earlier one, each to be handed out once."""
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> TaskBatch:
         """A training meta-batch, sampled at once: x and y are (T, S, 1) and (T, Q, 1)."""
         shape = self.meta_batch, self.shots, self.queries
         place = self.seed, shape, worker, run
@@ -67,7 +67,7 @@ class Sinusoid(TaskDataModule):
         amplitude, phase, _ = _parameters(seeds, 1, 0)
         x = np.linspace(-5.0, 5.0, points, dtype=np.float32).reshape(1, 1, points, 1)
         y = torch.from_numpy(amplitude * np.sin(x - phase)).squeeze(1)
-        return PlottedTasks(tasks._replace(query_x=torch.from_numpy(x[0]).expand(count, points, 1), query_y=y))
+        return PlottedTasks(tasks._replace(query=Samples(torch.from_numpy(x[0]).expand(count, points, 1), y)))
 
 
 def _parameters(
@@ -97,4 +97,4 @@ def _sample(seeds: Sequence[int], tasks: int, shots: int, queries: int) -> list[
         return torch.from_numpy(x), y
 
     support, query = points(x[:, : tasks * shots]), points(x[:, tasks * shots :])
-    return [TaskBatch(*parts) for parts in zip(*(part.unbind() for part in (*support, *query)), strict=True)]
+    return [TaskBatch.of(*parts) for parts in zip(*(part.unbind() for part in (*support, *query)), strict=True)]

@@ -128,7 +128,7 @@ class Tabular(TaskDataModule):
         """Tasks of a split, each a pure function of its own seed, (T, ...)."""
         rows = torch.from_numpy(self._samplers[split](seeds)).squeeze(1)
         support, query = rows[:, : self.shots], rows[:, self.shots :]
-        return TaskBatch(self._x[support], self._y[support], self._x[query], self._y[query])
+        return TaskBatch.of(self._x[support], self._y[support], self._x[query], self._y[query])
 
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis; the same as `sample_tasks` makes among others."""
@@ -140,7 +140,7 @@ class Tabular(TaskDataModule):
             return None
         tasks = self.evaluation_tasks("test", range(count))
         order = tasks.query_x.argsort(dim=1)
-        tasks = tasks._replace(query_x=tasks.query_x.gather(1, order), query_y=tasks.query_y.gather(1, order))
+        tasks = tasks._replace(query=tasks.query.map(lambda column: column.gather(1, order)))
         units = " (standardized)" if self.scaling is not None else ""
         return PlottedTasks(tasks, f"{self.inputs[0]}{units}", f"{self.targets[0]}{units}", queries_are_curves=False)
 

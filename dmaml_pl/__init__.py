@@ -12,9 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dmaml_pl.adapting import AdaptedLearner, FewShotLearner, load, load_adapted
-    from dmaml_pl.algorithms import MAMLRule
-    from dmaml_pl.modules import MAML, FewShotModule
+    from dmaml_pl.algorithms import MAML, Algorithm
+    from dmaml_pl.modules import MetaLearning
     from dmaml_pl.networks import MLP, Conv4
+    from dmaml_pl.objectives import Objective
     from dmaml_pl.strategies import (
         DMAMLStrategy,
         MeanMerge,
@@ -31,9 +32,10 @@ _HOMES = {
     "load_adapted": "dmaml_pl.adapting",
     "AdaptedLearner": "dmaml_pl.adapting",
     "FewShotLearner": "dmaml_pl.adapting",
-    "MAML": "dmaml_pl.modules",
-    "FewShotModule": "dmaml_pl.modules",
-    "MAMLRule": "dmaml_pl.algorithms",
+    "Algorithm": "dmaml_pl.algorithms",
+    "MAML": "dmaml_pl.algorithms",
+    "MetaLearning": "dmaml_pl.modules",
+    "Objective": "dmaml_pl.objectives",
     "MLP": "dmaml_pl.networks",
     "Conv4": "dmaml_pl.networks",
     "DMAMLStrategy": "dmaml_pl.strategies",
@@ -50,14 +52,15 @@ __all__ = [
     "MAML",
     "MLP",
     "AdaptedLearner",
+    "Algorithm",
     "Conv4",
     "DMAMLStrategy",
     "FewShotLearner",
-    "FewShotModule",
-    "MAMLRule",
     "MLflowTracker",
     "MeanMerge",
     "MergedAverage",
+    "MetaLearning",
+    "Objective",
     "OuterOptimizerMerge",
     "TaskParallelStrategy",
     "TaskWeightedMerge",

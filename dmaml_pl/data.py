@@ -19,7 +19,7 @@ import torch
 
 from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
+from dmaml_pl.tasks import Act, TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -169,7 +169,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         """
         return stack_tasks([self.sample_task(split, seed) for seed in seeds])
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> TaskBatch:
         """The training meta-batch of a worker at a meta-iteration of a run (`TaskSource`), (T, ...)."""
         seeds = derive_seeds("train", self.seed, worker, run, iteration, count=self.meta_batch)
         return self.sample_tasks("train", seeds)
@@ -177,7 +177,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
     def evaluation_tasks(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks of a split as they are evaluated on, (T, ...), with their numbers; the same in every training."""
         tasks = self.sample_tasks(split, [derive_seed(split, self.evaluation_seed, index) for index in indices])
-        return tasks._replace(numbers=tasks.support_x.new_tensor(indices, dtype=torch.int64))
+        return tasks._replace(numbers=tasks.query_x.new_tensor(indices, dtype=torch.int64))
 
     def evaluation_task(self, split: Split, index: int) -> TaskBatch:
         """Task `index` of a split as it is evaluated on, without the T axis."""

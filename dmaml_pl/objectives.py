@@ -1,13 +1,12 @@
-"""What a network is asked to do on a task: the loss that it adapts and meta-learns by, and the figure it is judged by.
+"""What a network is asked to do on a task: the losses that it adapts and meta-learns by, and the metric shown for it.
 
 Legend: B samples (support or query), D outputs of a regression, N ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,71 +15,123 @@ from torch import Tensor
 from dmaml_pl.errors import ConfigError
 
 ObjectiveName = Literal["regression", "classification"]
+Targets = Any
+"""Of one task: (B,) class numbers, (B, D) real values, or tensors by name."""
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A loss and the metric shown for it.
+class Objective(ABC):
+    """Losses and metric of one task, without the T axis; a user's own is a subclass, named by class path.
 
     Attributes:
-        name: the value of `model.objective`.
-        loss: (predictions, targets) to the mean loss over the samples, a scalar.
+        name: as in `model.objective`, and in what is saved.
         metric: short name of the metric, as in `val/mse`.
         title: the metric's full name.
-        measure: (predictions, targets) to the mean metric over the samples, a scalar.
         better: "min" where a smaller metric is better, else "max".
     """
 
-    name: ObjectiveName
-    loss: Callable[[Tensor, Tensor], Tensor]
+    name: str
     metric: str
     title: str
-    measure: Callable[[Tensor, Tensor], Tensor]
     better: Literal["min", "max"]
 
-    def check(self, prediction: Tensor, target: Tensor) -> None:
+    @abstractmethod
+    def support_loss(self, output: Any, y: Targets) -> Tensor:
+        """The mean loss of the support set, a scalar, whose gradient the inner loop follows."""
+
+    def query_loss(self, output: Any, y: Targets) -> Tensor:
+        """The mean loss of the query set, a scalar, whose gradient is the meta-gradient; by default the same loss."""
+        return self.support_loss(output, y)
+
+    def constraint(self, output: Any, y: Targets) -> Tensor:
+        """What an outer step must not change much, a scalar, such as the KL to the policy that acted.
+
+        Raises:
+            ConfigError: there is none, by default.
+        """
+        raise ConfigError(
+            f"model.objective is {self.name}, which has no constraint for model.meta_optimizer: set another."
+        )
+
+    @abstractmethod
+    def measure(self, output: Any, y: Targets) -> Tensor:
+        """The mean metric over the samples, a scalar."""
+
+    @property
+    def shows_its_loss(self) -> bool:
+        """Whether the metric is the query loss itself, so that it need not be computed again."""
+        kind = type(self)
+        return kind.measure is kind.support_loss and kind.query_loss is Objective.query_loss
+
+    def check(self, output: Any, y: Targets) -> None:
         """Check that a network's output fits the targets of a task.
 
         Raises:
-            ConfigError: names the settings that do not fit together.
+            ConfigError: names the settings that do not fit together; by default, that it is no tensor.
         """
-        if self.name == "regression":
-            if prediction.shape != target.shape:
-                raise ConfigError(
-                    f"The network's output has shape {tuple(prediction.shape)}, but the targets {tuple(target.shape)}: "
-                    "set the network's number of outputs (model.network) to that of the data, or model.objective to "
-                    "classification."
-                )
-        elif target.is_floating_point():
-            raise ConfigError("model.objective is classification, but the data has real targets: set it to regression.")
-        elif prediction.ndim != 2 or prediction.shape[1] != int(target.max()) + 1:
+        if not isinstance(output, Tensor):
+            raise ConfigError(f"model.network gives a {type(output).__name__}, but must give one tensor.")
+
+
+class Regression(Objective):
+    """Mean squared error, of all outputs of all samples."""
+
+    name, metric, title, better = "regression", "mse", "mean squared error", "min"
+
+    def support_loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The mean squared error of predictions (B, D)."""
+        return F.mse_loss(output, y)
+
+    measure = support_loss
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        """Predictions must have the shape of the targets."""
+        super().check(output, y)
+        if output.shape != y.shape:
             raise ConfigError(
-                f"The network's output has shape {tuple(prediction.shape)}, but the tasks have "
-                f"{int(target.max()) + 1} ways: set the network's ways (model.network) to data.ways."
+                f"The network's output has shape {tuple(output.shape)}, but the targets {tuple(y.shape)}: "
+                "set the network's number of outputs (model.network) to that of the data, or model.objective to "
+                "classification."
             )
 
 
-def _accuracy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Share of samples whose largest logit is their class; prediction (B, N), target (B,)."""
-    return (prediction.argmax(dim=-1) == target).to(torch.get_default_dtype()).mean()
+class Classification(Objective):
+    """Cross-entropy of logits, shown as accuracy."""
+
+    name, metric, title, better = "classification", "accuracy", "accuracy", "max"
+
+    def support_loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The mean cross-entropy of logits (B, N)."""
+        return F.cross_entropy(output, y)
+
+    def measure(self, output: Tensor, y: Tensor) -> Tensor:
+        """Share of samples whose largest logit is their class."""
+        return (output.argmax(dim=-1) == y).to(torch.get_default_dtype()).mean()
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        """There must be as many logits as ways."""
+        super().check(output, y)
+        if y.is_floating_point():
+            raise ConfigError("model.objective is classification, but the data has real targets: set it to regression.")
+        if output.ndim != 2 or output.shape[1] != int(y.max()) + 1:
+            raise ConfigError(
+                f"The network's output has shape {tuple(output.shape)}, but the tasks have "
+                f"{int(y.max()) + 1} ways: set the network's ways (model.network) to data.ways."
+            )
 
 
-_OBJECTIVES = {
-    objective.name: objective
-    for objective in (
-        Objective("regression", F.mse_loss, "mse", "mean squared error", F.mse_loss, "min"),
-        Objective("classification", F.cross_entropy, "accuracy", "accuracy", _accuracy, "max"),
-    )
-}
+_OBJECTIVES: dict[str, type[Objective]] = {known.name: known for known in (Regression, Classification)}
 
 
-def objective_named(name: ObjectiveName) -> Objective:
-    """The objective of that name.
+def objective_of(given: ObjectiveName | Objective) -> Objective:
+    """The objective that `model.objective` means.
 
     Raises:
         ConfigError: there is no objective of that name.
     """
-    try:
-        return _OBJECTIVES[name]
-    except KeyError:
-        raise ConfigError(f"model.objective is {name!r}, but must be one of {', '.join(_OBJECTIVES)}.") from None
+    if isinstance(given, Objective):
+        return given
+    if given not in _OBJECTIVES:
+        raise ConfigError(
+            f"model.objective is {given!r}, but must be {' or '.join(_OBJECTIVES)}, or the class path of an Objective."
+        )
+    return _OBJECTIVES[given]()

@@ -6,9 +6,9 @@ Legend: T tasks, S support samples of a task, Q query samples of a task, `...` t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,27 +16,86 @@ from torch import Tensor
 from dmaml_pl.errors import DataError
 
 
-class TaskBatch(NamedTuple):
-    """A meta-batch: each task's support set to adapt on, and its query set to be judged on.
+class Samples(NamedTuple):
+    """Samples of T tasks with what is wanted of them.
 
     Attributes:
-        support_x: inputs of the support sets, (T, S, ...).
-        support_y: targets of the support sets: (T, S) class numbers from 0 to N - 1, or (T, S, D) real values.
-        query_x: inputs of the query sets, (T, Q, ...).
-        query_y: targets of the query sets, (T, Q) or (T, Q, D).
+        x: inputs, (T, B, ...); in reinforcement learning observations.
+        y: targets: (T, B) class numbers from 0 to N - 1, or (T, B, D) real values; in reinforcement learning tensors by
+            name, such as action, advantage, log-probability.
+    """
+
+    x: Tensor
+    y: Tensor | dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """Inputs, then targets."""
+        return [self.x, *(self.y.values() if isinstance(self.y, dict) else [self.y])]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
+        """Every tensor changed alike."""
+        if isinstance(self.y, dict):
+            return Samples(change(self.x), {name: change(tensor) for name, tensor in self.y.items()})
+        return Samples(change(self.x), change(self.y))
+
+
+class TaskBatch(NamedTuple):
+    """A meta-batch: each task's support set to adapt on, and its query set to be evaluated on.
+
+    Attributes:
+        support: one support set for all steps of the inner loop; or one a step, where the samples of a step depend on
+            the step before (rollouts of each step's policy).
+        query: the query set.
         numbers: number of each task, (T,), where tasks are numbered (validation, test); None in training.
     """
 
-    support_x: Tensor
-    support_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
+    support: tuple[Samples, ...]
+    query: Samples
     numbers: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor, numbers: Tensor | None = None
+    ) -> TaskBatch:
+        """Tasks with one support set, as supervised learning has them.
+
+        Args:
+            support_x: inputs of the support sets, (T, S, ...).
+            support_y: targets of the support sets, (T, S) or (T, S, D).
+            query_x: inputs of the query sets, (T, Q, ...).
+            query_y: targets of the query sets, (T, Q) or (T, Q, D).
+            numbers: number of each task, (T,).
+        """
+        return cls((Samples(support_x, support_y),), Samples(query_x, query_y), numbers)
+
+    @property
+    def support_x(self) -> Tensor:
+        """Inputs of the first support set, (T, S, ...)."""
+        return self.support[0].x
+
+    @property
+    def support_y(self) -> Tensor:
+        """Targets of the first support set, where they are one tensor."""
+        return _one_tensor(self.support[0].y)
+
+    @property
+    def query_x(self) -> Tensor:
+        """Inputs of the query sets, (T, Q, ...)."""
+        return self.query.x
+
+    @property
+    def query_y(self) -> Tensor:
+        """Targets of the query sets, where they are one tensor."""
+        return _one_tensor(self.query.y)
 
     @property
     def tasks(self) -> int:
         """T, the number of tasks."""
-        return self.support_x.shape[0]
+        return self.query.x.shape[0]
+
+    def support_of(self, step: int) -> Samples:
+        """The support set of a step of the inner loop, from 0; further steps take the last one again."""
+        return self.support[min(step, len(self.support) - 1)]
 
     def task(self, number: int) -> TaskBatch:
         """The task at position `number`, without the leading T axis."""
@@ -50,20 +109,34 @@ class TaskBatch(NamedTuple):
 
     def to(self, device: torch.device) -> TaskBatch:
         """The same tasks on `device`; itself where they are there."""
-        if all(tensor is None or tensor.device == device for tensor in self):
+        if all(tensor.device == device for tensor in self.tensors()):
             return self
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of the attributes."""
+        found = [tensor for samples in (*self.support, self.query) for tensor in samples.tensors()]
+        return found if self.numbers is None else [*found, self.numbers]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """Every tensor changed alike."""
-        support_x, support_y, query_x, query_y, numbers = self
-        return TaskBatch(
-            change(support_x),
-            change(support_y),
-            change(query_x),
-            change(query_y),
-            None if numbers is None else change(numbers),
-        )
+        support = tuple(samples.map(change) for samples in self.support)
+        return TaskBatch(support, self.query.map(change), None if self.numbers is None else change(self.numbers))
+
+    def map_inputs(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """The inputs of all samples changed alike."""
+        support = tuple(samples._replace(x=change(samples.x)) for samples in self.support)
+        return self._replace(support=support, query=self.query._replace(x=change(self.query.x)))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> TaskBatch:
+        """A meta-batch of the same form that holds other tensors, in the order of `tensors()`."""
+        left = iter(tensors)
+        return self.map(lambda _: next(left))
+
+
+def _one_tensor(y: Tensor | dict[str, Tensor]) -> Tensor:
+    assert isinstance(y, Tensor), "asked for where targets are one tensor"  # noqa: S101
+    return y
 
 
 class Scaling(NamedTuple):
@@ -94,17 +167,29 @@ class Scaling(NamedTuple):
         return output * output.new_tensor(self.y_scale) + output.new_tensor(self.y_mean)
 
 
+Act = Callable[[tuple[Samples, ...]], Callable[[Tensor], Any]]
+"""Of support sets that a source has made, one a step, the networks adapted to them: from inputs (T, B, ...) to outputs.
+
+A source of rollouts calls it to learn how each task's policy acts after so many steps, none at first; gradients are not
+recorded. What acts and what is differentiated are two things.
+"""
+
+
 @runtime_checkable
 class TaskSource(Protocol):
-    """Where training tasks come from: a pure function, so that there is no position to save or to restore."""
+    """Where training tasks come from: a pure function, so that there is no position to save or to restore.
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    Where tasks depend on what the networks do, it is one of the weights, too, which `act` knows.
+    """
+
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act) -> TaskBatch:
         """The meta-batch of one worker at one meta-iteration of one run; the same at every call.
 
         Args:
             worker: rank of the worker, from 0.
             run: number of the run since the start of the training, from 0.
             iteration: number of the meta-iteration within the run, from 0.
+            act: how the networks act when they are adapted; supervised learning does not ask.
         """
         ...
 
@@ -178,15 +263,10 @@ def derive_seeds(*parts: int | str, count: int) -> list[int]:
 
 def stack_tasks(tasks: list[TaskBatch]) -> TaskBatch:
     """Join single tasks (no T axis) into a meta-batch, in their order."""
-    return TaskBatch(
-        torch.stack([task.support_x for task in tasks]),
-        torch.stack([task.support_y for task in tasks]),
-        torch.stack([task.query_x for task in tasks]),
-        torch.stack([task.query_y for task in tasks]),
-        None
-        if any(task.numbers is None for task in tasks)
-        else torch.stack([task.numbers for task in tasks if task.numbers is not None]),
-    )
+    if any(task.numbers is None for task in tasks):
+        tasks = [task._replace(numbers=None) for task in tasks]
+    columns = zip(*(task.tensors() for task in tasks), strict=True)
+    return tasks[0].with_tensors([torch.stack(column) for column in columns])
 
 
 def check_tasks(batch: TaskBatch) -> None:
@@ -196,13 +276,18 @@ def check_tasks(batch: TaskBatch) -> None:
         DataError: names the tensor and the shape it should have.
     """
     tasks = batch.tasks
-    for name, tensor in zip(batch._fields, batch, strict=True):
-        if tensor is not None and (tensor.ndim == 0 or tensor.shape[0] != tasks):
-            raise DataError(f"{name} has shape {tuple(tensor.shape)}, but its first axis must hold {tasks} tasks.")
-    for part in ("support", "query"):
-        x, y = getattr(batch, f"{part}_x"), getattr(batch, f"{part}_y")
-        if y.ndim < 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
-            raise DataError(
-                f"{part}_x has shape {tuple(x.shape)} and {part}_y {tuple(y.shape)}, "
-                "but their second axis must hold the same samples, at least one."
-            )
+    several = len(batch.support) > 1
+    sets = {f"support{f'[{step}]' if several else ''}": samples for step, samples in enumerate(batch.support)}
+    for name, samples in (sets | {"query": batch.query}).items():
+        targets = samples.y if isinstance(samples.y, dict) else {"": samples.y}
+        named = {f"{name}_x": samples.x} | {f"{name}_y{key and f'[{key}]'}": y for key, y in targets.items()}
+        for title, tensor in named.items():
+            if tensor.ndim == 0 or tensor.shape[0] != tasks:
+                raise DataError(f"{title} has shape {tuple(tensor.shape)}, but its first axis must hold {tasks} tasks.")
+            if tensor.ndim < 2 or tensor.shape[1] != samples.x.shape[1] or tensor.shape[1] == 0:
+                raise DataError(
+                    f"{name}_x has shape {tuple(samples.x.shape)} and {title} {tuple(tensor.shape)}, "
+                    "but their second axis must hold the same samples, at least one."
+                )
+    if batch.numbers is not None and batch.numbers.shape != (tasks,):
+        raise DataError(f"numbers has shape {tuple(batch.numbers.shape)}, but its first axis must hold {tasks} tasks.")

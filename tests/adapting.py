@@ -31,10 +31,10 @@ FEW = {"meta_batch": 1, "val_tasks": 2, "test_tasks": 2}
 SINES: dict[str, Any] = {
     "data": {"class_path": "data_modules.Sinusoid", "init_args": FEW},
     "model": {
-        "class_path": "dmaml_pl.MAML",
+        "class_path": "dmaml_pl.MetaLearning",
         "init_args": {
             "network": {"class_path": "dmaml_pl.networks.MLP", "init_args": {"hidden": [8, 8]}},
-            "inner_steps": 2,
+            "algorithm": {"class_path": "dmaml_pl.MAML", "init_args": {"inner_steps": 2}},
             "evaluation_steps": 3,
             "meta_schedule": {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.9}},
         },
@@ -45,11 +45,11 @@ SINES: dict[str, Any] = {
 LETTERS_SEEN: dict[str, Any] = SINES | {
     "data": {"class_path": "data_modules.Glyphs", "init_args": FEW | {"queries": 2}},
     "model": {
-        "class_path": "dmaml_pl.MAML",
+        "class_path": "dmaml_pl.MetaLearning",
         "init_args": {
             "objective": "classification",
             "network": {"class_path": "dmaml_pl.networks.Conv4", "init_args": {"filters": 4}},
-            "inner_lr": 0.4,
+            "algorithm": {"class_path": "dmaml_pl.MAML", "init_args": {"inner_lr": 0.4}},
             "evaluation_steps": 2,
         },
     },

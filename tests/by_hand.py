@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dmaml_pl import MAML
-from dmaml_pl.tasks import stack_tasks
-from tests.recipes import small_data, small_maml
+from dmaml_pl import MetaLearning
+from dmaml_pl.engines import AdaptationCurve
+from dmaml_pl.tasks import TaskBatch, stack_tasks
+from tests.recipes import meta_gradient, small_data, small_maml
 
 State = dict[int, dict[str, Any]]
 
@@ -22,7 +23,7 @@ class ByHand:
 
     def __init__(self, workers: int, optimizer: Callable[[Any], Any], data: Any = None, **settings: Any) -> None:
         self.data = small_data() if data is None else data
-        self.modules: list[MAML] = [small_maml(**copy.deepcopy(settings)) for _ in range(workers)]
+        self.modules: list[MetaLearning] = [small_maml(**copy.deepcopy(settings)) for _ in range(workers)]
         self.optimizers = [optimizer(module.parameters()) for module in self.modules]
 
     def run(self, number: int, length: int | Sequence[int], streams: Sequence[int] | None = None) -> None:
@@ -33,7 +34,7 @@ class ByHand:
             for iteration in range(own):
                 optimizer.zero_grad()
                 batch = self.data.sample(worker=rank, run=number, iteration=iteration)
-                module.engine.meta_gradient(module.learner, batch)
+                meta_gradient(module, batch)
                 optimizer.step()
 
     @property
@@ -76,10 +77,11 @@ class ByHand:
     def losses(self, tasks: range) -> list[float]:
         """Each worker's loss after adaptation on validation tasks."""
         batch = stack_tasks([self.data.evaluation_task("val", index) for index in tasks])
-        return [
-            float(module.engine.adaptation_curve(module.learner, batch, steps=1).loss[:, 1].mean())
-            for module in self.modules
-        ]
+        return [float(_curve(module, batch).loss[:, 1].mean()) for module in self.modules]
+
+
+def _curve(module: MetaLearning, batch: TaskBatch) -> AdaptationCurve:
+    return module.engine.for_evaluation(module.learner, batch).adaptation_curve(module.learner, batch, steps=1)
 
 
 def weights_of(state: dict[str, Tensor]) -> Tensor:

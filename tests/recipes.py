@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_modules import Sinusoid
-from dmaml_pl import MAML, MLP
+from dmaml_pl import MAML, MLP, MetaLearning
 from dmaml_pl.data import TrainingRuns
+from dmaml_pl.engines import MetaOutcome
 from dmaml_pl.errors import WorkerLostError
 from dmaml_pl.runs import RunReport
+from dmaml_pl.tasks import Act, TaskBatch
 
 
 def small_data(**settings: Any) -> Sinusoid:
     return Sinusoid(**({"meta_batch": 4, "val_tasks": 8, "test_tasks": 12, "seed": 0} | settings))
 
 
-def small_maml(network: nn.Module | None = None, **settings: Any) -> MAML:
+def maml_module(network: nn.Module, **settings: Any) -> MetaLearning:
+    """MAML, with its settings among those of the module."""
+    own = {name: settings.pop(name) for name in ("inner_lr", "inner_steps", "first_order") if name in settings}
+    return MetaLearning(network, MAML(**own), **settings)
+
+
+def small_maml(network: nn.Module | None = None, **settings: Any) -> MetaLearning:
     torch.manual_seed(0)
-    return MAML(MLP(hidden=[8, 8]) if network is None else network, **({"evaluation_steps": 2} | settings))
+    return maml_module(MLP(hidden=[8, 8]) if network is None else network, **({"evaluation_steps": 2} | settings))
+
+
+def meta_gradient(
+    module: MetaLearning, batch: TaskBatch, backward: Callable[[Tensor], object] = Tensor.backward
+) -> MetaOutcome:
+    """Adds the meta-gradient of a batch to the parameters' `.grad`."""
+    return module.engine.for_training(module.learner, batch).meta_gradient(module.learner, batch, backward)
 
 
 def small_trainer(**settings: Any) -> pl.Trainer:
@@ -70,7 +86,7 @@ class FreezingData:
         self.place = (worker, run, iteration)
         self.seed = 0
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> Any:
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> Any:
         if (worker, run, iteration) == self.place:
             assert self.released.wait(100)
         return self.data.sample(worker=worker, run=run, iteration=iteration)

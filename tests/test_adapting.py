@@ -12,7 +12,7 @@ import torch
 
 import dmaml_pl
 from data_modules import Glyphs, Sinusoid
-from dmaml_pl import MAML, MLP, AdaptedLearner, FewShotLearner
+from dmaml_pl import MLP, AdaptedLearner, FewShotLearner, MetaLearning
 from dmaml_pl.errors import CheckpointError, ConfigError, DataError
 from tests.adapting import NAMES, SINES, first_task, last_predictions
 from tests.recipes import small_data, small_maml, small_trainer
@@ -155,8 +155,8 @@ def test_a_training_made_in_python_loads_into_a_module_like_its_own() -> None:
     with pytest.raises(CheckpointError, match=r"dmaml_pl\.load\(FILE, module=\.\.\.\)"):
         dmaml_pl.load("mine.ckpt")
     with pytest.raises(CheckpointError, match=r"^mine\.ckpt was made for another network"):
-        dmaml_pl.load("mine.ckpt", module=MAML(MLP(hidden=[3])))
-    learner = dmaml_pl.load("mine.ckpt", module=MAML(MLP(hidden=[8, 8])))
+        dmaml_pl.load("mine.ckpt", module=MetaLearning(MLP(hidden=[3])))
+    learner = dmaml_pl.load("mine.ckpt", module=MetaLearning(MLP(hidden=[8, 8])))
     task = first_task(Sinusoid())
     expected = FewShotLearner(maml).adapt(task.support_x, task.support_y).predict(task.query_x)
     assert torch.equal(learner.adapt(task.support_x, task.support_y).predict(task.query_x), expected)
@@ -197,7 +197,7 @@ def test_code_in_a_file_is_not_run() -> None:
 )
 def test_a_checkpoint_makes_no_class_that_is_not_trusted(sines: Path, network: dict[str, Any], message: str) -> None:
     Path("stranger.py").write_text("open('run', 'w')\n")
-    model = {"class_path": "dmaml_pl.MAML", "init_args": {"network": network}}
+    model = {"class_path": "dmaml_pl.MetaLearning", "init_args": {"network": network}}
     file = edited(sines, Path("edited.ckpt"), config={"model": model, "data": SINES["data"]})
     with pytest.raises(CheckpointError, match=message):
         dmaml_pl.load(file)
@@ -207,9 +207,9 @@ def test_a_checkpoint_makes_no_class_that_is_not_trusted(sines: Path, network: d
 def test_an_algorithm_that_the_configuration_names_is_made(sines: Path) -> None:
     parts = {
         "network": {"class_path": "dmaml_pl.networks.MLP", "dict_kwargs": {"hidden": [8, 8]}},
-        "algorithm": {"class_path": "dmaml_pl.MAMLRule", "init_args": {"inner_lr": 0.01, "inner_steps": 2}},
+        "algorithm": {"class_path": "dmaml_pl.MAML", "init_args": {"inner_lr": 0.01, "inner_steps": 2}},
     }
-    model = {"class_path": "dmaml_pl.FewShotModule", "init_args": parts}
+    model = {"class_path": "dmaml_pl.MetaLearning", "init_args": parts}
     file = edited(sines, Path("edited.ckpt"), config={"model": model, "data": SINES["data"]})
     task = first_task(Sinusoid())
     predictions = [dmaml_pl.load(f).adapt(task.support_x, task.support_y).predict(task.query_x) for f in (sines, file)]
@@ -220,7 +220,7 @@ def test_a_class_of_ones_own_is_made_where_it_is_trusted(sines: Path, monkeypatc
     Path("own_nets.py").write_text("from dmaml_pl import MLP\nclass Wide(MLP):\n    pass\n")
     monkeypatch.syspath_prepend(".")
     network = {"class_path": "own_nets.Wide", "init_args": {"hidden": [8, 8]}}
-    model = {"class_path": "dmaml_pl.MAML", "init_args": {"network": network}}
+    model = {"class_path": "dmaml_pl.MetaLearning", "init_args": {"network": network}}
     file = edited(sines, Path("edited.ckpt"), config={"model": model, "data": SINES["data"]})
     with pytest.raises(CheckpointError, match=r"give --trust own_nets \(trust="):
         dmaml_pl.load(file)

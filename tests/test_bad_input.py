@@ -28,11 +28,11 @@ SINUSOID: dict[str, Any] = {
     "seed_everything": 0,
     "data": {"class_path": "data_modules.Sinusoid", "init_args": {"meta_batch": 2, "val_tasks": 4, "test_tasks": 4}},
     "model": {
-        "class_path": "dmaml_pl.MAML",
+        "class_path": "dmaml_pl.MetaLearning",
         "init_args": {
             "objective": "regression",
             "network": {"class_path": "dmaml_pl.networks.MLP", "init_args": {"hidden": [8, 8]}},
-            "inner_lr": 0.01,
+            "algorithm": {"class_path": "dmaml_pl.MAML", "init_args": {"inner_lr": 0.01}},
             "meta_optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
         },
     },
@@ -53,7 +53,7 @@ GLYPHS: dict[str, Any] = SINUSOID | {
         "init_args": {"ways": 5, "shots": 1, "queries": 5, "meta_batch": 2, "val_tasks": 4, "test_tasks": 4},
     },
     "model": {
-        "class_path": "dmaml_pl.MAML",
+        "class_path": "dmaml_pl.MetaLearning",
         "init_args": {
             "objective": "classification",
             "network": {"class_path": "dmaml_pl.networks.Conv4", "init_args": {"ways": 5, "filters": 4}},
@@ -70,6 +70,7 @@ OMNIGLOT: dict[str, Any] = GLYPHS | {
 DATA, MODEL, STRATEGY, LOGGER = (
     f"{name}.init_args" for name in ("data", "model", "trainer.strategy", "trainer.logger")
 )
+INNER = f"{MODEL}.algorithm.init_args"
 
 Refusal = Callable[..., str]
 
@@ -130,8 +131,14 @@ def changed(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     [
         ("nonsense", "nonsense is not a setting."),
         ("trainer.max_stepz", "trainer.max_stepz is not a setting. Did you mean trainer.max_steps?"),
-        ("model.inner_lrr", "model.inner_lrr is not a setting of dmaml_pl.MAML. Did you mean inner_lr? It has: "),
-        (f"{MODEL}.inner_lrr", "model.inner_lrr is not a setting of dmaml_pl.MAML. Did you mean inner_lr? It has: "),
+        (
+            "model.inner_lrr",
+            "model.run_lenght is not a setting of dmaml_pl.MetaLearning. Did you mean run_length? It has: ",
+        ),
+        (
+            f"{MODEL}.inner_lrr",
+            "model.run_lenght is not a setting of dmaml_pl.MetaLearning. Did you mean run_length? It has: ",
+        ),
         (f"{DATA}.shot", "data.shot is not a setting of data_modules.Sinusoid. Did you mean shots? It has: "),
     ],
 )
@@ -147,7 +154,11 @@ def test_a_setting_that_does_not_exist_is_refused_on_the_command_line(
         ("trainer", "trainr", "trainr is not a setting. Did you mean trainer?"),
         ("trainer.max_steps", "max_step", "trainer.max_step is not a setting. Did you mean trainer.max_steps?"),
         ("checkpoint.monitor", "monitr", "checkpoint.monitr is not a setting. Did you mean checkpoint.monitor?"),
-        (f"{MODEL}.inner_lr", "iner_lr", "model.iner_lr is not a setting of dmaml_pl.MAML. Did you mean inner_lr?"),
+        (
+            f"{INNER}.inner_lr",
+            "iner_lr",
+            "model.iner_lr is not a setting of dmaml_pl.MetaLearning. Did you mean inner_lr?",
+        ),
         (f"{DATA}.meta_batch", "metabatch", "data.metabatch is not a setting of data_modules.Sinusoid. Did you mean m"),
         (f"{MODEL}.network.init_args.hidden", "hiden", "model.network.hiden is not a setting of dmaml_pl.networks.MLP"),
         (
@@ -167,7 +178,7 @@ def test_a_misspelt_setting_in_a_file_is_refused(path: str, misspelt: str, expec
     ("path", "misspelt", "meant"),
     [
         ("data.class_path", "data_modules.Sinus", "data_modules.Sinusoid"),
-        ("model.class_path", "dmaml_pl.MAMLL", "dmaml_pl.MAML"),
+        ("model.class_path", "dmaml_pl.MetaLearningL", "dmaml_pl.MetaLearning"),
         (f"{MODEL}.network.class_path", "dmaml_pl.networks.MPL", "dmaml_pl.networks.MLP"),
         (f"{MODEL}.network.class_path", "dmaml_pl.network.MLP", "dmaml_pl.MLP"),
         (f"{MODEL}.meta_optimizer.class_path", "torch.optim.Adamm", "torch.optim.Adam"),
@@ -186,8 +197,8 @@ def test_a_misspelt_class_path_comes_with_the_nearest_one(
 
 
 def test_a_class_without_a_setting_that_it_needs_is_refused(refusal: Refusal) -> None:
-    text = refusal(config=SINUSOID | {"model": {"class_path": "dmaml_pl.MAML"}})
-    assert text == "Not set: model.network, which dmaml_pl.MAML needs."
+    text = refusal(config=SINUSOID | {"model": {"class_path": "dmaml_pl.MetaLearning"}})
+    assert text == "Not set: model.network, which dmaml_pl.MetaLearning needs."
 
 
 def test_a_class_of_another_kind_is_refused(refusal: Refusal) -> None:
@@ -204,8 +215,8 @@ def test_a_class_of_another_kind_is_refused(refusal: Refusal) -> None:
         ("trainer.max_steps", "many", "trainer.max_steps is 'many', but must be of type int."),
         ("seed_everything", "abc", "seed_everything is 'abc', but must be of type bool or int."),
         ("meta_test", "perhaps", "meta_test is 'perhaps', but must be of type bool."),
-        (f"{MODEL}.inner_lr", "fast", "model.inner_lr is 'fast', but must be of type float."),
-        (f"{MODEL}.inner_steps", 1.5, "model.inner_steps is '1.5', but must be of type int."),
+        (f"{INNER}.inner_lr", "fast", "model.algorithm.inner_lr is 'fast', but must be of type float."),
+        (f"{INNER}.inner_steps", 1.5, "model.algorithm.inner_steps is '1.5', but must be of type int."),
         (f"{DATA}.shots", [10], "data.shots is '[10]', but must be of type int."),
         (f"{MODEL}.network.init_args.hidden", "wide", "model.network.hidden is 'wide', but must be of type list."),
         (f"{STRATEGY}.run_length", "long", "trainer.strategy.run_length is 'long', but must be of type int or null."),
@@ -235,9 +246,9 @@ def test_a_value_of_another_type_or_choice_is_told_with_what_it_may_be(
         (f"{STRATEGY}.run_length", 0, "trainer.strategy.run_length is 0"),
         (f"{STRATEGY}.timeout", 0, "trainer.strategy.timeout is 0.0"),
         (f"{MODEL}.run_length", 0, "model.run_length is 0"),
-        (f"{MODEL}.inner_steps", 0, "model.inner_steps is 0"),
-        (f"{MODEL}.inner_lr", -0.1, "model.inner_lr is -0.1"),
-        (f"{MODEL}.inner_lr", float("nan"), "model.inner_lr is nan"),
+        (f"{INNER}.inner_steps", 0, "model.algorithm.inner_steps is 0"),
+        (f"{INNER}.inner_lr", -0.1, "model.algorithm.inner_lr is -0.1"),
+        (f"{INNER}.inner_lr", float("nan"), "model.algorithm.inner_lr is nan"),
         (f"{MODEL}.evaluation_steps", -1, "model.evaluation_steps is -1"),
         (f"{MODEL}.gradient_clip", 0, "model.gradient_clip is 0.0"),
         (f"{MODEL}.meta_optimizer.init_args.lr", 0.0, "model.meta_optimizer.lr is 0.0"),
@@ -257,7 +268,7 @@ def test_what_must_be_positive_is_refused_with_its_value(
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        (f"{MODEL}.inner_lr", float("inf"), "model.inner_lr is inf, but must be finite."),
+        (f"{INNER}.inner_lr", float("inf"), "model.algorithm.inner_lr is inf, but must be finite."),
         (
             f"{MODEL}.meta_optimizer.init_args.lr",
             -0.1,

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from data_modules import Sinusoid
-from dmaml_pl import MAML, MAMLRule
-from dmaml_pl.engines import AutoEngine, VectorizedEngine
+from dmaml_pl import MAML, MetaLearning
+from dmaml_pl.engines import EngineChoice, VectorizedEngine
 from dmaml_pl.engines import compiled as compiler
 from dmaml_pl.engines.compiled import CACHE_VARIABLE, Compiler
+from dmaml_pl.engines.loop import Evaluated
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.networks import MLP
-from dmaml_pl.objectives import objective_named
+from dmaml_pl.objectives import objective_of
 from dmaml_pl.tasks import TaskBatch
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
 from tests.test_vectorized import (
@@ -72,7 +74,7 @@ def test_the_compiled_meta_gradient_equals_the_references_and_is_found_on_disk_t
     from torch._dynamo.utils import counters
 
     counters["inductor"].clear()
-    network, rule = made(lambda: MLP(hidden=[4])).double(), MAMLRule(inner_lr=0.1)
+    network, rule = made(lambda: MLP(hidden=[4])).double(), MAML(inner_lr=0.1)
     for hits in (0, 1):
         assert_equals_the_reference(network, rule, compiled=True)
         assert counters["inductor"]["fxgraph_cache_hit"] == hits
@@ -82,10 +84,10 @@ def test_the_compiled_meta_gradient_equals_the_references_and_is_found_on_disk_t
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_cuda_graph_reads_weights_and_tasks_anew_and_keeps_what_it_gave_before() -> None:
-    network, rule = made(lambda: MLP(hidden=[8])).double().cuda(), MAMLRule(inner_lr=0.1)
-    objective = objective_named("regression")
-    learner: Any = rule.wrap(network)
-    engines = [VectorizedEngine(rule, objective, compiled=compiled) for compiled in (True, False)]
+    network, rule = made(lambda: MLP(hidden=[8])).double().cuda(), MAML(inner_lr=0.1)
+    objective = objective_of("regression")
+    learner = MetaLearner(network, rule)
+    engines = [VectorizedEngine(objective, compiled=compiled) for compiled in (True, False)]
     kept: list[list[Tensor]] = []
     for number in range(5):
         batch = small_data().sample(worker=0, run=0, iteration=number).map(lambda tensor: tensor.double().cuda())
@@ -106,14 +108,14 @@ def test_a_cuda_graph_reads_weights_and_tasks_anew_and_keeps_what_it_gave_before
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.usefixtures("graphs")
 def test_the_traced_meta_gradient_equals_the_references(kind: str, steps: int, first_order: bool) -> None:
-    rule = MAMLRule(inner_lr=0.1, inner_steps=steps, first_order=first_order)
+    rule = MAML(inner_lr=0.1, inner_steps=steps, first_order=first_order)
     assert_equals_the_reference(network_of(kind), rule, compiled=True)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.usefixtures("graphs")
 def test_gradients_that_share_memory_are_handed_out_apart(first_order: bool) -> None:
-    rule, network = MAMLRule(inner_lr=0.1, first_order=first_order), made(Summed).double()
+    rule, network = MAML(inner_lr=0.1, first_order=first_order), made(Summed).double()
     assert_equals_the_reference(network, rule, compiled=True)
     places = {p.grad.untyped_storage().data_ptr() for p in network.parameters() if p.grad is not None}
     assert len(places) == len(list(network.parameters()))
@@ -133,7 +135,7 @@ def test_a_small_graph_runs_in_one_thread_and_a_large_one_in_all(
         return run
 
     monkeypatch.setattr(compiler, "machine_code", watched)
-    network, rule = made(lambda: MLP(hidden=[width, width])).double(), MAMLRule()
+    network, rule = made(lambda: MLP(hidden=[width, width])).double(), MAML()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -152,7 +154,7 @@ def test_all_of_a_run_with_a_small_graph_is_made_in_one_thread_and_what_follows_
 ) -> None:
     seen: list[int] = []
 
-    def sample(self: Sinusoid, **place: int) -> TaskBatch:
+    def sample(self: Sinusoid, **place: Any) -> TaskBatch:
         seen.append(torch.get_num_threads())
         return drawn(self, **place)
 
@@ -173,20 +175,20 @@ def test_all_of_a_run_with_a_small_graph_is_made_in_one_thread_and_what_follows_
 def test_frozen_and_unused_weights_are_left_alone() -> None:
     network = made(WithSpare).double()
     network.used.layers[0].weight.requires_grad_(False)
-    rule = MAMLRule(inner_lr=0.1, inner_steps=2)
+    rule = MAML(inner_lr=0.1, inner_steps=2)
     assert_equals_the_reference(network, rule, compiled=True)
 
 
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.usefixtures("graphs")
 def test_gradients_are_added_scaled_and_given_to_hooks_as_by_a_backward(hooked: bool) -> None:
-    network, rule = network_of("mlp"), MAMLRule(inner_lr=0.1)
+    network, rule = network_of("mlp"), MAML(inner_lr=0.1)
     seen: list[Tensor] = []
     once = gradients_by(vectorized(network, rule), network, rule)[0]
     engine = vectorized(network, rule, compiled=True)
     for p in network.parameters() if hooked else ():
         p.register_hook(seen.append)
-    learner: Any = rule.wrap(network)
+    learner = MetaLearner(network, rule)
     engine.meta_gradient(learner, batch_for(network), lambda loss: (2 * loss).backward())
     for name, p in network.named_parameters():
         torch.testing.assert_close(p.grad, 3 * once[name], **TIGHT)
@@ -195,8 +197,8 @@ def test_gradients_are_added_scaled_and_given_to_hooks_as_by_a_backward(hooked: 
 
 @pytest.mark.usefixtures("graphs")
 def test_weights_and_buffers_are_read_anew_at_every_meta_iteration() -> None:
-    rule, network = MAMLRule(inner_lr=0.1), made(Scaled).double()
-    engine = VectorizedEngine(rule, objective_named("regression"), compiled=True)
+    rule, network = MAML(inner_lr=0.1), made(Scaled).double()
+    engine = VectorizedEngine(objective_of("regression"), compiled=True)
     assert_equals_the_reference(network, rule, engine)
     with torch.no_grad():
         network.inner.layers[0].weight.mul_(2)
@@ -237,7 +239,9 @@ def test_another_shape_of_tasks_compiles_once_more_and_no_further(graphs: list[A
     module = small_maml(engine="vectorized", compile=True)
     for meta_batch in (2, 3, 2, 4, 5, 3):
         batch = small_data(meta_batch=meta_batch).sample(worker=0, run=0, iteration=0)
-        assert torch.isfinite(module.engine.meta_gradient(module.learner, batch).loss)
+        assert torch.isfinite(
+            module.engine.for_training(module.learner, batch).meta_gradient(module.learner, batch).loss
+        )
     assert len(graphs) == 2
 
 
@@ -262,30 +266,30 @@ def test_where_compiling_fails_the_training_goes_on_without(
 @pytest.mark.parametrize("engine", ["learn2learn", "per_task"])
 def test_what_executes_one_task_after_another_cannot_be_compiled(engine: Any) -> None:
     with pytest.raises(ConfigError, match=rf"model\.compile is true, but model\.engine is {engine}: set it to"):
-        MAML(MLP(), engine=engine, compile=True)
+        MetaLearning(MLP(), engine=engine, compile=True)
 
 
 def test_auto_compiles_what_it_vectorizes() -> None:
-    assert MAML(MLP(), compile=True).engine_in_use == "compiled vectorized"
-    assert MAML(network_of("none"), compile=True).engine_in_use == "per_task"
+    assert MetaLearning(MLP(), compile=True).engine_in_use == "compiled vectorized"
+    assert MetaLearning(network_of("none"), compile=True).engine_in_use == "per_task"
 
 
-@pytest.mark.parametrize("kind", [VectorizedEngine, AutoEngine])
-def test_a_copy_of_an_engine_compiles_too(kind: Any) -> None:
-    make, arguments = kind(MAMLRule(), objective_named("regression"), compiled=True).__reduce__()
-    learner: Any = MAMLRule().wrap(MLP())
-    assert make(*arguments).name(learner) == "compiled vectorized"
+def test_a_copy_of_an_engine_compiles_too() -> None:
+    make, arguments = EngineChoice("auto", objective_of("regression"), compiled=True).__reduce__()
+    assert make(*arguments).name(MetaLearner(MLP(), MAML())) == "compiled vectorized"
+    make, arguments = VectorizedEngine(objective_of("regression"), compiled=True).__reduce__()
+    assert make(*arguments).name == "compiled vectorized"
 
 
 def test_a_compiler_keeps_nothing_of_a_network_that_is_gone(graphs: list[Any]) -> None:
-    kept, network = Compiler(), MLP()
+    kept, learner = Compiler(), MetaLearner(MLP(), MAML())
     batch = small_data().sample(worker=0, run=0, iteration=0)
 
-    def outcome(parameters: dict[str, Tensor], buffers: Any, tasks: Any) -> tuple[Tensor, Tensor]:
-        loss = torch.stack([p.square().sum() for p in parameters.values()]).sum()
-        return loss, loss.detach()
+    def evaluate(learner: MetaLearner, meta: dict[str, Tensor], buffers: Any, tasks: Any) -> Evaluated:
+        loss = torch.stack([p.square().sum() for p in meta.values()])
+        return Evaluated(loss, loss.detach(), loss.detach())
 
-    assert kept.meta_gradient(network, batch, outcome) is not None
-    del network, outcome
+    assert kept.meta_gradient(learner, batch, evaluate) is not None
+    del learner, evaluate
     graphs.clear()
     assert len(kept._graphs) == 0

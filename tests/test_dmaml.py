@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from dmaml_pl import MLP, DMAMLStrategy
 from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import ConfigError, NonFiniteError
+from dmaml_pl.tasks import Act
 from tests.recipes import (
     FreezingData,
     Recorder,
+    meta_gradient,
     same,
     small_data,
     small_maml,
@@ -126,7 +128,7 @@ def test_with_sgd_and_runs_of_one_the_merge_equals_averaging_the_meta_gradients(
         stepper.zero_grad()
         for rank in range(2):
             batch = data.sample(worker=rank, run=run, iteration=0)
-            module.engine.meta_gradient(module.learner, batch, lambda loss: (loss / 2).backward())
+            meta_gradient(module, batch, lambda loss: (loss / 2).backward())
         stepper.step()
     for name, value in state_of(module).items():
         assert torch.allclose(worker["states"][-1][name], value, rtol=0, atol=1e-6), name
@@ -150,7 +152,7 @@ class PoisonedData:
         self.place = (worker, run, iteration)
         self.seed = 0
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> Any:
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> Any:
         batch = self.data.sample(worker=worker, run=run, iteration=iteration)
         if (worker, run, iteration) == self.place:
             batch.query_y.fill_(float("nan"))

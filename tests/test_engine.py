@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from data_modules import Sinusoid
-from dmaml_pl.algorithms import MAMLRule
+from dmaml_pl.algorithms import MAML
 from dmaml_pl.engines import Learn2LearnEngine
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.networks import MLP, Conv4
 from dmaml_pl.networks.batch_norm import use_batch_statistics
-from dmaml_pl.objectives import ObjectiveName, objective_named
+from dmaml_pl.objectives import ObjectiveName, objective_of
 from dmaml_pl.tasks import TaskBatch, stack_tasks
 from tests.recipes import same, state_of
 
 Weights = dict[str, Tensor]
 
 
-def written_out(network: nn.Module, batch: TaskBatch, rule: MAMLRule, loss: Any) -> tuple[Tensor, Weights]:
+def written_out(network: nn.Module, batch: TaskBatch, rule: MAML, loss: Any) -> tuple[Tensor, Weights]:
     """The mean query loss after adaptation and its gradient, from the formula alone, without learn2learn."""
     meta = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
     losses = []
@@ -38,10 +39,10 @@ def written_out(network: nn.Module, batch: TaskBatch, rule: MAMLRule, loss: Any)
     return mean.detach(), dict(zip(meta, gradients, strict=True))
 
 
-def by_engine(network: nn.Module, batch: TaskBatch, rule: MAMLRule, objective: ObjectiveName) -> tuple[Tensor, Weights]:
+def by_engine(network: nn.Module, batch: TaskBatch, rule: MAML, objective: ObjectiveName) -> tuple[Tensor, Weights]:
     network.zero_grad()
-    learner: Any = rule.wrap(network)
-    outcome = Learn2LearnEngine(rule, objective_named(objective)).meta_gradient(learner, batch)
+    learner = MetaLearner(network, rule)
+    outcome = Learn2LearnEngine(objective_of(objective)).meta_gradient(learner, batch)
     return outcome.loss, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -52,7 +53,7 @@ def image_batch(tasks: int = 2, ways: int = 3) -> TaskBatch:
         return torch.rand(tasks, samples, 1, 16, 16, generator=generator, dtype=torch.float64)
 
     labels = torch.arange(ways).repeat(tasks, 2)
-    return TaskBatch(images(2 * ways), labels, images(2 * ways), labels)
+    return TaskBatch.of(images(2 * ways), labels, images(2 * ways), labels)
 
 
 def problem(kind: str) -> tuple[nn.Module, TaskBatch, ObjectiveName, Any]:
@@ -69,7 +70,7 @@ def problem(kind: str) -> tuple[nn.Module, TaskBatch, ObjectiveName, Any]:
 @pytest.mark.parametrize("kind", ["sinusoid", "batch norm", "group norm"])
 def test_the_meta_gradient_equals_the_formula(kind: str, steps: int, first_order: bool) -> None:
     network, batch, objective, loss = problem(kind)
-    rule = MAMLRule(inner_lr=0.05, inner_steps=steps, first_order=first_order)
+    rule = MAML(inner_lr=0.05, inner_steps=steps, first_order=first_order)
     expected_loss, expected = written_out(network, batch, rule, loss)
     found_loss, found = by_engine(network, batch, rule, objective)
     assert torch.allclose(found_loss, expected_loss, rtol=1e-12)
@@ -79,20 +80,20 @@ def test_the_meta_gradient_equals_the_formula(kind: str, steps: int, first_order
 
 def test_the_same_input_gives_the_same_meta_gradient() -> None:
     network, batch, objective, _ = problem("batch norm")
-    rule = MAMLRule(inner_lr=0.05, inner_steps=2)
+    rule = MAML(inner_lr=0.05, inner_steps=2)
     assert same(by_engine(network, batch, rule, objective)[1], by_engine(network, batch, rule, objective)[1])
 
 
 def test_second_order_differs_from_first_order() -> None:
     network, batch, objective, _ = problem("sinusoid")
-    second = by_engine(network, batch, MAMLRule(inner_lr=0.05), objective)[1]
-    first = by_engine(network, batch, MAMLRule(inner_lr=0.05, first_order=True), objective)[1]
+    second = by_engine(network, batch, MAML(inner_lr=0.05), objective)[1]
+    first = by_engine(network, batch, MAML(inner_lr=0.05, first_order=True), objective)[1]
     assert not same(first, second)
 
 
 def test_the_meta_gradient_is_the_mean_over_the_tasks_whatever_their_order() -> None:
     network, batch, objective, _ = problem("batch norm")
-    rule = MAMLRule(inner_lr=0.05)
+    rule = MAML(inner_lr=0.05)
     forwards = by_engine(network, batch, rule, objective)[1]
     backwards = by_engine(network, batch.map(lambda tensor: tensor.flip(0)), rule, objective)[1]
     single = [by_engine(network, stack_tasks([batch.task(n)]), rule, objective)[1] for n in range(2)]
@@ -115,10 +116,10 @@ def test_batch_norm_with_running_statistics_neither_writes_nor_reads_them() -> N
 
 def test_judging_tasks_leaves_weights_and_gradients_alone() -> None:
     network, batch, objective, _ = problem("sinusoid")
-    rule = MAMLRule(inner_lr=0.05)
+    rule = MAML(inner_lr=0.05)
     before = state_of(network)
-    learner: Any = rule.wrap(network)
-    curve = Learn2LearnEngine(rule, objective_named(objective)).adaptation_curve(learner, batch, steps=4)
+    learner = MetaLearner(network, rule)
+    curve = Learn2LearnEngine(objective_of(objective)).adaptation_curve(learner, batch, steps=4)
     assert curve.loss.shape == curve.metric.shape == (3, 5)
     assert same(before, state_of(network))
     assert all(p.grad is None for p in network.parameters())
@@ -127,14 +128,14 @@ def test_judging_tasks_leaves_weights_and_gradients_alone() -> None:
 def test_a_frozen_weight_stays_and_the_others_learn() -> None:
     network, batch, objective, _ = problem("sinusoid")
     frozen = next(network.parameters()).requires_grad_(False)
-    gradients = by_engine(network, batch, MAMLRule(inner_lr=0.05), objective)[1]
+    gradients = by_engine(network, batch, MAML(inner_lr=0.05), objective)[1]
     assert frozen.grad is None
     assert len(gradients) == len(list(network.parameters())) - 1
 
 
 def test_meta_gradient_descent_lowers_the_query_loss_after_adaptation() -> None:
     network, batch, objective, _ = problem("sinusoid")
-    rule = MAMLRule(inner_lr=0.02)
+    rule = MAML(inner_lr=0.02)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     losses = []
     for _ in range(300):

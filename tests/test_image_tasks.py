@@ -47,7 +47,7 @@ class Lines(TaskDataModule):
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         generator = torch.Generator().manual_seed(seed)
         slope, x, further_x = (torch.rand(count, 1, generator=generator) for count in (1, self.shots, self.queries))
-        return TaskBatch(x, slope * x, further_x, slope * further_x)
+        return TaskBatch.of(x, slope * x, further_x, slope * further_x)
 
 
 def made(**settings: Any) -> Numbered:
@@ -57,10 +57,7 @@ def made(**settings: Any) -> Numbered:
 
 
 def same(a: TaskBatch, b: TaskBatch) -> bool:
-    return all(
-        (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
-        for x, y in zip(a, b, strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
 
 
 def tags(x: Tensor) -> list[tuple[int, int]]:
@@ -98,8 +95,8 @@ def test_both_samplers_give_batches_of_equal_form_and_pixels() -> None:
 
     for batch in (batched, reference):
         check_tasks(batch)
-        assert all(tensor.is_contiguous() for tensor in batch[:4])
-    for a, b in zip(batched[:4], reference[:4], strict=True):
+        assert all(tensor.is_contiguous() for tensor in batch.tensors())
+    for a, b in zip(batched.tensors(), reference.tensors(), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
@@ -223,7 +220,7 @@ def test_the_images_of_a_split_move_to_the_trainers_device_once_and_as_uint8() -
     moved = data._images["train"]
     data.sample(worker=0, run=0, iteration=1)
 
-    assert all(tensor.device.type == "meta" for tensor in batch[:4])
+    assert all(tensor.device.type == "meta" for tensor in batch.tensors())
     assert batch.query_x.shape == (4, 15, 1, 28, 28)
     assert data._images["train"] is moved
     assert moved.dtype == torch.uint8

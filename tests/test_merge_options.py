@@ -13,6 +13,7 @@ from dmaml_pl import DMAMLStrategy, TaskParallelStrategy, ValidationWeightedMerg
 from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.strategies.transfer import BFloat16Transfer
+from dmaml_pl.tasks import Act
 from tests.by_hand import ByHand, weights_of
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
 from tests.test_dmaml import PoisonedData
@@ -268,7 +269,7 @@ class SlowData:
         self.seed = 0
         self.clock = clock
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> Any:
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> Any:
         if iteration == 0:
             self.clock[0] = 0.0
         self.clock[0] += 1.0 if worker else 0.34
@@ -359,7 +360,7 @@ def test_parallel_tasks_leave_out_a_meta_gradient_that_is_not_finite() -> None:
 
 def _poison_everyone() -> str:
     class Poisoned(PoisonedData):
-        def sample(self, *, worker: int, run: int, iteration: int) -> Any:
+        def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> Any:
             return super().sample(worker=0, run=run, iteration=iteration)
 
     strategy = DMAMLStrategy(run_length=3, on_non_finite="exclude")

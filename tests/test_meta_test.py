@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from data_modules import Glyphs
-from dmaml_pl import MAML, Conv4, DMAMLStrategy
+from dmaml_pl import Conv4, DMAMLStrategy
 from dmaml_pl.evaluation.baseline import STEP_SIZES, BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest, half_width
 from dmaml_pl.evaluation.figures import confusion
 from dmaml_pl.evaluation.report import MetaTestReport
-from dmaml_pl.objectives import objective_named
+from dmaml_pl.objectives import objective_of
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
-from tests.recipes import same, small_data, small_maml, small_trainer, state_of
+from tests.recipes import maml_module, same, small_data, small_maml, small_trainer, state_of
 from tests.workers import in_workers
 
-REGRESSION, CLASSIFICATION = objective_named("regression"), objective_named("classification")
+REGRESSION, CLASSIFICATION = objective_of("regression"), objective_of("classification")
 
 
 def glyphs(**settings: Any) -> Glyphs:
@@ -39,7 +39,8 @@ def glyphs(**settings: Any) -> Glyphs:
 def baseline_curve(training: BaselineTraining, data: Any, steps: int, adaptation_steps: int) -> tuple[Any, Tensor]:
     baseline = training.make(steps, adaptation_steps)
     tasks = data.evaluation_tasks("test", range(data.test_tasks))
-    return baseline, baseline.engine.adaptation_curve(baseline.learner, tasks, adaptation_steps).metric
+    engine = baseline.engine.for_evaluation(baseline.learner, tasks)
+    return baseline, engine.adaptation_curve(baseline.learner, tasks, adaptation_steps).metric
 
 
 def alone() -> Any:
@@ -171,7 +172,7 @@ def test_a_confusion_counts_what_was_taken_for_what() -> None:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the reports of two small trainings."""
     folder = tmp_path_factory.mktemp("reports")
-    classification = MAML(Conv4(filters=4), objective="classification", inner_lr=0.4, evaluation_steps=2)
+    classification = maml_module(Conv4(filters=4), objective="classification", inner_lr=0.4, evaluation_steps=2)
     for name, module, data, steps in (
         ("regression", small_maml(), small_data(), 20),
         ("classification", classification, glyphs(), 4),
@@ -200,7 +201,7 @@ def test_the_report_can_be_read_alone(reports: dict[str, Path], name: str) -> No
     for picture in pictures:
         assert (reports[name] / picture).read_bytes().startswith(b"\x89PNG")
     made = re.findall(r"^\| ([\w-]+) +\| (.+?) +\| (.+?) +\|$", text, re.MULTILINE)
-    assert {("model", "algorithm", "MAMLRule"), ("model", "inner_steps", "1")} < set(made)
+    assert {("model", "algorithm", "MAML"), ("model", "inner_steps", "1")} < set(made)
     assert {("data", "queries"), ("versions", "torch")} < {fact[:2] for fact in made}
 
 

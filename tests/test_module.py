@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 
 from data_modules import Glyphs
-from dmaml_pl import MAML, Conv4, DMAMLStrategy, FewShotModule, MAMLRule
+from dmaml_pl import MAML, Conv4, DMAMLStrategy, MetaLearning
 from dmaml_pl.evaluation.curves import half_width
 from dmaml_pl.networks import MLP
-from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
+from tests.recipes import Recorder, maml_module, same, small_data, small_maml, small_trainer, state_of
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -78,9 +78,9 @@ def test_the_run_length_is_the_strategys_or_else_the_modules(strategy: Any, leng
     assert len(recorder.reports[0]["series"]["loss"]) == length
 
 
-def test_any_algorithm_trains_through_the_few_shot_module() -> None:
+def test_any_algorithm_trains_through_the_module() -> None:
     torch.manual_seed(0)
-    by_rule = FewShotModule(MLP(hidden=[8, 8]), MAMLRule(inner_lr=0.02, inner_steps=2), evaluation_steps=2)
+    by_rule = MetaLearning(MLP(hidden=[8, 8]), MAML(inner_lr=0.02, inner_steps=2), evaluation_steps=2)
     by_name = small_maml(inner_lr=0.02, inner_steps=2)
     for module in (by_rule, by_name):
         small_trainer().fit(module, small_data())
@@ -133,7 +133,7 @@ def test_callbacks_hear_of_backwards_and_steps_which_changes_nothing(strategy: A
 def test_images_are_learned_to_be_learned(glyphs_cache: Path) -> None:
     pl.seed_everything(0)
     data = Glyphs(queries=5, meta_batch=4, test_tasks=40, cache_dir=str(glyphs_cache))
-    module = MAML(
+    module = maml_module(
         Conv4(ways=5, filters=16),
         objective="classification",
         inner_lr=0.4,

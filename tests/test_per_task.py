@@ -5,34 +5,32 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl import MAML, Conv4, FewShotModule, MAMLRule
-from dmaml_pl.engines import AutoEngine, Learn2LearnEngine, PerTaskEngine
+from dmaml_pl import MAML, Conv4, MetaLearning
+from dmaml_pl.engines import EngineChoice, Learn2LearnEngine, PerTaskEngine
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.networks import MLP
+from dmaml_pl.learner import MetaLearner
 from tests.recipes import same, state_of
 from tests.test_vectorized import (
     NETWORKS,
     TIGHT,
     Counting,
     WithSpare,
-    Wrapped,
     assert_equals_the_reference,
     batch_for,
     gradients_by,
     made,
     network_of,
-    objective_of,
+    objective_for,
 )
 
 
-def per_task(network: nn.Module, rule: MAMLRule, task_chunk: int | None = None) -> PerTaskEngine:
-    return PerTaskEngine(rule, objective_of(network), task_chunk=task_chunk)
+def per_task(network: nn.Module, rule: MAML, task_chunk: int | None = None) -> PerTaskEngine:
+    return PerTaskEngine(objective_for(network), task_chunk=task_chunk)
 
 
 @pytest.fixture
@@ -50,12 +48,12 @@ def test_the_meta_gradient_equals_the_references(
     kind: str, steps: int, first_order: bool, threads: Callable[[int], None]
 ) -> None:
     threads(2)
-    network, rule = network_of(kind), MAMLRule(inner_lr=0.1, inner_steps=steps, first_order=first_order)
+    network, rule = network_of(kind), MAML(inner_lr=0.1, inner_steps=steps, first_order=first_order)
     assert_equals_the_reference(network, rule, per_task(network, rule))
 
 
 def test_the_bits_do_not_depend_on_how_many_threads_there_are(threads: Callable[[int], None]) -> None:
-    network, rule = network_of("batch"), MAMLRule(inner_lr=0.1, inner_steps=2)
+    network, rule = network_of("batch"), MAML(inner_lr=0.1, inner_steps=2)
     found = []
     for number, chunk in ((1, None), (2, None), (2, 2), (2, None)):
         threads(number)
@@ -89,9 +87,9 @@ def test_tasks_are_spread_over_single_threads_and_images_have_their_channels_las
 ) -> None:
     threads(2)
     SEEN.clear()
-    network, rule = made(Watched).double(), MAMLRule()
-    learner: Any = rule.wrap(network)
-    PerTaskEngine(rule, objective_of(network.inner)).meta_gradient(learner, batch_for(network.inner, tasks=6))
+    network, rule = made(Watched).double(), MAML()
+    learner = MetaLearner(network, rule)
+    PerTaskEngine(objective_for(network.inner)).meta_gradient(learner, batch_for(network.inner, tasks=6))
     assert {(number, stride) for _, number, stride in SEEN} == {(1, 1)}
     assert len({ident for ident, *_ in SEEN}) <= 2
     assert len(SEEN) == 12
@@ -99,10 +97,10 @@ def test_tasks_are_spread_over_single_threads_and_images_have_their_channels_las
 
 def test_a_mistake_in_a_thread_is_raised_as_it_is(threads: Callable[[int], None]) -> None:
     threads(2)
-    network, rule = made(lambda: Watched(fail=True)).double(), MAMLRule()
-    learner: Any = rule.wrap(network)
+    network, rule = made(lambda: Watched(fail=True)).double(), MAML()
+    learner = MetaLearner(network, rule)
     with pytest.raises(ArithmeticError, match="no solution"):
-        PerTaskEngine(rule, objective_of(network.inner)).meta_gradient(learner, batch_for(network.inner))
+        PerTaskEngine(objective_for(network.inner)).meta_gradient(learner, batch_for(network.inner))
     assert torch.get_num_threads() == 2
     assert all(p.grad is None for p in network.parameters())
 
@@ -111,14 +109,14 @@ def test_a_mistake_in_a_thread_is_raised_as_it_is(threads: Callable[[int], None]
 def test_frozen_and_unused_weights_are_left_alone(first_order: bool) -> None:
     network = made(WithSpare).double()
     network.used.layers[0].weight.requires_grad_(False)
-    rule = MAMLRule(inner_lr=0.1, inner_steps=2, first_order=first_order)
+    rule = MAML(inner_lr=0.1, inner_steps=2, first_order=first_order)
     assert_equals_the_reference(network, rule, per_task(network, rule))
 
 
 def test_the_meta_gradient_is_added_scaled_as_the_caller_asks() -> None:
-    network, rule = network_of("batch"), MAMLRule(inner_lr=0.1)
+    network, rule = network_of("batch"), MAML(inner_lr=0.1)
     once = gradients_by(per_task(network, rule), network, rule)[0]
-    learner: Any = rule.wrap(network)
+    learner = MetaLearner(network, rule)
     per_task(network, rule).meta_gradient(learner, batch_for(network), lambda loss: (2 * loss).backward())
     for name, p in network.named_parameters():
         torch.testing.assert_close(p.grad, 3 * once[name], **TIGHT)
@@ -127,10 +125,10 @@ def test_the_meta_gradient_is_added_scaled_as_the_caller_asks() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "batch"])
 def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str, threads: Callable[[int], None]) -> None:
     threads(2)
-    network, rule = network_of(kind), MAMLRule(inner_lr=0.1)
-    learner: Any = rule.wrap(network)
+    network, rule = network_of(kind), MAML(inner_lr=0.1)
+    learner = MetaLearner(network, rule)
     batch, before = batch_for(network), state_of(network)
-    reference, engine = Learn2LearnEngine(rule, objective_of(network)), per_task(network, rule)
+    reference, engine = Learn2LearnEngine(objective_for(network)), per_task(network, rule)
     torch.testing.assert_close(
         engine.adaptation_curve(learner, batch, steps=3), reference.adaptation_curve(learner, batch, steps=3), **TIGHT
     )
@@ -144,8 +142,8 @@ def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str, threads: 
 def test_dropout_draws_as_by_the_reference(threads: Callable[[int], None]) -> None:
     threads(2)
     network = made(lambda: nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.5), nn.Linear(16, 1))).double()
-    rule, found = MAMLRule(inner_lr=0.1), []
-    for engine in (Learn2LearnEngine(rule, objective_of(network)), per_task(network, rule)):
+    rule, found = MAML(inner_lr=0.1), []
+    for engine in (Learn2LearnEngine(objective_for(network)), per_task(network, rule)):
         gradients_by(engine, network, rule)  # has tried the network
         torch.manual_seed(5)
         found.append(gradients_by(engine, network, rule)[1])
@@ -166,34 +164,29 @@ class Flattening(nn.Module):
 
 
 def test_a_network_that_wants_its_channels_first_gets_them_first() -> None:
-    network, rule = made(Flattening).double(), MAMLRule(inner_lr=0.1)
+    network, rule = made(Flattening).double(), MAML(inner_lr=0.1)
     batch = batch_for(network_of("batch"))
-    objective, learner = objective_of(network_of("batch")), rule.wrap(network)
+    objective, learner = objective_for(network_of("batch")), MetaLearner(network, rule)
     found = []
-    for engine in (Learn2LearnEngine(rule, objective), PerTaskEngine(rule, objective)):
+    for engine in (Learn2LearnEngine(objective), PerTaskEngine(objective)):
         network.zero_grad()
-        engine.meta_gradient(learner, batch)  # type: ignore[arg-type]
+        engine.meta_gradient(learner, batch)
         found.append({name: p.grad.clone() for name, p in network.named_parameters()})
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-15)
 
 
 def test_a_network_that_writes_its_buffers_is_refused_in_one_line_and_left_to_the_reference_by_auto() -> None:
     network = made(lambda: nn.Sequential(Counting(), nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten()))
-    module = MAML(network, engine="per_task")
+    module = MetaLearning(network, engine="per_task")
     batch = batch_for(network).map(Tensor.float)
     with pytest.raises(ConfigError, match=r"model\.engine is per_task, but Sequential writes its buffer 0\.calls"):
-        module.engine.check(module.learner, batch)
-    automatic = MAML(copy.deepcopy(network))
-    automatic.engine.check(automatic.learner, batch)
+        module.engine.for_training(module.learner, batch)
+    automatic = MetaLearning(copy.deepcopy(network))
+    automatic.engine.for_training(automatic.learner, batch)
     assert automatic.engine_in_use == "learn2learn"
 
 
-def test_an_algorithm_without_a_functional_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.engine is per_task, but Wrapped has no functional step"):
-        FewShotModule(MLP(), Wrapped(1), engine="per_task")
-
-
 def test_auto_executes_convolutions_per_task_on_a_cpu() -> None:
-    network, rule = network_of("batch"), MAMLRule(inner_lr=0.1)
+    network, rule = network_of("batch"), MAML(inner_lr=0.1)
     expected = gradients_by(per_task(network, rule), network, rule)[0]
-    assert same(gradients_by(AutoEngine(rule, objective_of(network)), network, rule)[0], expected)
+    assert same(gradients_by(EngineChoice("auto", objective_for(network)), network, rule)[0], expected)

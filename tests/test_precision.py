@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmaml_pl import Conv4, MAMLRule
-from dmaml_pl.engines import Engine, EngineName, VectorizedEngine, engine_named
+from dmaml_pl import MAML, Conv4
+from dmaml_pl.engines import EngineChoice, EngineName, VectorizedEngine
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.networks import MLP
-from dmaml_pl.objectives import objective_named
-from tests.recipes import Recorder, small_data, small_maml, small_trainer, state_of
+from dmaml_pl.objectives import objective_of
+from tests.recipes import Recorder, meta_gradient, small_data, small_maml, small_trainer, state_of
 from tests.test_compiled import graphs  # noqa: F401 - a fixture
-from tests.test_vectorized import batch_for, made, objective_of
+from tests.test_vectorized import batch_for, made, objective_for
 
 ENGINES: list[EngineName] = ["learn2learn", "per_task", "vectorized"]
 
@@ -44,7 +45,8 @@ def test_a_training_in_lower_precision_keeps_its_weights_in_float32_and_converge
     assert {p.grad.dtype for p in module.network.parameters() if p.grad is not None} == {torch.float32}
     assert lower[0] != exact[0]
     torch.testing.assert_close(lower[0], exact[0], rtol=0.05, atol=0)
-    after = module.engine.meta_gradient(module.learner, data.sample(worker=0, run=0, iteration=0)).loss
+    batch = data.sample(worker=0, run=0, iteration=0)
+    after = meta_gradient(module, batch).loss
     assert after < 0.9 * lower[0]
 
 
@@ -52,31 +54,31 @@ def test_a_training_in_lower_precision_keeps_its_weights_in_float32_and_converge
 @pytest.mark.usefixtures("two_threads")
 def test_all_engines_run_the_network_in_lower_precision_alike(kind: str) -> None:
     network = made(lambda: MLP(hidden=[16]) if kind == "mlp" else Conv4(ways=3, image_size=16, filters=8))
-    rule = MAMLRule(inner_lr=0.05, inner_steps=2)
+    rule = MAML(inner_lr=0.05, inner_steps=2)
     batch = batch_for(network).map(lambda t: t.float() if t.is_floating_point() else t)
-    objective = objective_of(network)
+    objective = objective_for(network)
 
-    def gradient(engine: Engine, lower: bool) -> Tensor:
+    def gradient(name: EngineName, lower: bool) -> Tensor:
         network.zero_grad()
-        learner: Any = rule.wrap(network)
+        learner = MetaLearner(network, rule)
         with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-            engine.meta_gradient(learner, batch)
-        return torch.cat([p.grad.flatten() for p in network.parameters()])
+            EngineChoice(name, objective).for_training(learner, batch).meta_gradient(learner, batch)
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
-    exact = gradient(engine_named("learn2learn", rule, objective), False)
+    exact = gradient("learn2learn", False)
     for name in ENGINES:
-        found = gradient(engine_named(name, rule, objective), True)
+        found = gradient(name, True)
         assert found.dtype is torch.float32
         assert 0.8 < float(torch.cosine_similarity(found, exact, dim=0)) < 1 - 1e-7, name
 
 
 def test_what_is_compiled_is_compiled_anew_for_another_precision(graphs: list[Any]) -> None:  # noqa: F811
-    rule, network = MAMLRule(inner_lr=0.05), made(lambda: MLP(hidden=[16]))
+    rule, network = MAML(inner_lr=0.05), made(lambda: MLP(hidden=[16]))
     batch = batch_for(network).map(Tensor.float)
-    learner: Any = rule.wrap(network)
+    learner = MetaLearner(network, rule)
     results = {}
     for compiled in (True, False):
-        engine = VectorizedEngine(rule, objective_named("regression"), compiled=compiled)
+        engine = VectorizedEngine(objective_of("regression"), compiled=compiled)
         for lower in (True, False, True):
             network.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=lower):

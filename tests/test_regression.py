@@ -23,7 +23,7 @@ from dmaml_pl import (
     TaskWeightedMerge,
     ValidationWeightedMerge,
 )
-from dmaml_pl.tasks import TaskBatch
+from dmaml_pl.tasks import Act, TaskBatch
 from tests.recipes import Recorder, small_maml, small_trainer
 from tests.workers import in_workers
 
@@ -49,7 +49,7 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 class InFloat64(Sinusoid):
     """The same tasks with more digits, so that another processor gives the same numbers."""
 
-    def sample(self, *, worker: int, run: int, iteration: int) -> TaskBatch:
+    def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> TaskBatch:
         return super().sample(worker=worker, run=run, iteration=iteration).map(_double)
 
     def evaluation_tasks(self, split: Any, indices: Sequence[int]) -> TaskBatch:

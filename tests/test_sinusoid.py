@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_modules import Sinusoid, sinusoid
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks
+from dmaml_pl.tasks import TaskBatch, TaskSource, check_tasks, stack_tasks
 
 
 def fit(task: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def fit(task: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def same(a: TaskBatch, b: TaskBatch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_meta_batch_is_the_same_sampled_ahead_or_alone_and_is_handed_out_uncha
     alone = [Sinusoid(seed=3).sample(worker=0, run=1, iteration=iteration) for iteration in range(40)]
     assert all(same(one, other) for one, other in zip(walked, alone, strict=True))
 
-    for part in walked[7][:4]:
+    for part in walked[7].tensors():
         part.zero_()
     assert same(data.sample(worker=0, run=1, iteration=7), alone[7])
     assert same(walked[8], alone[8])
@@ -162,7 +162,7 @@ def test_plots_show_the_support_sets_of_the_meta_test_and_the_true_curves() -> N
         task = data.evaluation_task("test", index)
         assert torch.equal(figure.support_x[index], task.support_x)
         torch.testing.assert_close(figure.support_y[index], task.support_y)
-        together = TaskBatch(*(tensor[None] for tensor in (*task[:2], *figure.task(index)[2:4])))
+        together = stack_tasks([figure.task(index)._replace(support=task.support)])
         assert fit(together)[2].item() < 1e-5
 
 
@@ -182,4 +182,4 @@ def test_tasks_sampled_at_once_are_to_the_bit_the_formula_one_tensor_after_anoth
     x = [10.0 * torch.rand(tasks, points, 1, generator=generator) - 5.0 for points in (shots, queries)]
     expected = [tensor for each in x for tensor in (each, amplitude * torch.sin(each - phase))]
     found = sinusoid._sample([4, 5, 6], tasks, shots, queries)[1]
-    assert all(torch.equal(one, other) for one, other in zip(found[:4], expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(found.tensors()[:4], expected, strict=True))

@@ -12,10 +12,10 @@ import torch
 from dmaml_pl import TaskParallelStrategy
 from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import NonFiniteError
-from dmaml_pl.tasks import TaskBatch
 from tests.recipes import (
     FreezingData,
     Recorder,
+    meta_gradient,
     same,
     small_data,
     small_maml,
@@ -60,10 +60,8 @@ def test_two_workers_take_the_steps_of_one_with_both_meta_batches() -> None:
     for step in range(8):
         shares = [data.sample(worker=rank, run=step // 4, iteration=step % 4) for rank in range(2)]
         optimizer.zero_grad()
-        module.engine.meta_gradient(
-            module.learner,
-            TaskBatch(*(torch.cat([share[field] for share in shares]) for field in range(4))),  # type: ignore[misc]
-        )
+        columns = zip(*(share.tensors() for share in shares), strict=True)
+        meta_gradient(module, shares[0].with_tensors([torch.cat(column) for column in columns]))
         optimizer.step()
     for name, value in state_of(module).items():
         assert torch.allclose(states[-1][name], value, atol=1e-5), name

@@ -52,7 +52,7 @@ def meta_gradient(problem: Problem) -> Measured:
 
     compiled = jax.jit(jax.value_and_grad(mean_loss))
     weights = {name: jnp.asarray(_to_jax(p)) for name, p in network.named_parameters()}
-    tasks = [jnp.asarray(_samples(tensor)) for tensor in batch[:4] if tensor is not None]
+    tasks = [jnp.asarray(_samples(tensor)) for tensor in batch.tensors()]
 
     def gradients(found: Any) -> dict[str, Tensor]:
         return {name: _from_jax(np.asarray(gradient), problem.device) for name, gradient in found[1].items()}

@@ -17,7 +17,8 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks.speed.problems import Problem
 from dmaml_pl import _learn2learn
-from dmaml_pl.engines import EngineName, engine_named
+from dmaml_pl.engines import EngineChoice, EngineName
+from dmaml_pl.learner import MetaLearner
 
 
 class Measured(NamedTuple):
@@ -96,14 +97,15 @@ def our_engine(problem: Problem, *, name: EngineName, compiled: bool, task_chunk
     if compiled and name == "vectorized" and problem.has_convolutions and problem.device == "cpu":
         raise UnavailableError("was not compiled for a CPU in three minutes")
     network, batch = problem.made(), problem.batch()
-    learner: Any = problem.rule.wrap(network)
-    engine = engine_named(name, problem.rule, problem.objective, compiled=compiled, task_chunk=task_chunk)
+    learner = MetaLearner(network, problem.rule)
+    choice = EngineChoice(name, problem.objective, compiled=compiled, task_chunk=task_chunk)
+    engine = choice.for_training(learner, batch)
     return _from_grad(problem, network, lambda: engine.meta_gradient(learner, batch))
 
 
 def learn2learn(problem: Problem) -> Measured:
     """learn2learn's MAML wrapper, task after task, as in its examples."""
-    network, batch, loss = problem.made(), problem.batch(), problem.objective.loss
+    network, batch, loss = problem.made(), problem.batch(), problem.objective.query_loss
     maml = library("learn2learn").algorithms.MAML(network, lr=problem.inner_lr, first_order=False)
 
     def accumulate() -> None:
@@ -118,7 +120,7 @@ def learn2learn(problem: Problem) -> Measured:
 
 def higher(problem: Problem) -> Measured:
     """Higher's differentiable optimizer, task after task, as in its example of MAML."""
-    network, batch, loss = problem.made(), problem.batch(), problem.objective.loss
+    network, batch, loss = problem.made(), problem.batch(), problem.objective.query_loss
     optimizer = torch.optim.SGD(network.parameters(), lr=problem.inner_lr)
     context = library("higher").innerloop_ctx
 
@@ -135,7 +137,7 @@ def higher(problem: Problem) -> Measured:
 
 def torchopt_loop(problem: Problem) -> Measured:
     """TorchOpt's MetaSGD, task after task, as in its example of MAML."""
-    network, batch, loss = problem.made(), problem.batch(), problem.objective.loss
+    network, batch, loss = problem.made(), problem.batch(), problem.objective.query_loss
     torchopt = library("torchopt")
     inner = torchopt.MetaSGD(network, lr=problem.inner_lr)
     weights = [(name, p) for name, p in network.named_parameters()]
@@ -182,7 +184,7 @@ def _functional(problem: Problem, update: Callable[..., dict[str, Tensor]]) -> M
 
     PyTorch 2.15 gives the wrong gradient for the former where there is batch norm (`dmaml_pl.engines.vectorized`).
     """
-    network, batch, loss = problem.made(), problem.batch(), problem.objective.loss
+    network, batch, loss = problem.made(), problem.batch(), problem.objective.query_loss
     meta = {name: p.detach() for name, p in network.named_parameters()}
 
     def task_loss(weights: dict[str, Tensor], *task: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ def _functional(problem: Problem, update: Callable[..., dict[str, Tensor]]) -> M
 
 def supervised(problem: Problem) -> Measured:
     """The floor: forward and backward of plain supervised learning on as many samples, which no adaptation can beat."""
-    network, batch, loss = problem.made(), problem.batch(), problem.objective.loss
+    network, batch, loss = problem.made(), problem.batch(), problem.objective.query_loss
     x = torch.cat([*[batch.support_x.flatten(0, 1)] * problem.steps, batch.query_x.flatten(0, 1)])
     y = torch.cat([*[batch.support_y.flatten(0, 1)] * problem.steps, batch.query_y.flatten(0, 1)])
     return _from_grad(problem, network, lambda: loss(network(x), y).backward())

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from data_modules import Sinusoid
-from dmaml_pl.algorithms import MAMLRule
+from dmaml_pl.algorithms import MAML
 from dmaml_pl.networks import MLP, Conv4
-from dmaml_pl.objectives import Objective, ObjectiveName, objective_named
+from dmaml_pl.objectives import Objective, ObjectiveName, objective_of
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -49,12 +49,12 @@ class Problem:
     @property
     def objective(self) -> Objective:
         """The loss and the metric."""
-        return objective_named(self.objective_name)
+        return objective_of(self.objective_name)
 
     @property
-    def rule(self) -> MAMLRule:
+    def rule(self) -> MAML:
         """The inner loop."""
-        return MAMLRule(inner_lr=self.inner_lr, inner_steps=self.steps)
+        return MAML(inner_lr=self.inner_lr, inner_steps=self.steps)
 
     @property
     def has_batch_norm(self) -> bool:
@@ -113,7 +113,7 @@ def conv(steps: int, tasks: int = 16, ways: int = 5, queries: int = 15) -> Probl
             return torch.rand(count, ways * samples, 1, 28, 28, generator=generator)
 
         labels = torch.arange(ways).repeat(count, 1)
-        return TaskBatch(drawn(1), labels, drawn(queries), labels.repeat(1, queries))
+        return TaskBatch.of(drawn(1), labels, drawn(queries), labels.repeat(1, queries))
 
     return Problem(
         name=f"conv4-{steps}",

@@ -107,7 +107,7 @@ def peers(kind: type[ImageTasks], settings: dict[str, Any]) -> dict[str, Sample]
         "dmaml_pl, `sampler: learn2learn`": ours("learn2learn")[0],
         "dmaml_pl, `sampler: batched`": batched,
     }
-    forms = {name: [(part.shape, part.dtype) for part in sample(0)[:4]] for name, sample in found.items()}
+    forms = {name: [(part.shape, part.dtype) for part in sample(0).tensors()] for name, sample in found.items()}
     if any(form != forms[REFERENCE] for form in forms.values()):
         raise AssertionError(f"what is sampled differs: {forms}")
     return found
@@ -166,7 +166,7 @@ def by_taskset(data: ImageTasks, images: Tensor, *, fused: bool, converted: str)
         x = x.unflatten(1, (ways, per_class))  # ConsecutiveLabels has put each class's samples together
         y = torch.stack([labels for _, labels in tasks]).unflatten(1, (ways, per_class))
         support, query = slice(None, data.shots), slice(data.shots, None)
-        return TaskBatch(*(part[:, :, which].flatten(1, 2) for which in (support, query) for part in (x, y)))
+        return TaskBatch.of(*(part[:, :, which].flatten(1, 2) for which in (support, query) for part in (x, y)))
 
     return sample
 

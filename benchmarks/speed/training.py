@@ -86,23 +86,24 @@ class BareSteps(pl.Callback):
         self._learner = copy.deepcopy(pl_module.learner)
         self._optimizer = pl_module.meta_optimizer(self._learner.parameters())
         self._batch = trainer.datamodule.sample(worker=0, run=0, iteration=0)  # type: ignore[attr-defined]
-        self._step(pl_module)
+        self._engine = pl_module.engine.for_training(self._learner, self._batch)
+        self._step()
         self._since = time.perf_counter()
 
     def on_run_end(self, trainer: pl.Trainer, pl_module: Any, report: Any) -> None:
         """Between two runs."""
         began = time.perf_counter()
-        with limited_threads(pl_module.engine.threads(self._learner, self._batch)):  # as in the loop
+        with limited_threads(self._engine.threads(self._learner, self._batch)):  # as in the loop
             for _ in range(RUN_LENGTH):
-                self._step(pl_module)
+                self._step()
         ended = time.perf_counter()
         self._loop.append(began - self._since)
         self._bare.append(ended - began)
         self._since = time.perf_counter()
 
-    def _step(self, module: Any) -> None:
+    def _step(self) -> None:
         self._optimizer.zero_grad()
-        module.engine.meta_gradient(self._learner, self._batch)
+        self._engine.meta_gradient(self._learner, self._batch)
         self._optimizer.step()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

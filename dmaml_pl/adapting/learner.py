@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from dmaml_pl.checkpoints import CONFIG_KEY
 from dmaml_pl.checkpoints.files import write_whole
 from dmaml_pl.checks import require_positive
+from dmaml_pl.engines.per_task import adapted_weights
 from dmaml_pl.errors import DataError
-from dmaml_pl.modules import FewShotModule
+from dmaml_pl.modules import MetaLearning
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Scaling
 
@@ -40,7 +41,7 @@ class FewShotLearner:
         data: the data module of the training, which knows how to read a user's pictures.
     """
 
-    def __init__(self, module: FewShotModule, config: dict[str, Any] | None = None, data: Any = None) -> None:
+    def __init__(self, module: MetaLearning, config: dict[str, Any] | None = None, data: Any = None) -> None:
         self.module = module.eval()
         self.config = config
         self.data = data
@@ -92,11 +93,9 @@ class FewShotLearner:
         output = _ask(network, x)
         targets, classes = self._targets(y, x, output)
         with torch.inference_mode(False), torch.enable_grad():
-            learner, x, targets = self.module.learner.clone(), x.clone(), targets.clone()
-            for _ in range(steps):
-                learner.adapt(objective.loss(learner(x), targets), first_order=True)  # nothing is meta-learned
+            weights = adapted_weights(self.module.learner, objective, x.clone(), targets.clone(), steps)
         adapted = copy.deepcopy(network)
-        adapted.load_state_dict(learner.module.state_dict())
+        adapted.load_state_dict(adapted.state_dict() | weights)
         if not all(bool(weight.isfinite().all()) for weight in adapted.parameters()):
             raise DataError(f"The weights are not finite after {steps} adaptation steps: ask for fewer steps.")
         shapes = {"sample": list(x.shape[1:]), "output": list(output.shape[1:])}

@@ -11,16 +11,15 @@ from typing import Any
 
 from data_modules import TaskDataModule
 from dmaml_pl.adapting.learner import ADAPTED_KEY, AdaptedLearner, FewShotLearner
-from dmaml_pl.adapting.recipe import build
+from dmaml_pl.adapting.recipe import build, of_today
 from dmaml_pl.checkpoints import CONFIG_KEY, check_fits
 from dmaml_pl.checkpoints.lookup import read_plain
 from dmaml_pl.errors import CheckpointError, DmamlError
-from dmaml_pl.modules import FewShotModule
-from dmaml_pl.objectives import objective_named
+from dmaml_pl.modules import MetaLearning
 from dmaml_pl.tasks import Scaling
 
 
-def load(path: str | Path, module: FewShotModule | None = None, trust: Sequence[str] = ()) -> FewShotLearner:
+def load(path: str | Path, module: MetaLearning | None = None, trust: Sequence[str] = ()) -> FewShotLearner:
     """The learner of a training, ready to be adapted to a user's own samples.
 
     Args:
@@ -46,7 +45,7 @@ def load(path: str | Path, module: FewShotModule | None = None, trust: Sequence[
     return FewShotLearner(module, config, data)
 
 
-def load_adapted(path: str | Path, module: FewShotModule | None = None, trust: Sequence[str] = ()) -> AdaptedLearner:
+def load_adapted(path: str | Path, module: MetaLearning | None = None, trust: Sequence[str] = ()) -> AdaptedLearner:
     """A learner that was adapted before, from what `AdaptedLearner.save` wrote.
 
     Args:
@@ -69,7 +68,7 @@ def load_adapted(path: str | Path, module: FewShotModule | None = None, trust: S
     adapted = kept[ADAPTED_KEY]
     return AdaptedLearner(
         module.network,
-        objective_named(adapted["objective"]),
+        module.objective,
         classes=tuple(adapted["classes"]),
         steps=adapted["steps"],
         support=adapted["support"],
@@ -108,8 +107,8 @@ def _scaling(content: dict[str, Any]) -> Scaling | None:
 
 
 def _assemble(
-    path: Path, content: dict[str, Any], module: FewShotModule | None, trust: Sequence[str]
-) -> tuple[FewShotModule, dict[str, Any] | None, TaskDataModule | None]:
+    path: Path, content: dict[str, Any], module: MetaLearning | None, trust: Sequence[str]
+) -> tuple[MetaLearning, dict[str, Any] | None, TaskDataModule | None]:
     """The module to take the weights, the configuration if there is one, and the data module that it names."""
     config = content.get(CONFIG_KEY)
     if module is not None:
@@ -120,7 +119,7 @@ def _assemble(
             "version: in Python, dmaml_pl.load(FILE, module=...) takes a module like the trained one."
         )
     try:
-        module = build(config.get("model"), FewShotModule, trust)
+        module = build(of_today(config.get("model")), MetaLearning, trust)
         return module, config, build(config.get("data"), TaskDataModule, trust)  # type: ignore[type-abstract]
     except DmamlError as error:
         raise CheckpointError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from dmaml_pl.algorithms import Algorithm
 from dmaml_pl.errors import CheckpointError
+from dmaml_pl.objectives import Objective
 
 TRUSTED = ("dmaml_pl", "data_modules", "torch.nn")
 EVERYTHING = "*"
@@ -37,6 +37,16 @@ def build(settings: Any, base: type[Built], trust: Sequence[str] = ()) -> Built:
     """
     built: Built = _make(settings, (base,), trust)
     return built
+
+
+def of_today(model: Any) -> Any:
+    """The configuration of a model, also where version 0.1 wrote it, whose module was named after its algorithm."""
+    if not isinstance(model, dict) or model.get("class_path") not in ("dmaml_pl.MAML", "dmaml_pl.modules.MAML"):
+        return model
+    settings = dict(model.get("init_args") or {})
+    own = {name: settings.pop(name) for name in ("inner_lr", "inner_steps", "first_order") if name in settings}
+    algorithm = {"class_path": "dmaml_pl.MAML", "init_args": own}
+    return {"class_path": "dmaml_pl.MetaLearning", "init_args": settings | {"algorithm": algorithm}}
 
 
 def classes_named(settings: Any) -> list[str]:
@@ -76,7 +86,7 @@ def _value(value: Any, trust: Sequence[str]) -> Any:
         return value
     if "class_path" not in value:
         return {name: _value(item, trust) for name, item in value.items()}
-    return _make(value, (nn.Module, Algorithm), trust)
+    return _make(value, (nn.Module, Objective), trust)
 
 
 def _find(path: str, trusted: Sequence[str]) -> type[Any]:

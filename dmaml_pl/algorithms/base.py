@@ -1,75 +1,197 @@
-"""What an algorithm is: an inner loop's length, and its step, as a learn2learn wrapper and as a function."""
+"""What an algorithm is: an inner loop, and what of its outcome is differentiated.
+
+Three words carry everything. *meta*: all meta-learned tensors by name, without a T axis: the network's parameters, and
+the algorithm's own parameters and buffers as `algorithm.NAME`. *fast*: the tasks' own weights, with a leading T axis.
+*tasks*: what an engine lends to an algorithm, the network run on T tasks at once, or on one (T = 1).
+
+Legend: T tasks, S support samples, Q query samples, `...` the axes of one tensor.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.tasks import TaskBatch
 
 Weights = dict[str, Tensor]
 """Tensors by the names that `nn.Module.named_parameters` gives them."""
 
+OWN = "algorithm."
+"""What the names of an algorithm's own tensors begin with among the meta-weights."""
 
-class Learner(Protocol):
-    """The interface of learn2learn's wrappers (`l2l.algorithms.MAML` and its siblings), as the engines use it."""
 
-    module: nn.Module
+class Tasks(Protocol):
+    """T tasks and one network, run by an engine.
 
-    def clone(self) -> Learner:
-        """A copy that adapts alone, and through which gradients flow back to the meta-weights."""
+    Attributes:
+        count: T.
+        batch: the tasks' samples.
+    """
+
+    count: int
+    batch: TaskBatch
+
+    def expand(self, w: Tensor) -> Tensor:
+        """A meta-weight (...) as every task's own, (T, ...), which takes no memory."""
         ...
 
-    def adapt(self, loss: Tensor, first_order: bool | None = None) -> None:
-        """One step of the inner loop, down the gradient of `loss`, in place."""
+    def run(self, meta: Weights, fast: Weights, x: Tensor, part: str | None = None) -> Any:
+        """The network's outputs (T, B, ...) of inputs (T, B, ...), with each task's fast weights in place of the meta.
+
+        Args:
+            meta: meta-weights.
+            fast: the tasks' own.
+            x: inputs.
+            part: name of a submodule or method of the network to be run in its stead, such as what gives features.
+        """
         ...
 
-    def __call__(self, x: Tensor) -> Any:
-        """The network's predictions."""
+    def support_loss(self, meta: Weights, fast: Weights, step: int) -> Tensor:
+        """Each task's loss on the support set of a step, (T,)."""
+        ...
+
+    def query(self, meta: Weights, fast: Weights) -> tuple[Tensor, Any]:
+        """Each task's loss on its query set, (T,), and the network's outputs, (T, Q, ...)."""
         ...
 
 
-class Algorithm(ABC):
-    """Base of the algorithms.
+class Outcome(NamedTuple):
+    """What becomes of the tasks of a meta-iteration.
+
+    Attributes:
+        differentiate: (T,), whose mean the meta-gradient is of.
+        loss: (T,), which is shown.
+        output: of the network for the query sets, (T, Q, ...).
+    """
+
+    differentiate: Tensor
+    loss: Tensor
+    output: Any
+
+
+def gradients(losses: Tensor, of: Weights, *, create_graph: bool) -> Weights:
+    """Each task's own gradient: as no task's loss depends on another's weights, that of the sum holds them all.
+
+    Args:
+        losses: (T,).
+        of: by what to differentiate, (T, ...).
+        create_graph: keep what a second derivative takes.
+
+    Returns:
+        The gradients by name; what the losses do not depend on is left out.
+    """
+    found = torch.autograd.grad(losses.sum(), list(of.values()), create_graph=create_graph, allow_unused=True)
+    return {name: gradient for name, gradient in zip(of, found, strict=True) if gradient is not None}
+
+
+class Algorithm(nn.Module, ABC):
+    """Base of the algorithms. `step` must be written; all else has MAML's form, to be overridden where it differs.
+
+    An algorithm's own parameters are meta-learned with the network's, and its buffers go along with them, in every
+    engine, at merges and in checkpoints. Both are read from `meta`, never from `self`: a compiled meta-gradient takes
+    them as inputs. What is done to a tensor of `fast` or of gradients must treat its leading T axis as so many tasks.
 
     Args:
         steps: steps of the inner loop in training.
 
     Attributes:
         first_order: the meta-gradient takes the gradients of the inner loop for constants.
+        adapts: names of the weights that adapt, after `attach`.
+        meta_lr: learning rate of the algorithm's own parameters; None takes the meta-optimizer's.
 
     Raises:
-        ConfigError: `steps` is not greater than zero.
+        ConfigError: `steps` is less than zero.
     """
 
     first_order: bool = False
+    meta_lr: float | None = None
 
     def __init__(self, steps: int) -> None:
-        require_positive(**{"model.inner_steps": steps})
+        super().__init__()
+        if steps < 0:
+            raise ConfigError(f"model.algorithm.inner_steps is {steps}, but must not be negative.")
         self.steps = steps
+        self.adapts: list[str] = []
+
+    def attach(self, network: nn.Module) -> None:
+        """Choose what adapts, and make parameters of the algorithm's own; called once, before training.
+
+        By default every weight adapts that is not frozen.
+        """
+        self.adapts = [name for name, weight in network.named_parameters() if weight.requires_grad]
+
+    def start(self, meta: Weights, tasks: Tasks) -> Weights:
+        """The fast weights before the first step; by default the meta-weights."""
+        return {name: tasks.expand(meta[name]) for name in self.adapts}
 
     @abstractmethod
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The learn2learn wrapper (a `Learner`) around the network; its parameters are what is meta-learned."""
-
-    def update(self, weights: Weights, gradients: Weights) -> Weights:
-        """One step of the inner loop as a function, the same step that the wrapper makes; the vectorized engine's.
-
-        An algorithm that has none leaves this method as it is, and is executed by learn2learn.
+    def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
+        """One step of the inner loop.
 
         Args:
-            weights: what adapts, as it is now. Every tensor has a leading axis of tasks, so the step must treat
-                elements alike, or tasks apart.
-            gradients: of the support loss, of the same names and shapes.
+            meta: meta-weights.
+            fast: those fast weights that there are gradients for, (T, ...).
+            gradients: of the support losses, of the same names and shapes.
+            number: of the step, from 0; at the meta-test it may exceed `steps`.
 
         Returns:
             The weights after the step, differentiable, of the same names and shapes.
         """
-        raise NotImplementedError
 
-    @property
-    def is_functional(self) -> bool:
-        """Whether the algorithm has an `update`."""
-        return type(self).update is not Algorithm.update
+    def place(self, meta: Weights, fast: Weights, number: int) -> Weights:
+        """The weights that the network runs with after `number` steps; for what differs from step to step."""
+        return fast
+
+    def adapt(self, meta: Weights, tasks: Tasks, steps: int, *, create_graph: bool) -> list[Weights]:
+        """The fast weights after 0 .. `steps` steps.
+
+        Args:
+            meta: meta-weights.
+            tasks: to adapt to.
+            steps: steps of the inner loop.
+            create_graph: differentiate through the gradients; else they are constants, and only what `start` and
+                `step` make of the meta-weights is recorded.
+        """
+        fast = self.start(meta, tasks)
+        path = [fast]
+        if not create_graph:
+            fixed = {name: weight.detach() for name, weight in meta.items()}
+        for number in range(steps):
+            if create_graph:
+                at, known = fast, meta
+            else:
+                at, known = {name: weight.detach().requires_grad_() for name, weight in fast.items()}, fixed
+            losses = tasks.support_loss(known, self.place(known, at, number), number)
+            found = gradients(losses, at, create_graph=create_graph)
+            fast = fast | self.step(meta, {name: fast[name] for name in found}, found, number)
+            path.append(fast)
+        return path
+
+    def outer(self, meta: Weights, path: list[Weights], tasks: Tasks) -> Outcome:
+        """What is differentiated and shown; by default the query loss after the last step.
+
+        Args:
+            meta: meta-weights.
+            path: what `adapt` gave.
+            tasks: the tasks.
+        """
+        loss, output = tasks.query(meta, self.place(meta, path[-1], len(path) - 1))
+        return Outcome(loss, loss.detach(), output)
+
+    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
+        """learn2learn's own wrapper of this algorithm around the network; None where learn2learn has none.
+
+        It is what `model.engine: learn2learn` runs, and what the other engines are held against. Its parameters must be
+        the network's and this algorithm's, the very tensors.
+
+        Args:
+            package: `learn2learn`, imported.
+            network: the network.
+        """
+        return None

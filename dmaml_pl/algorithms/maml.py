@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import nn
 
-from dmaml_pl import _learn2learn
 from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.checks import require_positive
 
 
-class MAMLRule(Algorithm):
+class MAML(Algorithm):
     """The inner loop w' = w - inner_lr * dL(support; w)/dw, repeated, starting from the meta-weights.
 
     Args:
@@ -24,17 +26,16 @@ class MAMLRule(Algorithm):
 
     def __init__(self, inner_lr: float = 0.01, inner_steps: int = 1, first_order: bool = False) -> None:
         super().__init__(inner_steps)
-        require_positive(**{"model.inner_lr": inner_lr})
+        require_positive(**{"model.algorithm.inner_lr": inner_lr, "model.algorithm.inner_steps": inner_steps})
         self.inner_lr = inner_lr
         self.first_order = first_order
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """`learn2learn.algorithms.MAML` around the network; frozen and unused weights are left as they are."""
-        learner: nn.Module = _learn2learn.load().algorithms.MAML(
+    def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
+        """Every weight w becomes w - inner_lr * g."""
+        return {name: torch.sub(fast[name], g, alpha=self.inner_lr) for name, g in gradients.items()}
+
+    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
+        """`learn2learn.algorithms.MAML`; frozen and unused weights are left as they are."""
+        return package.algorithms.MAML(
             network, lr=self.inner_lr, first_order=self.first_order, allow_nograd=True, allow_unused=True
         )
-        return learner
-
-    def update(self, weights: Weights, gradients: Weights) -> Weights:
-        """Every weight w becomes w - inner_lr * g."""
-        return {name: torch.sub(w, gradients[name], alpha=self.inner_lr) for name, w in weights.items()}

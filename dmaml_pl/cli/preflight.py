@@ -13,12 +13,12 @@ from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
-from dmaml_pl.modules import FewShotModule
+from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 
 
 def check_before(
-    stage: str, trainer: pl.Trainer, module: FewShotModule, data: TaskDataModule, *, meta_test: bool
+    stage: str, trainer: pl.Trainer, module: MetaLearning, data: TaskDataModule, *, meta_test: bool
 ) -> None:
     """Make every check that needs no worker.
 
@@ -85,7 +85,7 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
         )
 
 
-def _check_checkpoints(trainer: pl.Trainer, module: FewShotModule) -> None:
+def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
     """Check what would be found at the first validation only."""
     objective = module.objective
     better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}

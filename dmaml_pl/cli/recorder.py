@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning.cli import SaveConfigCallback
 
 from dmaml_pl.checkpoints import CONFIG_KEY
-from dmaml_pl.modules import FewShotModule
+from dmaml_pl.modules import MetaLearning
 from dmaml_pl.tracking import MLflowTracker
 
 RUN_ID_KEY = "mlflow_run_id"
@@ -34,7 +34,7 @@ class ConfigRecorder(SaveConfigCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep what `model.engine: auto` came to."""
-        if isinstance(pl_module, FewShotModule):
+        if isinstance(pl_module, MetaLearning):
             for tracker in trackers(trainer):
                 tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
 

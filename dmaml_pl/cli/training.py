@@ -26,7 +26,7 @@ from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.clusters import Launch
 from dmaml_pl.launching.signals import raised_at_sigterm
-from dmaml_pl.modules import FewShotModule
+from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking import MLflowTracker
@@ -55,7 +55,7 @@ class DmamlCLI(LightningCLI):
     """
 
     trainer: pl.Trainer
-    model: FewShotModule
+    model: MetaLearning
     datamodule: TaskDataModule
 
     def __init__(self, prepared: threading.Event, parsed: Callable[[], object] = lambda: None) -> None:
@@ -65,7 +65,7 @@ class DmamlCLI(LightningCLI):
         # Lets `${data.init_args.ways}` be written in a config although the parser nests it under the subcommand.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
-            model_class=FewShotModule,
+            model_class=MetaLearning,
             datamodule_class=TaskDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

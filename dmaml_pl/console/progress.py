@@ -144,7 +144,7 @@ class RunProgress(ProgressBar):
             self._open(what, total, unit="task")
         self._judged = min(self._judged + batch.tasks * trainer.world_size, int(min(total, 2**62)))
         if self._meter is not None and self._meter.wants():
-            value = module.judged_so_far()
+            value = module.metric_so_far()
             text = what if value is None else f"{what}, {module.objective.metric} {value:.3f}"
             self._meter.show(self._judged, text, self._judged)
 

@@ -1,20 +1,19 @@
 """How a meta-batch is executed."""
 
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
-from dmaml_pl.engines.choose import AutoEngine, engine_named
+from dmaml_pl.engines.choose import EngineChoice
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 
 __all__ = [
     "AdaptationCurve",
-    "AutoEngine",
     "Backward",
     "Engine",
+    "EngineChoice",
     "EngineName",
     "Learn2LearnEngine",
     "MetaOutcome",
     "PerTaskEngine",
     "VectorizedEngine",
-    "engine_named",
 ]

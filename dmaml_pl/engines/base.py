@@ -6,17 +6,21 @@ Legend: T tasks, Q query samples, I adaptation steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from dmaml_pl.algorithms.base import Learner
-from dmaml_pl.tasks import TaskBatch
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.learner import MetaLearner
+from dmaml_pl.tasks import Samples, TaskBatch
 
 EngineName = Literal["auto", "learn2learn", "per_task", "vectorized"]
 
 Backward = Callable[[Tensor], object]
 """Differentiates a loss, as `Tensor.backward` and `LightningModule.manual_backward` do."""
+
+Of = Literal["loss", "constraint"]
+"""What a meta-gradient is of: the algorithm's outcome, or the objective's constraint on the query sets."""
 
 
 class MetaOutcome(NamedTuple):
@@ -34,44 +38,58 @@ class AdaptationCurve(NamedTuple):
 
 
 class Engine(Protocol):
-    """Executes meta-batches. All engines compute the same; they differ in how fast, and for which networks.
+    """Executes meta-batches. All engines compute the same; they differ in how fast, and for which networks."""
 
-    An engine is made for an algorithm, the inner loop, and an objective, by which tasks are adapted to and judged.
-    """
-
-    def name(self, learner: Learner) -> str:
-        """Name of the engine that a learner's meta-batches are executed by, where the learner's weights are now."""
+    @property
+    def name(self) -> str:
+        """Name of the engine, as shown."""
         ...
 
-    def check(self, learner: Learner, batch: TaskBatch) -> None:
-        """Try what could fail for a network, on one task of `batch`.
-
-        Raises:
-            ConfigError: this engine cannot execute this network; names `model.engine`.
-        """
+    def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
+        """Why this engine cannot execute a learner, found by trying one task of `batch`; None if it can."""
         ...
 
-    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
-        """Add the meta-gradient, the gradient of the mean query loss after adaptation, to the parameters' `.grad`.
+    def meta_gradient(
+        self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
+    ) -> MetaOutcome:
+        """Add the meta-gradient to the parameters' `.grad`; it is that of the mean over the tasks.
 
         Args:
-            learner: the wrapped network.
+            learner: network and algorithm.
             batch: the meta-batch.
             backward: differentiates the loss.
+            of: what is differentiated.
         """
         ...
 
-    def threads(self, learner: Learner, batch: TaskBatch) -> int | None:
+    def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
         """Threads with which meta-gradients of such a batch, and all that surrounds them, are fastest; None: all.
 
         Compiles what is to be compiled.
         """
         ...
 
-    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
+    def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
+        """Evaluate every task before adaptation and after each step of it; leaves no gradients behind."""
         ...
 
-    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
+    def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
         ...
+
+    def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
+        """The networks adapted to support sets, one a step: from inputs (T, B, ...) to outputs; see `Act`."""
+        ...
+
+
+def check(engine: Engine, learner: MetaLearner, batch: TaskBatch) -> None:
+    """Try what could fail, on one task of `batch`.
+
+    Raises:
+        ConfigError: the engine cannot execute this network or algorithm.
+    """
+    refusal = engine.refusal(learner, batch)
+    if refusal is not None:
+        name = engine.name.split()[-1]
+        others = "auto" if name == "learn2learn" else "learn2learn or auto"
+        raise ConfigError(f"model.engine is {name}, but {refusal}: set model.engine to {others}.")

@@ -1,4 +1,4 @@
-"""Which engine is faster: chosen by the network, and by where its weights are."""
+"""Which engine executes a learner: the one asked for, or the fastest that can, by the network and where it is."""
 
 from __future__ import annotations
 
@@ -7,143 +7,133 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from dmaml_pl.algorithms.base import Algorithm, Learner
 from dmaml_pl.checks import require_positive
-from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, EngineName, MetaOutcome
+from dmaml_pl.engines.base import Engine, EngineName, check
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 MANY_TASKS, FEW_ELEMENTS = 8, 100_000
 """From so many tasks on, and up to so many elements of a task's largest feature maps, convolutions of all tasks at once
-judge faster on CPUs: 1.6 times as fast with 80,000, equally with 160,000, and a third as fast with 940,000."""
+are evaluated faster on CPUs: 1.6 times as fast with 80,000, equally with 160,000, and a third as fast with 940,000."""
 
 
-def engine_named(
-    name: EngineName,
-    algorithm: Algorithm,
-    objective: Objective,
-    *,
-    compiled: bool = False,
-    task_chunk: int | None = None,
-) -> Engine:
-    """The engine of that name.
+class EngineChoice:
+    """Chooses an engine for learners, tries it on them once, and remembers.
+
+    With "auto" it is the fastest engine that can run the network where it is. On CPUs a convolution with other weights
+    for every task is slower than one task's after another, so networks with convolutions are executed per task there;
+    all others vectorized. What one cannot run is left to the next, learn2learn the last.
 
     Args:
         name: the value of `model.engine`.
-        algorithm: the inner loop.
-        objective: the loss and the metric.
-        compiled: compile the meta-gradient where the engine is the vectorized one.
+        objective: the losses and the metric.
+        compiled: compile the meta-gradient where the vectorized engine is chosen.
         task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
 
     Raises:
-        ConfigError: there is no engine of that name, or it cannot execute the algorithm, or cannot be compiled;
-            `task_chunk` is not greater than zero.
-    """
-    if task_chunk is not None:
-        require_positive(**{"model.task_chunk": task_chunk})
-    if compiled and name in ("learn2learn", "per_task"):
-        raise ConfigError(f"model.compile is true, but model.engine is {name}: set it to vectorized or auto.")
-    if name == "learn2learn":
-        return Learn2LearnEngine(algorithm, objective)
-    if name == "per_task":
-        return PerTaskEngine(algorithm, objective, task_chunk=task_chunk)
-    if name == "vectorized":
-        return VectorizedEngine(algorithm, objective, compiled=compiled, task_chunk=task_chunk)
-    if name == "auto":
-        if algorithm.is_functional:
-            return AutoEngine(algorithm, objective, compiled=compiled, task_chunk=task_chunk)
-        return Learn2LearnEngine(algorithm, objective)
-    raise ConfigError(f"model.engine is {name!r}, but must be one of auto, learn2learn, per_task, vectorized.")
-
-
-class AutoEngine:
-    """The faster engine that can run the network where it is; see `Engine` for what the methods promise.
-
-    On CPUs a convolution with other weights for every task is slower than one task's after another, so networks with
-    convolutions are executed per task there; all others vectorized. What the engine that is chosen cannot run is left
-    to learn2learn.
-
-    Args:
-        algorithm: the inner loop, which has a functional form.
-        objective: the loss and the metric.
-        compiled: compile the meta-gradient where the vectorized engine is chosen.
-        task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
+        ConfigError: there is no engine of that name, it cannot be compiled, or `task_chunk` is not greater than zero.
     """
 
     def __init__(
-        self, algorithm: Algorithm, objective: Objective, *, compiled: bool = False, task_chunk: int | None = None
+        self, name: EngineName, objective: Objective, *, compiled: bool = False, task_chunk: int | None = None
     ) -> None:
-        self._reference = Learn2LearnEngine(algorithm, objective)
-        self._per_task = PerTaskEngine(algorithm, objective, task_chunk=task_chunk)
-        self._vectorized = VectorizedEngine(algorithm, objective, compiled=compiled, task_chunk=task_chunk)
+        if task_chunk is not None:
+            require_positive(**{"model.task_chunk": task_chunk})
+        if compiled and name in ("learn2learn", "per_task"):
+            raise ConfigError(f"model.compile is true, but model.engine is {name}: set it to vectorized or auto.")
+        self._engines: dict[str, Engine] = {
+            "learn2learn": Learn2LearnEngine(objective),
+            "per_task": PerTaskEngine(objective, task_chunk=task_chunk),
+            "vectorized": VectorizedEngine(objective, compiled=compiled, task_chunk=task_chunk),
+        }
+        if name != "auto" and name not in self._engines:
+            raise ConfigError(f"model.engine is {name!r}, but must be one of auto, {', '.join(sorted(self._engines))}.")
         self._settings: dict[str, Any] = {"compiled": compiled, "task_chunk": task_chunk}
-        self._chosen: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()
+        self._asked, self._objective = name, objective
+        self._chosen: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], Engine]] = WeakKeyDictionary()
+        self._all_at_once: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
         self._said: set[str] = set()
-        self._small: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, also in another process, chooses for itself."""
-        return partial(type(self), **self._settings), (self._reference.algorithm, self._reference.objective)
+        return partial(type(self), **self._settings), (self._asked, self._objective)
 
-    def name(self, learner: Learner) -> str:
-        """The present choice."""
-        return self._choice(learner).name(learner)
+    def name(self, learner: MetaLearner) -> str:
+        """The engine of a learner, as far as it is known: chosen already, or to be tried first."""
+        chosen = self._chosen.get(learner, {})
+        found = [engine for (device, _), engine in chosen.items() if device == _device_of(learner)]
+        return (found[-1] if found else self._engines[self._candidates(learner)[0]]).name
 
-    def check(self, learner: Learner, batch: TaskBatch) -> None:
-        """Try the network; one that the choice cannot run is left to learn2learn, which is said once."""
-        choice = self._choice(learner)
-        if isinstance(choice, (PerTaskEngine, VectorizedEngine)):
-            refusal = choice.refusal(learner, batch)
-            if refusal is not None:
-                self._chosen[learner.module] = dict.fromkeys(self._chosen[learner.module], self._reference)
-                if refusal not in self._said:
-                    rank_zero_info(f"model.engine is learn2learn: {refusal}.")
-                self._said.add(refusal)
+    def for_training(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
+        """The engine of meta-gradients; tried on one task of `batch` once in training and once in evaluation mode.
 
-    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
-        """As the engine that is chosen does."""
-        return self._checked(learner, batch).meta_gradient(learner, batch, backward)
+        Raises:
+            ConfigError: the engine asked for cannot execute the learner, or none can; names `model.engine`.
+        """
+        chosen = self._chosen.setdefault(learner, {})
+        key = _device_of(learner), learner.network.training
+        if key not in chosen:
+            chosen[key] = self._first_that_can(learner, batch)
+        return chosen[key]
 
-    def threads(self, learner: Learner, batch: TaskBatch) -> int | None:
-        """As for the engine that is chosen."""
-        return self._checked(learner, batch).threads(learner, batch)
+    def for_evaluation(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
+        """The engine that evaluates a batch, which may be another one than trains.
 
-    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """As the engine that is chosen does."""
-        return self._judge(learner, batch).adaptation_curve(learner, batch, steps)
-
-    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
-        """As the engine that is chosen does."""
-        return self._judge(learner, batch).predict(learner, batch, steps)
-
-    def _checked(self, learner: Learner, batch: TaskBatch) -> Engine:
-        self.check(learner, batch)
-        return self._choice(learner)
-
-    def _judge(self, learner: Learner, batch: TaskBatch) -> Engine:
-        """The engine that judges a batch, which may be another one than trains."""
-        engine = self._checked(learner, batch)
-        if engine is self._per_task and batch.tasks >= MANY_TASKS:
-            network = learner.module
-            if network not in self._small:
-                small = self._per_task.widest(learner, batch) <= FEW_ELEMENTS
-                self._small[network] = small and self._vectorized.refusal(learner, batch) is None
-            if self._small[network]:
-                return self._vectorized
+        Raises:
+            ConfigError: as for training.
+        """
+        engine = self.for_training(learner, batch)
+        if self._asked == "auto" and isinstance(engine, PerTaskEngine) and batch.tasks >= MANY_TASKS:
+            vectorized = self._engines["vectorized"]
+            if learner not in self._all_at_once:
+                small = engine.widest(learner, batch) <= FEW_ELEMENTS
+                self._all_at_once[learner] = small and vectorized.refusal(learner, batch) is None
+            if self._all_at_once[learner]:
+                return vectorized
         return engine
 
-    def _choice(self, learner: Learner) -> Engine:
-        network = learner.module
-        device = next((p.device.type for p in network.parameters()), "cpu")
-        chosen = self._chosen.setdefault(network, {})
-        if device not in chosen:
-            slow = device == "cpu" and any(isinstance(layer, _ConvNd) for layer in network.modules())
-            chosen[device] = self._per_task if slow else self._vectorized
-        return chosen[device]
+    def for_acting(self, learner: MetaLearner) -> Engine:
+        """The engine that makes samples; where there are none yet to try the learner on, the one to be tried first."""
+        chosen = self._chosen.get(learner, {}).get((_device_of(learner), learner.network.training))
+        return chosen or self._engines[self._candidates(learner)[0]]
+
+    def _candidates(self, learner: MetaLearner) -> list[str]:
+        if self._asked != "auto":
+            return [self._asked]
+        convolves = any(isinstance(layer, _ConvNd) for layer in learner.network.modules())
+        first = ["per_task"] if convolves and _device_of(learner) == "cpu" else ["vectorized", "per_task"]
+        return [*first, "learn2learn"]
+
+    def _first_that_can(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
+        *others, last = self._candidates(learner)
+        refusals: list[str] = []
+        for name in others:
+            refusal = self._engines[name].refusal(learner, batch)
+            if refusal is None:
+                self._say(name, refusals)
+                return self._engines[name]
+            refusals.append(refusal)
+        engine = self._engines[last]
+        if not others:
+            check(engine, learner, batch)
+        elif engine.refusal(learner, batch) is not None:
+            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-1]}.")
+        self._say(last, refusals)
+        return engine
+
+    def _say(self, name: str, refusals: list[str]) -> None:
+        if refusals and refusals[0] not in self._said:
+            rank_zero_info(f"model.engine is {name}: {refusals[0]}.")
+            self._said.add(refusals[0])
+
+
+def _device_of(learner: MetaLearner) -> str:
+    return next((p.device.type for p in learner.network.parameters()), "cpu")

@@ -24,8 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines.base import Backward
+from dmaml_pl.engines.loop import Evaluated, learned
 from dmaml_pl.engines.products import merge_products
 from dmaml_pl.engines.threads import limited_threads
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.tasks import TaskBatch
 
 MAX_GRAPHS = 2
@@ -43,8 +45,8 @@ CALLS_TO_A_REPLAY = 3
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
-Outcome = Callable[[Weights, Weights, TaskBatch], tuple[Tensor, Tensor]]
-"""Of parameters, buffers and a meta-batch: mean query loss, differentiable, and mean metric."""
+Evaluate = Callable[[MetaLearner, Weights, Weights, TaskBatch], Evaluated]
+"""Of a learner, meta-weights, buffers and a meta-batch: what became of each task."""
 
 
 class MetaGradient(NamedTuple):
@@ -69,7 +71,7 @@ class _Graph(NamedTuple):
     """A compiled meta-gradient.
 
     Attributes:
-        run: from the values of parameters, buffers and tasks to loss, metric and gradients.
+        run: from the values of meta-weights, buffers and tasks to loss, metric and gradients.
         learned: numbers of the parameters that these are of.
         apart: as of `MetaGradient`.
         is_small: it has so little to do that one thread is enough.
@@ -87,16 +89,15 @@ class Compiler:
     def __init__(self) -> None:
         self._graphs: WeakKeyDictionary[nn.Module, dict[Any, _Graph | None]] = WeakKeyDictionary()
 
-    def meta_gradient(self, network: nn.Module, batch: TaskBatch, outcome: Outcome) -> MetaGradient | None:
+    def meta_gradient(self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate) -> MetaGradient | None:
         """The meta-gradient, by a compiled graph; None where there is none and none can be made, which is said once.
 
         Args:
-            network: the network, whose parameters and buffers are read.
+            learner: whose meta-weights and buffers are read.
             batch: the meta-batch.
-            outcome: what is differentiated, the same at every call.
+            evaluate: what is differentiated, the same at every call.
         """
-        parameters = list(network.parameters())
-        values, lower, graph = self._find(network, parameters, batch, outcome)
+        values, lower, graph = self._find(learner, batch, evaluate)
         if graph is None:
             return None
         # The conversions of autocast are in the graph already.
@@ -106,50 +107,50 @@ class Compiler:
             nullcontext() if lower is None else torch.autocast(values[0].device.type, enabled=False),
         ):
             loss, metric, *gradients = graph.run(*values)
-        return MetaGradient(loss, metric, [parameters[number] for number in graph.learned], gradients, graph.apart)
+        return MetaGradient(loss, metric, [values[number] for number in graph.learned], gradients, graph.apart)
 
-    def is_small(self, network: nn.Module, batch: TaskBatch, outcome: Outcome) -> bool:
+    def is_small(self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate) -> bool:
         """Whether there is a graph, and one thread is enough for it and what surrounds it; compiles."""
-        graph = self._find(network, list(network.parameters()), batch, outcome)[2]
+        graph = self._find(learner, batch, evaluate)[2]
         return graph is not None and graph.is_small
 
     def _find(
-        self, network: nn.Module, parameters: list[nn.Parameter], batch: TaskBatch, outcome: Outcome
+        self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate
     ) -> tuple[list[Tensor], torch.dtype | None, _Graph | None]:
         """The values that a graph takes, the type of autocast if it is on, and the graph; compiled where it is new."""
-        values = [*parameters, *network.buffers(), batch.support_x, batch.support_y, batch.query_x, batch.query_y]
+        tasks = batch._replace(numbers=None)
+        values = [*learner.meta().values(), *learner.network.buffers(), *tasks.tensors()]
         # All that the compiled graph takes for granted; nothing checks it again.
         device = values[0].device.type
         lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (
             lower,
             *((v.shape, v.stride(), v.dtype, v.device, v.requires_grad) for v in values),
-            *(module.training for module in network.modules()),
+            *(module.training for module in learner.modules()),
         )
-        graphs = self._graphs.setdefault(network, {})
+        graphs = self._graphs.setdefault(learner, {})
         if key not in graphs:
             full = len(graphs) >= MAX_GRAPHS
-            graphs[key] = None if full else _compile(network, values, outcome)
+            graphs[key] = None if full else _compile(learner, values, tasks, evaluate)
         return values, lower, graphs[key]
 
 
-def _compile(network: nn.Module, values: list[Tensor], outcome: Outcome) -> _Graph | None:
-    """A graph from the values of parameters, buffers and tasks to loss, metric and gradients; None if that failed."""
-    parameters, buffers = (list(dict(named)) for named in (network.named_parameters(), network.named_buffers()))
-    learned = [number for number in range(len(parameters)) if values[number].requires_grad]
+def _compile(learner: MetaLearner, values: list[Tensor], tasks: TaskBatch, evaluate: Evaluate) -> _Graph | None:
+    """A graph from the values of meta-weights, buffers and tasks to loss, metric, gradients; None if that failed."""
+    names, buffers = list(learner.meta()), [name for name, _ in learner.network.named_buffers()]
+    wanted = learned(learner.meta())
     used: list[int] = []
 
     def meta_gradient(*values: Tensor) -> tuple[Tensor, ...]:
-        weights = {
-            name: value.detach().requires_grad_(number in learned)
-            for number, (name, value) in enumerate(zip(parameters, values, strict=False))
+        meta = {name: value.detach().requires_grad_(name in wanted) for name, value in zip(names, values, strict=False)}
+        constants = dict(zip(buffers, values[len(names) :], strict=False))
+        outcome = evaluate(learner, meta, constants, tasks.with_tensors(values[len(names) + len(buffers) :]))
+        found = torch.autograd.grad(outcome.differentiate.mean(), [meta[name] for name in wanted], allow_unused=True)
+        gradients = {
+            names.index(name): gradient for name, gradient in zip(wanted, found, strict=True) if gradient is not None
         }
-        constants = dict(zip(buffers, values[len(weights) :], strict=False))
-        loss, metric = outcome(weights, constants, TaskBatch(*values[len(weights) + len(buffers) :]))
-        found = torch.autograd.grad(loss, [weights[parameters[number]] for number in learned], allow_unused=True)
-        gradients = {number: gradient for number, gradient in zip(learned, found, strict=True) if gradient is not None}
         used[:] = gradients
-        return loss.detach(), metric, *gradients.values()
+        return outcome.loss.mean().detach(), outcome.metric.mean(), *gradients.values()
 
     rank_zero_info("Compiling the meta-gradient ...")
     _keep_on_disk()

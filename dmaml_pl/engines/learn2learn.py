@@ -1,90 +1,118 @@
-"""The reference engine: learn2learn's own wrappers, one task after another. Works for any network.
+"""The reference engine: learn2learn's own wrappers around the network, one task after another.
 
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dmaml_pl.algorithms.base import Algorithm, Learner
-from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome
+from dmaml_pl import _learn2learn
+from dmaml_pl.engines import trial
+from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome, Of
+from dmaml_pl.engines.per_task import one_by_one
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
-from dmaml_pl.tasks import TaskBatch
+from dmaml_pl.tasks import Samples, TaskBatch
 
 
 class Learn2LearnEngine:
     """Adapts the tasks of a meta-batch one by one; see `Engine` for what the methods promise.
 
     Args:
-        algorithm: the inner loop.
-        objective: the loss and the metric.
+        objective: the losses and the metric.
     """
 
-    def __init__(self, algorithm: Algorithm, objective: Objective) -> None:
-        self.algorithm = algorithm
+    name = "learn2learn"
+
+    def __init__(self, objective: Objective) -> None:
         self.objective = objective
 
-    def name(self, learner: Learner) -> str:
-        """Always itself."""
-        return "learn2learn"
+    def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
+        """Any network will do that does not go round its weights, and any algorithm that learn2learn has."""
+        if self._wrapped(learner) is None:
+            return f"learn2learn has no {type(learner.algorithm).__name__}"
+        if len(batch.support) > 1 or any(isinstance(samples.y, dict) for samples in (*batch.support, batch.query)):
+            return "learn2learn takes one support set, whose targets are one tensor"
+        try:
+            with trial.trial(learner.network, batch) as task:
+                written = trial.written_buffer(learner.network, task)
+                return None if written else trial.strangeness(learner.network, self.objective, task, one_by_one)
+        except RuntimeError:  # no function of its weights, such as a ScriptModule, of which learn2learn makes copies
+            return None
 
-    def check(self, learner: Learner, batch: TaskBatch) -> None:
-        """Nothing to try: any network will do."""
-
-    def meta_gradient(self, learner: Learner, batch: TaskBatch, backward: Backward = Tensor.backward) -> MetaOutcome:
-        """Add the meta-gradient, the gradient of the mean query loss after adaptation, to the parameters' `.grad`.
+    def meta_gradient(
+        self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
+    ) -> MetaOutcome:
+        """Add the meta-gradient to the parameters' `.grad`.
 
         Each task is differentiated as soon as it is adapted, so that one task's graph is in memory at a time.
         """
         losses, metrics, objective = [], [], self.objective
+        wrapper = self._wrapped(learner)
         for number in range(batch.tasks):
             task = batch.task(number)
-            adapted = learner.clone()
-            for _ in range(self.algorithm.steps):
-                adapted.adapt(objective.loss(adapted(task.support_x), task.support_y))
-            prediction = adapted(task.query_x)
-            loss = objective.loss(prediction, task.query_y)
-            backward(loss / batch.tasks)
+            adapted = wrapper.clone()
+            for _ in range(learner.algorithm.steps):
+                adapted.adapt(objective.support_loss(adapted(task.support_x), task.support_y))
+            output = adapted(task.query_x)
+            loss = objective.query_loss(output, task.query_y)
+            backward((loss if of == "loss" else objective.constraint(output, task.query_y)) / batch.tasks)
             losses.append(loss.detach())
-            metrics.append(objective.measure(prediction.detach(), task.query_y))
+            metrics.append(objective.measure(output.detach(), task.query_y))
         return MetaOutcome(torch.stack(losses).mean(), torch.stack(metrics).mean())
 
-    def threads(self, learner: Learner, batch: TaskBatch) -> None:
+    def threads(self, learner: MetaLearner, batch: TaskBatch) -> None:
         """All."""
 
-    def adaptation_curve(self, learner: Learner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """Judge every task before adaptation and after each step of it; leaves no gradients behind."""
+    def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
+        """Evaluate every task before adaptation and after each step of it; leaves no gradients behind."""
         curves, objective = [], self.objective
         for number in range(batch.tasks):
-            query_y = batch.task(number).query_y
+            y = batch.task(number).query_y
+            outputs = self._outputs(learner, batch.task(number), steps)
             curves.append(
-                [
-                    torch.stack([objective.loss(prediction, query_y), objective.measure(prediction, query_y)])
-                    for prediction in _predictions(learner, batch.task(number), steps, objective)
-                ]
+                [torch.stack([objective.query_loss(output, y), objective.measure(output, y)]) for output in outputs]
             )
         values = torch.stack([torch.stack(curve) for curve in curves])
         return AdaptationCurve(values[..., 0], values[..., 1])
 
-    def predict(self, learner: Learner, batch: TaskBatch, steps: int) -> Tensor:
+    def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
         return torch.stack(
-            [
-                torch.stack(_predictions(learner, batch.task(number), steps, self.objective))
-                for number in range(batch.tasks)
-            ]
+            [torch.stack(self._outputs(learner, batch.task(number), steps)) for number in range(batch.tasks)]
         )
 
+    def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
+        """The networks adapted to support sets, one a step."""
+        wrapper, adapted = self._wrapped(learner), list[Any]()
 
-def _predictions(learner: Learner, task: TaskBatch, steps: int, objective: Objective) -> list[Tensor]:
-    """Query predictions of one task after 0 .. `steps` steps; nothing is meta-learned, so first order is enough."""
-    adapted = learner.clone()
-    predictions = []
-    for step in range(steps + 1):
-        with torch.no_grad():
-            predictions.append(adapted(task.query_x))
-        if step < steps:
-            adapted.adapt(objective.loss(adapted(task.support_x), task.support_y), first_order=True)
-    return predictions
+        def outputs(x: Tensor) -> Tensor:
+            for number in range(len(x) if not adapted else 0):
+                own = wrapper.clone()
+                for support in supports:
+                    task = support.map(lambda tensor, number=number: tensor[number])  # type: ignore[misc]
+                    own.adapt(self.objective.support_loss(own(task.x), task.y), first_order=True)
+                adapted.append(own)
+            with torch.no_grad():
+                return torch.stack([own(samples) for own, samples in zip(adapted, x, strict=True)])
+
+        return outputs
+
+    def _outputs(self, learner: MetaLearner, task: TaskBatch, steps: int) -> list[Tensor]:
+        """Query predictions of one task after 0 .. `steps` steps; nothing is meta-learned: first order is enough."""
+        adapted, found = self._wrapped(learner).clone(), []
+        for step in range(steps + 1):
+            with torch.no_grad():
+                found.append(adapted(task.query_x))
+            if step < steps:
+                loss = self.objective.support_loss(adapted(task.support_x), task.support_y)
+                adapted.adapt(loss, first_order=True)
+        return found
+
+    def _wrapped(self, learner: MetaLearner) -> Any:
+        return learner.algorithm.learn2learn(_learn2learn.load(), learner.network)

@@ -1,59 +1,162 @@
-"""Steps of the inner loop as functions of the weights, which the engines that need no wrapper share.
+"""The one meta-gradient, adaptation curve and prediction, which all engines share; they differ in how tasks are run.
 
-Every tensor has a leading T axis; where tasks are executed one by one, it is of size 1.
-
-Legend: T tasks, S support samples, Q query samples.
+Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.func import vmap
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
-from dmaml_pl.algorithms.base import Algorithm, Weights
+from dmaml_pl.algorithms.base import OWN, Weights
+from dmaml_pl.engines.base import Of
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
+from dmaml_pl.tasks import Samples, TaskBatch
 
-Judge = Callable[[Weights, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of stacked weights, samples and targets: losses (T,) and predictions."""
-
-
-def stacked(parameters: Weights, tasks: int) -> Weights:
-    """Every task's own weights, which are still equal, so that no memory is taken yet."""
-    return {name: p.expand(tasks, *p.shape) for name, p in parameters.items()}
+Each = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes of a function of one task one of T tasks, whose arguments and results have a leading T axis."""
 
 
-def cut(weights: Weights) -> Weights:
-    """The same values without their history."""
-    return {name: w.detach().requires_grad_(w.requires_grad) for name, w in weights.items()}
-
-
-def adapt(algorithm: Algorithm, judge: Judge, weights: Weights, x: Tensor, y: Tensor, *, first_order: bool) -> Weights:
-    """One step of the inner loop of every task; frozen and unused weights are left as they are.
+class NetworkTasks:
+    """The tasks of a meta-batch with a network: what an engine lends to an algorithm; see `algorithms.Tasks`.
 
     Args:
-        algorithm: the inner loop.
-        judge: the support loss, of one task or of many.
-        weights: the tasks' own, (T, ...).
-        x: support samples, (T, S, ...).
-        y: their targets, (T, S, ...).
-        first_order: take the gradients for constants.
+        network: is run as a function, with other weights in the place of its own.
+        buffers: the network's.
+        objective: losses and metric.
+        batch: the tasks' samples.
+        each: how an engine runs many tasks.
     """
-    at = cut(weights) if first_order else weights
-    losses, _ = judge(at, x, y)
-    names = [name for name, w in at.items() if w.requires_grad]
-    found = torch.autograd.grad(
-        losses.sum(), [at[name] for name in names], create_graph=not first_order, allow_unused=True
-    )
-    gradients = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
-    return weights | algorithm.update({name: weights[name] for name in gradients}, gradients)
+
+    def __init__(
+        self, network: nn.Module, buffers: Weights, objective: Objective, batch: TaskBatch, each: Each
+    ) -> None:
+        self.count = batch.tasks
+        self.batch = batch
+        self.objective = objective
+        self._network = network
+        self._buffers = buffers
+        self._each = each
+
+    def expand(self, w: Tensor) -> Tensor:
+        """A meta-weight as every task's own, which are still equal, so that no memory is taken yet."""
+        return w.unsqueeze(0) if self.count == 1 else w.expand(self.count, *w.shape)
+
+    def run(self, meta: Weights, fast: Weights, x: Tensor, part: str | None = None) -> Any:
+        """The network's outputs of inputs (T, B, ...)."""
+        shared = self._shared(meta, fast)
+        return self._each(lambda own, x: self._call(shared | own, x, part))(fast, x)
+
+    def support_loss(self, meta: Weights, fast: Weights, step: int) -> Tensor:
+        """Each task's loss on the support set of a step, (T,)."""
+        return self._losses(self.objective.support_loss, meta, fast, self.batch.support_of(step))[0]
+
+    def query(self, meta: Weights, fast: Weights) -> tuple[Tensor, Any]:
+        """Each task's loss on its query set, (T,), and the network's outputs, (T, Q, ...)."""
+        return self._losses(self.objective.query_loss, meta, fast, self.batch.query)
+
+    def _losses(
+        self, loss: Callable[..., Tensor], meta: Weights, fast: Weights, samples: Samples
+    ) -> tuple[Tensor, Any]:
+        shared = self._shared(meta, fast)
+
+        def of_one_task(own: Weights, x: Tensor, y: Any) -> tuple[Tensor, Any]:
+            output = self._call(shared | own, x)
+            return loss(output, y), output
+
+        found: tuple[Tensor, Any] = self._each(of_one_task)(fast, *samples)
+        return found
+
+    def _shared(self, meta: Weights, fast: Weights) -> Weights:
+        """What all tasks run with: buffers, and the weights that do not adapt."""
+        return self._buffers | {
+            name: weight for name, weight in meta.items() if name not in fast and not name.startswith(OWN)
+        }
+
+    def _call(self, tensors: Weights, x: Tensor, part: str | None = None) -> Any:
+        if part is None:
+            return functional_call(self._network, tensors, (x,))
+        return functional_call(
+            _Part(self._network, part), {f"network.{name}": tensor for name, tensor in tensors.items()}, (x,)
+        )
 
 
-def task_metrics(objective: Objective, losses: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
+class _Part(nn.Module):
+    """A network of which another submodule or method is called."""
+
+    def __init__(self, network: nn.Module, part: str) -> None:
+        super().__init__()
+        self.network = network
+        self.part = part
+
+    def forward(self, x: Tensor) -> Any:
+        """What the part gives."""
+        return getattr(self.network, self.part)(x)
+
+
+class Evaluated(NamedTuple):
+    """What became of each task after adaptation, (T,) each: what is differentiated, the query loss, the metric."""
+
+    differentiate: Tensor
+    loss: Tensor
+    metric: Tensor
+
+
+def evaluate(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, of: Of = "loss") -> Evaluated:
+    """Adapt to the tasks, and evaluate them; the mean of `differentiate` is what the meta-gradient is of."""
+    algorithm, objective = learner.algorithm, tasks.objective
+    path = algorithm.adapt(meta, tasks, algorithm.steps, create_graph=not algorithm.first_order)
+    differentiate, loss, output = algorithm.outer(meta, path, tasks)
+    if of == "constraint":
+        differentiate = vmap(objective.constraint)(output, tasks.batch.query.y)
+    return Evaluated(differentiate, loss, metrics_of(objective, loss, output, tasks.batch.query))
+
+
+def learned(meta: Weights) -> list[str]:
+    """Names of the meta-weights that have a gradient."""
+    return [name for name, weight in meta.items() if weight.requires_grad]
+
+
+def steps_of(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> list[Weights]:
+    """The weights that each task's network runs with after 0 .. `steps` steps; nothing is meta-learned."""
+    meta = detached(meta)
+    path = learner.algorithm.adapt(meta, tasks, steps, create_graph=False)
+    return [learner.algorithm.place(meta, fast, number) for number, fast in enumerate(path)]
+
+
+def walk(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> list[tuple[Tensor, Any]]:
+    """Query losses (T,) and outputs (T, Q, ...) after 0 .. `steps` steps; nothing is meta-learned."""
+    path = steps_of(learner, meta, tasks, steps)
+    with torch.no_grad():
+        return [tasks.query(meta, weights) for weights in path]
+
+
+def curve(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> tuple[Tensor, Tensor]:
+    """Query loss and metric of each task after 0 .. `steps` steps, both (T, I + 1)."""
+    walked = walk(learner, meta, tasks, steps)
+    metrics = [metrics_of(tasks.objective, loss, output, tasks.batch.query) for loss, output in walked]
+    return torch.stack([loss for loss, _ in walked], dim=1), torch.stack(metrics, dim=1).to(walked[0][0].dtype)
+
+
+def predictions(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> Tensor:
+    """Query predictions after 0 .. `steps` steps, (T, I + 1, Q, ...)."""
+    return torch.stack([output for _, output in walk(learner, meta, tasks, steps)], dim=1)
+
+
+def detached(weights: Weights) -> Weights:
+    """The same values without their history."""
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def metrics_of(objective: Objective, losses: Tensor, outputs: Any, query: Samples) -> Tensor:
     """The metric of each task, (T,)."""
-    if objective.measure is objective.loss:
+    if objective.shows_its_loss:
         return losses.detach()
-    metrics: Tensor = vmap(objective.measure)(predictions.detach(), targets)
+    with torch.no_grad():
+        metrics: Tensor = vmap(objective.measure)(outputs, query.y)
     return metrics

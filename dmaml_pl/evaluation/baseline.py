@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl.algorithms import MAMLRule
-from dmaml_pl.engines import Engine, engine_named
+from dmaml_pl.algorithms import MAML
+from dmaml_pl.engines import EngineChoice
+from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import LabelledSource, TaskBatch, derive_seed, derive_seeds
 
@@ -53,16 +54,16 @@ class Baseline:
     """A network trained without meta-learning, ready to be fine-tuned.
 
     Attributes:
-        learner: its wrapper.
-        engine: fine-tunes and evaluates it.
+        learner: it, and its fine-tuning.
+        engine: chooses what executes them.
         step_size: of the fine-tuning, chosen on validation tasks.
         steps: of its training.
         samples: that it saw.
         classes: that it was trained to tell apart; None for a regression.
     """
 
-    learner: Any
-    engine: Engine
+    learner: MetaLearner
+    engine: EngineChoice
     step_size: float
     steps: int
     samples: int
@@ -153,7 +154,7 @@ class BaselineTraining:
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
             for step in range(steps):
                 x, y = (_like(tensor.to(device), parameters[0]) for tensor in self._sample(step))
-                loss = self._objective.loss(trained(x), y)
+                loss = self._objective.query_loss(trained(x), y)
                 optimizer.zero_grad(set_to_none=False)
                 loss.backward()
                 self._average(parameters)
@@ -182,7 +183,8 @@ class BaselineTraining:
             tasks = tasks.map(lambda tensor: _like(tensor, weight).clone())
             for step_size in STEP_SIZES[self._worker :: self._workers]:
                 learner, engine = _fine_tuned_by(step_size, trained, self._objective, adaptation_steps)
-                curve = engine.adaptation_curve(learner, tasks, adaptation_steps).metric
+                executing = engine.for_evaluation(learner, tasks)
+                curve = executing.adaptation_curve(learner, tasks, adaptation_steps).metric
                 value = float(curve[:, 1:].mean()) * (1 if self._objective.better == "max" else -1)
                 values[step_size] = value if math.isfinite(value) else -math.inf
         gather = getattr(self._strategy, "gather", None)
@@ -212,9 +214,9 @@ def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
 
 def _fine_tuned_by(
     step_size: float, network: nn.Module, objective: Objective, adaptation_steps: int
-) -> tuple[Any, Engine]:
-    rule = MAMLRule(inner_lr=step_size, inner_steps=adaptation_steps, first_order=True)
-    return rule.wrap(network), engine_named("auto", rule, objective)
+) -> tuple[MetaLearner, EngineChoice]:
+    fine_tuning = MAML(inner_lr=step_size, inner_steps=adaptation_steps, first_order=True)
+    return MetaLearner(network, fine_tuning), EngineChoice("auto", objective)
 
 
 def _like(tensor: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""LightningModules: supervised few-shot learning."""
+"""The LightningModule of meta-learning."""
 
-from dmaml_pl.modules.maml import MAML
-from dmaml_pl.modules.meta_learning import FewShotModule
+from dmaml_pl.modules.meta_learning import MetaLearning
 
-__all__ = ["MAML", "FewShotModule"]
+__all__ = ["MetaLearning"]

@@ -7,19 +7,44 @@ run is a few rows and not H; each worker's own are averaged over the run. Every 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dmaml_pl.evaluation.curves import TaskScores, half_width, join
+from dmaml_pl.objectives import Objective
 from dmaml_pl.runs import RunReport
 
-if TYPE_CHECKING:
-    from dmaml_pl.modules.meta_learning import FewShotModule
+
+class LoggedModule(Protocol):
+    """What is read of a module to log its runs and evaluations."""
+
+    runs_done: int
+    tasks_seen: int
+    objective: Objective
+
+    @property
+    def trainer(self) -> Any:
+        """Lightning's."""
+
+    @property
+    def algorithm(self) -> Any:
+        """The inner loop."""
+
+    @property
+    def meta_iterations(self) -> int:
+        """Meta-iterations behind the present weights."""
+
+    @property
+    def loggers(self) -> Any:
+        """Lightning's."""
+
+    def log_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's."""
 
 
-def log_run(module: FewShotModule, report: RunReport) -> None:
+def log_run(module: LoggedModule, report: RunReport) -> None:
     """Log a merged run: `train/...` per meta-iteration, each worker's own mean, and the merge; a call for each step."""
     trainer = module.trainer
     end = report.get("end", trainer.global_step)
@@ -44,7 +69,7 @@ def log_run(module: FewShotModule, report: RunReport) -> None:
         _log(module, metrics, step)
 
 
-def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores], whose: str = "") -> None:
+def log_evaluation(module: LoggedModule, stage: str, scores: list[TaskScores], whose: str = "") -> None:
     """Log validation or test: the mean after each adaptation step; of the trained network also for callbacks.
 
     Args:
@@ -64,9 +89,9 @@ def log_evaluation(module: FewShotModule, stage: str, scores: list[TaskScores], 
     _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.meta_iterations)
 
 
-def _windows(module: FewShotModule, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
+def _windows(module: LoggedModule, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
     """Last steps and means of windows of a run's (H,) figures; they lie on multiples of `log_every_n_steps`."""
-    every = max(int(module.trainer.log_every_n_steps), 1)  # type: ignore[attr-defined]  # Lightning declares it nowhere
+    every = max(int(module.trainer.log_every_n_steps), 1)
     steps = torch.arange(end - len(values) + 1, end + 1)
     windows = (steps - 1) // every
     for window in windows.unique():
@@ -74,11 +99,11 @@ def _windows(module: FewShotModule, values: Tensor, end: int) -> Iterator[tuple[
         yield int(steps[inside][-1]), float(values[inside].mean())
 
 
-def _learning_rate(module: FewShotModule) -> float:
+def _learning_rate(module: LoggedModule) -> float:
     return float(module.trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def _log(module: FewShotModule, metrics: dict[str, float], step: int) -> None:
+def _log(module: LoggedModule, metrics: dict[str, float], step: int) -> None:
     if module.trainer.is_global_zero:
         for logger in module.loggers:
             logger.log_metrics(metrics, step=step)

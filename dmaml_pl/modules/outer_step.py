@@ -1,9 +1,9 @@
-"""What follows a meta-gradient: its clipping, and a step of the meta-optimizer and of its schedule."""
+"""A step of the meta-optimizer and of its schedule, along the meta-gradient that a closure computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import Precision
@@ -13,10 +13,20 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dmaml_pl.engines.base import Of
+
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
-class MetaStep:
+class Closure(Protocol):
+    """PyTorch's own protocol: forgets the gradients, computes them anew, and returns the loss."""
+
+    def __call__(self, of: Of = "loss") -> Tensor:
+        """The loss, or the objective's constraint, with its gradient in the parameters' `.grad`."""
+        ...
+
+
+class OuterStep:
     """Steps the meta-optimizer; made once a run, as Lightning's optimizers change between trainings.
 
     Lightning asks every callback before and after each backward and each step, which takes longer than the
@@ -51,16 +61,30 @@ class MetaStep:
             for parameter in self._parameters:
                 parameter.grad = None
 
-    def step(self) -> None:
-        """Go one step along the parameters' gradients, which Lightning counts as one of `global_step`."""
+    def clip(self) -> None:
+        """Shorten a meta-gradient that is longer than `gradient_clip`."""
         if self._gradient_clip is not None:
             self._module.clip_gradients(self._optimizer, self._gradient_clip, "norm")
+
+    def step(self, loss: Tensor, closure: Closure) -> None:
+        """Make one step, which Lightning counts as one of `global_step`.
+
+        Args:
+            loss: what `closure` has just given, whose gradient is in the parameters' `.grad`: an optimizer that
+                evaluates once, as most do, computes nothing again.
+            closure: for an optimizer that evaluates more often, or the constraint.
+        """
+        first: list[Tensor] = [loss]
+
+        def evaluated(of: Of = "loss") -> Tensor:
+            return first.pop() if first and of == "loss" else closure(of)
+
         if self._is_plain:
             self._optimizer._on_before_step()  # noqa: SLF001 - Lightning's counters
-            self._optimizer.optimizer.step()
+            self._optimizer.optimizer.step(evaluated)
             self._optimizer._on_after_step()  # noqa: SLF001
         else:
-            self._optimizer.step()
+            self._optimizer.step(evaluated)
         if self._advance is not None:
             self._advance()
 

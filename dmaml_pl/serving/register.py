@@ -109,10 +109,8 @@ def _example(task: TaskBatch, scaling: Scaling | None) -> dict[str, np.ndarray]:
     """A request of a task's samples, in the units of the data."""
     if scaling is not None:
         inputs = Scaling(scaling.x_mean, scaling.x_scale, scaling.x_mean, scaling.x_scale)
-        task = task._replace(
-            support_x=inputs.values(task.support_x),
-            support_y=scaling.values(task.support_y),
-            query_x=inputs.values(task.query_x),
+        task = TaskBatch.of(
+            inputs.values(task.support_x), scaling.values(task.support_y), inputs.values(task.query_x), task.query_y
         )
     return {name: getattr(task, name).cpu().numpy() for name in ("support_x", "support_y", "query_x")}
 

@@ -1,0 +1,57 @@
+"""A network with the algorithm that adapts it: what is meta-learned, merged and kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dmaml_pl.algorithms.base import OWN, Algorithm, Weights
+from dmaml_pl.errors import ConfigError
+
+
+class MetaLearner(nn.Module):
+    """Joins a network and an algorithm; its parameters are the meta-weights, the network's first.
+
+    Args:
+        network: from samples (B, ...) to predictions.
+        algorithm: is attached to the network.
+
+    Raises:
+        ConfigError: the network's names cannot be told from the algorithm's, or nothing of it adapts.
+    """
+
+    def __init__(self, network: nn.Module, algorithm: Algorithm) -> None:
+        super().__init__()
+        if any(f"{name}." == OWN for name, _ in network.named_children()):
+            raise ConfigError(
+                f"model.network has a module named {OWN[:-1]}, which is kept for the parameters of model.algorithm: "
+                "give it another name."
+            )
+        algorithm.attach(network)
+        self.network = network
+        self.algorithm = algorithm
+        self.register_load_state_dict_pre_hook(_names_of_today)  # type: ignore[no-untyped-call]  # PyTorch's to type
+
+    def forward(self, x: Tensor) -> Any:
+        """The unadapted network's predictions (B, ...) of samples (B, ...)."""
+        return self.network(x)
+
+    def meta(self) -> Weights:
+        """All meta-learned tensors by name, the very ones: parameters of the network, and what the algorithm owns."""
+        own = [*self.algorithm.named_parameters(), *self.algorithm.named_buffers()]
+        return dict(self.network.named_parameters()) | {f"{OWN}{name}": tensor for name, tensor in own}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """What a meta-optimizer takes: one group, and one for the algorithm's parameters if their rate is another."""
+        own = list(self.algorithm.parameters())
+        if self.algorithm.meta_lr is None or not own:
+            return [{"params": [*self.network.parameters(), *own]}]
+        return [{"params": list(self.network.parameters())}, {"params": own, "lr": self.algorithm.meta_lr}]
+
+
+def _names_of_today(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let checkpoints of version 0.1 load, in which the network stood inside learn2learn's wrapper."""
+    before = f"{prefix}module."
+    for name in [name for name in state if name.startswith(before)]:
+        state[f"{prefix}network.{name.removeprefix(before)}"] = state.pop(name)

@@ -1,0 +1,161 @@
+"""How a module evaluates: validation, meta-test and prediction.
+
+Legend: T tasks, Q query samples, I adaptation steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from dmaml_pl.algorithms.base import Algorithm
+from dmaml_pl.engines import EngineChoice
+from dmaml_pl.evaluation.baseline import Baseline
+from dmaml_pl.evaluation.curves import BASELINE, NETWORKS, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
+from dmaml_pl.learner import MetaLearner
+from dmaml_pl.modules.metrics import log_evaluation
+from dmaml_pl.objectives import Objective
+from dmaml_pl.runs import RunStrategy, strategy_of_runs
+from dmaml_pl.tasks import Samples, TaskBatch
+
+
+class EvaluatedModule(pl.LightningModule):
+    """The part of `MetaLearning` that evaluates.
+
+    Attributes:
+        learner: network and algorithm.
+        engine: chooses what executes them.
+        objective: the losses and the metric.
+        evaluation_steps: I, adaptation steps up to which tasks are evaluated.
+        meta_test: what the last meta-test found.
+        baseline: a network trained without meta-learning for the meta-test to compare with; `MetaTestReport` sets it.
+    """
+
+    learner: MetaLearner
+    engine: EngineChoice
+    objective: Objective
+    evaluation_steps: int
+    runs_done: int
+    tasks_seen: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta_test: MetaTest | None = None
+        self.baseline: Baseline | None = None
+        self._untrained: tuple[MetaLearner, ...] = ()
+        self._scores: list[TaskScores] = []
+        self._loaded_step: int | None = None
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The inner loop."""
+        return self.learner.algorithm
+
+    @property
+    def untrained(self) -> MetaLearner:
+        """The learner with the weights before training, from the start of any trainer function on."""
+        return self._untrained[0].to(self.device)
+
+    @property
+    def meta_iterations(self) -> int:
+        """Meta-iterations behind the present weights: of the training under way, else of the checkpoint loaded last."""
+        if self.trainer.state.fn == "fit" or self._loaded_step is None:
+            return self.trainer.global_step
+        return self._loaded_step
+
+    def remember_untrained(self) -> None:
+        """Keep the weights as they are, worker 0's, for the meta-test; once."""
+        if not self._untrained:
+            if self.trainer.world_size > 1:
+                self.learner.load_state_dict(self.trainer.strategy.broadcast(self.learner.state_dict()))
+            self._untrained = (copy.deepcopy(self.learner),)
+
+    def answer_the_outside(self, strategy: RunStrategy | None) -> None:
+        """Called often in long work, so that a signal, or a worker's death, soon ends it.
+
+        Raises:
+            SIGTERMException: this process was asked to end.
+            WorkerLostError: a worker was lost.
+        """
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
+        if strategy is not None:
+            strategy.check_workers()
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to a share of the validation tasks."""
+        self.answer_the_outside(strategy_of_runs(self.trainer))
+        self._scores.append(self._score(self.learner, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Join the workers' shares; log the metric after each adaptation step as `val/...`."""
+        scores = self._gather()
+        if not self.trainer.sanity_checking:
+            log_evaluation(self, "val", scores)
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to a share of the meta-test tasks: the trained, the untrained, and the baseline network."""
+        self._scores.append(self._score(self.learner, batch))
+        self._scores.append(self._score(self.untrained, batch)._replace(network=UNTRAINED))
+        if self.baseline is not None:
+            scores = self._score(self.baseline.learner, batch, self.baseline.engine)
+            self._scores.append(scores._replace(network=BASELINE))
+
+    def on_test_epoch_end(self) -> None:
+        """Join the workers' shares into `meta_test`; log them as `test/...`."""
+        scores = self._gather()
+        for network in NETWORKS:
+            own = [item for item in scores if item.network == network]
+            if own:
+                log_evaluation(self, "test", own, "" if network == TRAINED else f"{network}_")
+        self.meta_test = MetaTest.from_scores(self.objective, scores, self.algorithm.steps)
+
+    def predict_step(self, batch: TaskBatch, batch_idx: int = 0) -> Tensor:
+        """Query predictions of each task before adaptation and after each step of it, (T, I + 1, Q, ...)."""
+        return self._predict(self.learner, batch, self.engine)
+
+    def predictions_from(self, batch: TaskBatch, *, untrained: bool = False, baseline: bool = False) -> Tensor:
+        """As `predict_step`, if asked for by the untrained or the baseline network; `batch` is on any device."""
+        batch = batch.to(self.device)
+        if baseline and self.baseline is not None:
+            return self._predict(self.baseline.learner, batch, self.baseline.engine)
+        return self._predict(self.untrained if untrained else self.learner, batch, self.engine)
+
+    def _predict(self, learner: MetaLearner, batch: TaskBatch, engine: EngineChoice) -> Tensor:
+        with self._adapting(batch) as tasks:
+            return engine.for_evaluation(learner, tasks).predict(learner, tasks, self.evaluation_steps)
+
+    def act(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
+        """How the networks act that are adapted to support sets, one a step; what task sources are given (`Act`)."""
+        return self.engine.for_acting(self.learner).act(self.learner, supports)
+
+    def _score(self, learner: MetaLearner, batch: TaskBatch, engine: EngineChoice | None = None) -> TaskScores:
+        choice = self.engine if engine is None else engine
+        with self._adapting(batch) as tasks:
+            curve = choice.for_evaluation(learner, tasks).adaptation_curve(learner, tasks, self.evaluation_steps)
+        numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
+        return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
+
+    def metric_so_far(self) -> float | None:
+        """Mean metric, after as many steps as in training, of the tasks that this worker has evaluated; None before."""
+        own = [item.metric[:, self.algorithm.steps] for item in self._scores if item.network == TRAINED]
+        return float(torch.cat(own).mean()) if own else None
+
+    def _gather(self) -> list[TaskScores]:
+        strategy, own = strategy_of_runs(self.trainer), self._scores
+        self._scores = []
+        return in_order([own] if strategy is None else strategy.gather(own))
+
+    @contextmanager
+    def _adapting(self, batch: TaskBatch) -> Iterator[TaskBatch]:
+        """Gradients on inside Lightning's `inference_mode`; tensors made inside it must be copied to be trained on."""
+        with torch.inference_mode(False), torch.enable_grad():
+            yield batch.map(Tensor.clone)
+        torch.clear_autocast_cache()

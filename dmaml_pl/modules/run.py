@@ -1,0 +1,210 @@
+"""How a module walks a run: H meta-iterations, each a meta-gradient over a meta-batch and a step of the meta-optimizer.
+
+One Lightning training step is one run, so that callbacks, validation and checkpoints fall on the ends of runs;
+`global_step` counts meta-iterations.
+
+Legend: T tasks, H meta-iterations of a run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dmaml_pl.engines.base import Engine, MetaOutcome, Of
+from dmaml_pl.engines.threads import limited_threads
+from dmaml_pl.errors import ConfigError, NonFiniteError
+from dmaml_pl.modules.evaluating import EvaluatedModule
+from dmaml_pl.modules.metrics import log_run
+from dmaml_pl.modules.outer_step import OuterStep
+from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
+from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
+
+
+class RunModule(EvaluatedModule):
+    """The part of `MetaLearning` that trains.
+
+    Attributes:
+        gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
+        run_length: H, where the strategy does not set it.
+        runs_done: runs since the start of the training.
+        tasks_seen: tasks that all workers have seen in them.
+        tasks_under_way: tasks that this worker has seen in the run under way.
+        iteration: number of the meta-iteration under way within its run.
+    """
+
+    gradient_clip: float | None
+    run_length: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.runs_done = 0
+        self.tasks_seen = 0
+        self.tasks_under_way = 0
+        self.iteration = 0
+        self._validated_on: TaskBatch | None = None
+
+    def on_fit_start(self) -> None:
+        """Without a GPU, let PyTorch's optimizers ask for one the quick way.
+
+        They ask at every step. Lightning makes PyTorch ask the driver's library (NVML), lest a fork finds CUDA in use;
+        where that library is missing, looking for it took longer than the step.
+        """
+        if not torch.cuda.is_available():
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+    def training_step(self, tasks: TaskSource, batch_idx: int) -> RunReport:
+        """Make one run alone: H times a meta-gradient over a meta-batch and a step of the meta-optimizer.
+
+        Raises:
+            NonFiniteError: the loss or a weight is not finite, and there is no other worker to tell first.
+        """
+        run, clock = self.runs_done, RunClock()
+        limit, seconds = self._limits_of_run()
+        strategy = strategy_of_runs(self.trainer)
+        outer, listeners = OuterStep(self, self.gradient_clip), self._listeners("on_meta_iteration_end")
+        # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
+        torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
+        losses: list[float] = []
+        metrics: list[Tensor] = []
+        failure, seen = None, 0
+        worker, device = self.global_rank, self.device
+        with ExitStack() as surroundings:
+            while len(losses) < limit and not (losses and clock.seconds() >= seconds):
+                self.answer_the_outside(strategy)
+                self.iteration = len(losses)
+                batch = tasks.sample(worker=worker, run=run, iteration=self.iteration, act=self.act).to(device)
+                if not losses:
+                    engine = self.engine.for_training(self.learner, batch)
+                    surroundings.enter_context(limited_threads(engine.threads(self.learner, batch)))
+                outcome = self._meta_gradient(engine, batch, outer)
+                loss = float(outcome.loss)
+                failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
+                if strategy is not None:
+                    failure = strategy.share_meta_gradient(self.learner.parameters(), failure)
+                if failure is None:
+                    outer.clip()
+                    outer.step(outcome.loss, partial(self._evaluate_again, engine, batch, outer, strategy))
+                losses.append(loss)
+                metrics.append(outcome.metric)
+                seen += batch.tasks
+                self.tasks_under_way = seen
+                if failure is not None:
+                    break
+                for tell in listeners:
+                    tell(self.trainer, self, len(losses), limit, loss)
+        if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
+            failure = self._not_finite("a weight", self.iteration)
+        if failure is not None and self.trainer.world_size == 1:
+            raise failure
+        report: RunReport = self._series(losses, metrics, limit) | {
+            "tasks": seen,
+            "iterations": len(losses),
+            "share": 1.0 if math.isinf(seconds) else float(len(losses)),
+            "failure": failure,
+        }
+        if failure is None and strategy is not None:
+            report |= self._own_validation(strategy.validation_tasks)
+        self.runs_done += 1
+        self.tasks_seen += seen
+        self.tasks_under_way = 0
+        report["seconds"], report["cpu_seconds"] = clock.seconds(), clock.cpu_seconds()
+        return report
+
+    def _meta_gradient(self, engine: Engine, batch: TaskBatch, outer: OuterStep, of: Of = "loss") -> MetaOutcome:
+        outer.zero_grad()
+        outcome = engine.meta_gradient(self.learner, batch, outer.backward, of)
+        torch.clear_autocast_cache()  # which would keep every task's weights in lower precision until the run ends
+        return outcome
+
+    def _evaluate_again(
+        self, engine: Engine, batch: TaskBatch, outer: OuterStep, strategy: RunStrategy | None, of: Of = "loss"
+    ) -> Tensor:
+        """The optimizer's closure, for one that evaluates more than once: at the weights as they are now."""
+        outcome = self._meta_gradient(engine, batch, outer, of)
+        if strategy is not None:
+            strategy.share_meta_gradient(self.learner.parameters(), None)
+        outer.clip()
+        return outcome.loss
+
+    def _series(self, losses: list[float], metrics: list[Tensor], limit: float) -> RunReport:
+        """What each meta-iteration gave, of equal length on every worker, also on one that has failed."""
+        series = {"loss": torch.tensor(losses)}
+        if not self.objective.shows_its_loss:
+            series[self.objective.metric] = torch.stack(metrics).float().cpu()
+        if math.isfinite(limit):
+            series = {
+                name: functional.pad(own, (0, int(limit) - len(own)), value=math.nan) for name, own in series.items()
+            }
+        return {"loss": series["loss"].mean(), "series": series}
+
+    def _own_validation(self, tasks: int) -> RunReport:
+        """The validation loss of this worker's own weights, on tasks that `val/...` is not measured on.
+
+        Raises:
+            ConfigError: there is no data module to sample them from.
+        """
+        if not tasks:
+            return {}
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "evaluation_task"):
+            raise ConfigError(
+                "trainer.strategy.merge weighs the workers by validation tasks, for which training needs a data module "
+                "of data_modules: choose another merge, such as dmaml_pl.MeanMerge."
+            )
+        if self._validated_on is None:
+            sampled = [data.evaluation_task("val", data.val_tasks + number) for number in range(tasks)]
+            self._validated_on = stack_tasks(sampled).to(self.device)
+        with self._adapting(self._validated_on) as batch:
+            engine = self.engine.for_evaluation(self.learner, batch)
+            curve = engine.adaptation_curve(self.learner, batch, self.algorithm.steps)
+        return {"validation_loss": float(curve.loss[:, -1].mean())}
+
+    def planned_run_length(self) -> float:
+        """H: the strategy's, where it sets one, else the module's; infinite where a run ends after a time."""
+        strategy = strategy_of_runs(self.trainer)
+        if strategy is None:
+            return self.run_length
+        if strategy.run_seconds is not None:
+            return math.inf
+        return self.run_length if strategy.run_length is None else strategy.run_length
+
+    def _limits_of_run(self) -> tuple[float, float]:
+        """Meta-iterations and seconds that this run may take; the last one is cut short where `max_steps` is in it."""
+        length, steps = self.planned_run_length(), self.trainer.max_steps
+        if steps >= 0:
+            length = min(length, steps - self.trainer.global_step)
+        strategy = strategy_of_runs(self.trainer)
+        seconds = None if strategy is None else strategy.run_seconds
+        return length, math.inf if seconds is None else seconds
+
+    def _not_finite(self, what: str, iteration: int) -> NonFiniteError:
+        return NonFiniteError(what, worker=self.global_rank, run=self.runs_done, iteration=iteration)
+
+    def _listeners(self, hook: str) -> list[Callable[..., object]]:
+        """The callbacks' own methods of that name."""
+        found = (getattr(callback, hook, None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [method for method in found if method is not None]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the run that has just been merged, if one has, then tell callbacks with an `on_run_end`."""
+        self.log("train/loss", outputs["loss"], logger=False)
+        if "series" in outputs:
+            log_run(self, outputs)
+        if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet
+            return
+        for tell in self._listeners("on_run_end"):
+            tell(self.trainer, self, outputs)
+
+    def log_merged_run(self, report: RunReport) -> None:
+        """Log a run whose merge the strategy has finished after the run's own end."""
+        log_run(self, report)
