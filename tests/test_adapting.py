@@ -189,7 +189,7 @@ def test_code_in_a_file_is_not_run() -> None:
         ({"class_path": "dmaml_pl.errors.os.system"}, "which is not there"),
         ({"class_path": "torch.nn.functional.torch.hub.load"}, "which is not there"),
         ({"class_path": "torch.nn.functional.relu"}, "which is not a class"),
-        ({"class_path": "dmaml_pl.MLflowTracker"}, "which is not a Module or Algorithm"),
+        ({"class_path": "dmaml_pl.MLflowTracker"}, "which is not a Module or Objective"),
         ({"class_path": "dmaml_pl.networks.MLP", "init_args": {"deep": 3}}, "cannot be made with the settings kept"),
         ({"class_path": "dmaml_pl.networks.MLP", "init_args": {"inputs": 0}}, "inputs is 0, but must be greater"),
         ({"class_path": "torch.nn.Linear", "init_args": {"in_features": {"class_path": "a.B"}}}, "give --trust a "),

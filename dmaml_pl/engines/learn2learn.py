@@ -40,6 +40,13 @@ class Learn2LearnEngine:
             return "learn2learn takes one support set, whose targets are one tensor"
         try:
             with trial.trial(learner.network, batch) as task:
+                self._try(learner, task.task(0))
+        except RuntimeError as error:
+            return (
+                f"learn2learn cannot adapt {type(learner.network).__name__} ({str(error).splitlines()[0].rstrip('.')})"
+            )
+        try:
+            with trial.trial(learner.network, batch) as task:
                 written = trial.written_buffer(learner.network, task)
                 return None if written else trial.strangeness(learner.network, self.objective, task, one_by_one)
         except RuntimeError:  # no function of its weights, such as a ScriptModule, of which learn2learn makes copies
@@ -113,6 +120,16 @@ class Learn2LearnEngine:
                 loss = self.objective.support_loss(adapted(task.support_x), task.support_y)
                 adapted.adapt(loss, first_order=True)
         return found
+
+    def _try(self, learner: MetaLearner, task: TaskBatch) -> None:
+        """One step; in training mode its derivative, too."""
+        if not learner.network.training:
+            self._outputs(learner, task, steps=1)
+            return
+        adapted = self._wrapped(learner).clone()
+        adapted.adapt(self.objective.support_loss(adapted(task.support_x), task.support_y))
+        loss = self.objective.query_loss(adapted(task.query_x), task.query_y)
+        torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad], allow_unused=True)
 
     def _wrapped(self, learner: MetaLearner) -> Any:
         return learner.algorithm.learn2learn(_learn2learn.load(), learner.network)

@@ -145,7 +145,7 @@ class VectorizedEngine:
         if padded:
             # PyTorch's batching rule of embeddings drops it: the padding would learn.
             return f"{kind} cannot be run on all tasks at once (its embedding {padded[0]} has a padding_idx)"
-        with trial.trial(network, batch) as task:
+        with trial.trial(network, batch, tasks=2) as task:
             written = trial.written_buffer(network, task)
             if written is not None:
                 return f"{kind} cannot be run on all tasks at once (it writes its buffer {written})"
