@@ -47,7 +47,7 @@ class NonFiniteError(DmamlError):
         self.iteration = iteration
         super().__init__(
             f"{what} of worker {worker} is not finite in run {run}, meta-iteration {iteration}. Training has stopped "
-            "and the last good checkpoint is kept. Lower the meta-optimizer's lr or model.inner_lr, or set "
+            "and the last good checkpoint is kept. Lower the meta-optimizer's lr or model.algorithm.inner_lr, or set "
             "model.gradient_clip."
         )
 

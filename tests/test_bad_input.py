@@ -132,11 +132,11 @@ def changed(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         ("nonsense", "nonsense is not a setting."),
         ("trainer.max_stepz", "trainer.max_stepz is not a setting. Did you mean trainer.max_steps?"),
         (
-            "model.inner_lrr",
+            "model.run_lenght",
             "model.run_lenght is not a setting of dmaml_pl.MetaLearning. Did you mean run_length? It has: ",
         ),
         (
-            f"{MODEL}.inner_lrr",
+            f"{MODEL}.run_lenght",
             "model.run_lenght is not a setting of dmaml_pl.MetaLearning. Did you mean run_length? It has: ",
         ),
         (f"{DATA}.shot", "data.shot is not a setting of data_modules.Sinusoid. Did you mean shots? It has: "),
@@ -157,7 +157,7 @@ def test_a_setting_that_does_not_exist_is_refused_on_the_command_line(
         (
             f"{INNER}.inner_lr",
             "iner_lr",
-            "model.iner_lr is not a setting of dmaml_pl.MetaLearning. Did you mean inner_lr?",
+            "model.algorithm.iner_lr is not a setting of dmaml_pl.MAML. Did you mean inner_lr?",
         ),
         (f"{DATA}.meta_batch", "metabatch", "data.metabatch is not a setting of data_modules.Sinusoid. Did you mean m"),
         (f"{MODEL}.network.init_args.hidden", "hiden", "model.network.hiden is not a setting of dmaml_pl.networks.MLP"),
@@ -541,7 +541,7 @@ def test_the_checkpoint_of_another_network_is_refused_with_the_first_weight_that
     torch.save(trained, "t.ckpt")
     config = changed(SINUSOID, {f"{MODEL}.network.init_args.hidden": [9, 8], "trainer.max_steps": 2})
     assert refusal("--ckpt_path", "t.ckpt", config=config).startswith(
-        "--ckpt_path t.ckpt was made for another network: learner.module.layers.0.weight is (8, 1) in the checkpoint "
+        "--ckpt_path t.ckpt was made for another network: learner.network.layers.0.weight is (8, 1) in the checkpoint "
         "and (9, 1) in model.network."
     )
 

@@ -47,7 +47,7 @@ def test_later_configs_and_single_settings_win(
     data = config["data"]["init_args"]
     assert (data["shots"], data["queries"], config["trainer"]["max_steps"]) == (5, 4, 7)
     assert config["trainer"]["strategy"]["init_args"]["run_length"] == 9
-    assert config["model"]["init_args"]["inner_lr"] == 0.01
+    assert config["model"]["init_args"]["algorithm"]["init_args"]["inner_lr"] == 0.01
 
 
 def test_interpolation_reaches_over_files_and_sees_the_command_line(

@@ -65,8 +65,8 @@ def test_one_finished_mlflow_run_holds_every_setting(trained: Training) -> None:
         "data.class_path": "data_modules.Sinusoid",
         "data.shots": "10",
         "data.evaluation_seed": "0",
-        "model.inner_lr": "0.01",
-        "model.first_order": "false",
+        "model.algorithm.inner_lr": "0.01",
+        "model.algorithm.first_order": "false",
         "model.meta_optimizer.class_path": "torch.optim.Adam",
         "model.meta_optimizer.betas.0": "0.9",
         "trainer.devices": "2",
@@ -260,7 +260,12 @@ def test_a_training_that_diverges_names_the_place_and_leaves_the_last_good_check
 ) -> None:
     words = [*trained.words, "--trainer.max_steps=20", "--meta_test=false"]
     assert dmaml(tmp_path, *words).returncode == 0
-    diverging = ["--trainer.max_steps=60", "--model.inner_lr=1e12", "--model.inner_steps=4", "--ckpt_path=last"]
+    diverging = [
+        "--trainer.max_steps=60",
+        "--model.algorithm.inner_lr=1e12",
+        "--model.algorithm.inner_steps=4",
+        "--ckpt_path=last",
+    ]
     result = dmaml(tmp_path, *words, *diverging)
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if "error" in line]

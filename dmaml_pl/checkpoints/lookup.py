@@ -94,7 +94,11 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option
     Raises:
         CheckpointError: names the first weight that does not fit.
     """
-    held, wanted = checkpoint["state_dict"], module.state_dict()
+    # In checkpoints of version 0.1 the network stood inside learn2learn's wrapper; they load as they are.
+    held = {
+        name.replace("learner.module.", "learner.network."): kept for name, kept in checkpoint["state_dict"].items()
+    }
+    wanted = module.state_dict()
     for name in [*wanted, *held]:
         have, need = (
             tuple(getattr(state[name], "shape", ())) if name in state else "missing" for state in (held, wanted)

@@ -78,7 +78,7 @@ class MetaTestReport(pl.Callback):
         if not self.baseline_budget:
             return "report.baseline_budget is 0"
         data: Any = getattr(trainer, "datamodule", None)
-        training = BaselineTraining(module.untrained.module, module.objective, data, trainer.strategy)
+        training = BaselineTraining(module.untrained.network, module.objective, data, trainer.strategy)
         if training.refusal is not None:
             return training.refusal
         task = data.evaluation_task("val", 0)
