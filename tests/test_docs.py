@@ -49,7 +49,7 @@ def test_the_site_holds_every_page_and_all_that_it_links_to(copy: Path) -> None:
     for page in ("", "merging/", "studies/", "machines/", "configs/", "CONTRIBUTING/", "CHANGELOG/"):
         assert (site / page / "index.html").is_file(), page
     assert "A configurable trainer" in (site / "index.html").read_text()
-    assert "first_order" in (site / "reference" / "modules" / "index.html").read_text()
+    assert "first_order" in (site / "reference" / "algorithms" / "index.html").read_text()
     for page_file in site.rglob("index.html"):
         links = Links()
         links.feed(page_file.read_text())

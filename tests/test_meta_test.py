@@ -56,7 +56,7 @@ def test_the_baseline_follows_from_the_seed_alone_and_leaves_everything_else_as_
         training = BaselineTraining(network, REGRESSION, small_data(), alone())
         baseline, curve = baseline_curve(training, small_data(), 20, 2)
         assert torch.equal(torch.get_rng_state(), state)
-        found.append((state_of(baseline.learner.module), baseline.step_size, curve))
+        found.append((state_of(baseline.learner.network), baseline.step_size, curve))
     assert same(state_of(network), before)
     assert same(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
@@ -83,7 +83,7 @@ def test_in_a_classification_it_learns_the_classes_of_training_and_starts_a_task
     network = Conv4(ways=5, filters=8)
     baseline, curve = baseline_curve(BaselineTraining(network, CLASSIFICATION, data, alone()), data, 60, 2)
     assert baseline.classes == 164
-    assert network.head.out_features == baseline.learner.module.head.out_features == 5
+    assert network.head.out_features == baseline.learner.network.head.out_features == 5
     assert curve[:, 0].tolist() == pytest.approx([0.2] * 12)  # all logits are zero
     assert float(curve[:, 2].mean()) > 0.3
 
@@ -103,13 +103,13 @@ def _baseline_of_two() -> tuple[dict[str, Tensor], float, int]:
 
     class Keep(pl.Callback):
         def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-            training = BaselineTraining(pl_module.untrained.module, REGRESSION, trainer.datamodule, trainer.strategy)
+            training = BaselineTraining(pl_module.untrained.network, REGRESSION, trainer.datamodule, trainer.strategy)
             found["baseline"] = training.make(10, 2)
 
     trainer = small_trainer(devices=2, strategy=DMAMLStrategy(), callbacks=[Keep()])
     trainer.test(small_maml(), small_data(), verbose=False)
     baseline = found["baseline"]
-    return state_of(baseline.learner.module), baseline.step_size, baseline.samples
+    return state_of(baseline.learner.network), baseline.step_size, baseline.samples
 
 
 def test_workers_share_the_training_of_the_baseline_and_come_to_the_same_network() -> None:
