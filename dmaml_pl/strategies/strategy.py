@@ -90,7 +90,7 @@ class WorkerStrategy(WorkerGroupStrategy):
         if module.automatic_optimization:
             raise ConfigError(
                 f"trainer.strategy is {self.strategy_name}, but {type(module).__name__} does not train in runs: use a "
-                "model of dmaml_pl, such as dmaml_pl.MAML."
+                "model of dmaml_pl, such as dmaml_pl.MetaLearning."
             )
         for tensor in [*module.parameters(), *module.buffers()]:
             torch.distributed.broadcast(tensor.detach(), src=0)
