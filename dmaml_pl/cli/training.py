@@ -45,6 +45,23 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 comes every so many runs, whatever an epoch is."""
 
 
+class Making:
+    """Makes the objects of a configuration, and keeps why one could not be made.
+
+    The parser tries what a setting may be, type by type, and tells of the first that did not do.
+    """
+
+    refused: Exception | None = None
+
+    def __call__(self, class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
+        """Make one."""
+        try:
+            return class_type(*args, **kwargs)
+        except Exception as error:
+            self.refused = error
+            raise
+
+
 class DmamlCLI(LightningCLI):
     """LightningCLI over few-shot modules and task data modules.
 
@@ -121,20 +138,12 @@ class DmamlCLI(LightningCLI):
         Raises:
             ConfigError: what is wrong, in one line.
         """
-        refused: list[Exception] = []
-
-        def instantiate(class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
-            try:
-                return class_type(*args, **kwargs)
-            except Exception as error:
-                refused.append(error)  # which the parser may hide behind other types that it has tried
-                raise
-
-        add_instantiator(instantiate, object)
+        making = Making()
+        add_instantiator(making, object)
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise ConfigError(str(refused[-1] if refused else error)) from error
+            raise ConfigError(str(making.refused or error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
