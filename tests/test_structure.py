@@ -9,7 +9,7 @@ Who may know whom, downwards only; a room may know all that lie below one that i
     cli, adapting > data_modules > data > tasks
 
 and besides: `adapting` finds its files by `checkpoints`, and has a command line, so it knows `console`; `evaluation`
-writes reports, so it knows `provenance` and `console`; `console` shows tasks and `launching` tells of lost workers, so
+reports on a data module's tasks, so it knows `data`, `provenance` and `console`; `console` shows tasks and `launching` tells of lost workers, so
 both know what is at the bottom. `_learn2learn` loads the reference library, for `engines` and `algorithms`, and for the
 one sampler of `data_modules`. Only `dmaml_pl/__init__.py`, which names everything lazily, is
 outside of the order.
@@ -35,7 +35,7 @@ KNOWS: dict[str, set[str]] = {
     "serving": {"adapting", "tracking"},
     "adapting": {"modules", "checkpoints", "console", "data_modules"},
     "modules": {"evaluation"},
-    "evaluation": {"engines", "provenance", "console"},
+    "evaluation": {"engines", "provenance", "console", "data"},
     "engines": {"learner"},
     "learner": {"algorithms"},
     "algorithms": {"networks", "_learn2learn"},
