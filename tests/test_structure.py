@@ -9,10 +9,10 @@ Who may know whom, downwards only; a room may know all that lie below one that i
     cli, adapting > data_modules > data > tasks
 
 and besides: `adapting` finds its files by `checkpoints`, and has a command line, so it knows `console`; `evaluation`
-reports on a data module's tasks, so it knows `data`, `provenance` and `console`; `console` shows tasks and `launching` tells of lost workers, so
-both know what is at the bottom. `_learn2learn` loads the reference library, for `engines` and `algorithms`, and for the
-one sampler of `data_modules`. Only `dmaml_pl/__init__.py`, which names everything lazily, is
-outside of the order.
+reports on the tasks of a data module, so it knows `data`, `provenance` and `console`; `console` shows tasks and
+`launching` tells of lost workers, so both know what is at the bottom. `_learn2learn` loads the reference library, for
+`engines` and `algorithms`, and for the one sampler of `data_modules`. Only `dmaml_pl/__init__.py`, which names
+everything lazily, is outside of the order.
 """
 
 from __future__ import annotations
