@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from data_modules import TaskDataModule
+from data_modules import Glyphs, ImageFolder, MiniImageNet, Omniglot, Sinusoid, Tabular, TaskDataModule
 from data_modules.images import ImageTasks
 from data_modules.samplers import SamplerName
 from dmaml_pl.data import EvaluationTasks, Split
@@ -39,10 +41,8 @@ class Numbered(ImageTasks):
 class Lines(TaskDataModule):
     """Tasks y = a x, one of which is sampled at a time, as a user's own data module may do."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            shots=2, queries=3, meta_batch=3, runs_per_epoch=1, val_tasks=4, test_tasks=4, seed=0, evaluation_seed=0
-        )
+    def __init__(self, *, shots: int = 2, queries: int = 3, meta_batch: int = 3, **settings: Any) -> None:
+        super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
 
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         generator = torch.Generator().manual_seed(seed)
@@ -199,6 +199,42 @@ def test_seeds_derived_together_are_those_derived_alone() -> None:
 
     assert derive_seeds(*parts, count=12) == [derive_seed(*parts, number) for number in range(12)]
     assert derive_seeds(*parts, count=0) == []
+
+
+# ---- settings
+
+
+class Steep(Lines):
+    """A user's own data module: one setting more, and the base's passed on."""
+
+    def __init__(self, slope: float = 2.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.slope = slope
+
+
+class Steeper(Steep):
+    def __init__(self, *, slope: float = 3.0, **settings: Any) -> None:
+        super().__init__(slope, **settings)
+
+
+@pytest.mark.parametrize("kind", [Glyphs, Omniglot, ImageFolder, MiniImageNet, Tabular, Sinusoid, Steep, Steeper])
+def test_a_data_module_shows_what_it_passes_on_and_the_command_line_has_it(kind: type[TaskDataModule]) -> None:
+    shown = inspect.signature(kind).parameters
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "data")
+
+    assert {f"data.{name}" for name in shown} == {
+        name for name in parser.get_defaults().as_flat().__dict__ if name != "data"
+    }
+    assert {"shots", "queries", "meta_batch", "runs_per_epoch", "seed", "evaluation_seed"} <= set(shown)
+    defaults = parser.get_defaults()["data"]
+    given = {name: each.default for name, each in shown.items() if each.default is not each.empty}
+    assert {name: defaults[name] for name in given} == given
+
+
+def test_a_setting_that_no_base_has_is_refused_by_its_name() -> None:
+    with pytest.raises(TypeError, match="'shot'"):
+        Glyphs(shot=1)
 
 
 # ---- where the images are
