@@ -108,3 +108,11 @@ def test_a_file_that_optuna_cannot_read_is_told_in_one_line(tmp_path: Path) -> N
     (tmp_path / "optuna.journal").write_text("no journal\n")
     with pytest.raises(TrackingError, match=r"optuna\.journal, in which Optuna keeps its trials, cannot be used"):
         search(tmp_path).ask(1)
+
+
+def test_a_lock_that_a_killed_command_has_left_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "optuna.journal").touch()
+    (tmp_path / "optuna.journal.lock").symlink_to(tmp_path / "optuna.journal")
+    some = search(tmp_path)
+    make(some, 1)  # Optuna would wait for half a minute, and warn
+    assert some.best is some.trials[0]

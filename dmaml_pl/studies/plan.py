@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +93,8 @@ class Training:
 
     @property
     def label(self) -> str:
-        """For people, and for the names of files."""
+        """For people."""
         return f"{self.point.label}, seed {self.seed}"
-
-    @property
-    def file_name(self) -> str:
-        """The label as the stem of a file name."""
-        return re.sub(r"[^\w.+-]+", "-", self.label)
 
     @property
     def overrides(self) -> Settings:

@@ -71,7 +71,7 @@ def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
     for name, table in tables.items():
         table.to_csv(study.output / name, index=False)
     shown = markdown(as_shown(report.table, report.shown))
-    notes = "\n".join(f"- {note}" for note in dict.fromkeys([*report.notes, *_notes(study, groups)]))
+    notes = "\n".join(f"- {note}" for note in [*report.notes, *_notes(study)])
     given = shlex.join(["dmaml", *sys.argv[1:]]) if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
     page = _PAGE.format(title=report.title, command=given, table=shown, notes=notes)
     (study.output / "table.md").write_text(page, encoding="utf-8")
@@ -83,8 +83,8 @@ def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
     print(f"\nResults: {study.output}\nMLflow:  {study.ui_command()}", flush=True)
 
 
-def _notes(study: Study, groups: Sequence[Group]) -> list[str]:
-    notes = [note for group in groups for curve in group.curves for note in curve.notes]
+def _notes(study: Study) -> list[str]:
+    notes = []
     if study.request.jobs > 1:
         notes.append(f"{study.request.jobs} trainings ran at the same time: measured wall times are not comparable.")
     if study.failed:

@@ -37,11 +37,6 @@ _MERGE, _TRANSFER = "merge/seconds", "merge/transfer_seconds"
 RUN_METRICS = (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER)
 """What a curve needs to know of each run."""
 
-NO_TRANSFER = (
-    "The seconds of a merge contain those that worker 0 waited for the slowest, as merge/transfer_seconds was not "
-    "logged: wall times are too long by them."
-)
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -52,14 +47,12 @@ class Curve:
         seed: its seed.
         validations: V rows: the place of each validation on each axis (`AXES`), and its `metric`.
         total: the end of the training on each axis.
-        notes: what a reader of the numbers must know.
     """
 
     label: str
     seed: int
     validations: pd.DataFrame
     total: pd.Series
-    notes: tuple[str, ...] = ()
 
 
 def read_curve(study: Study, child: Child) -> Curve:
@@ -93,6 +86,7 @@ def curve_of(
     """
     ends = pd.DataFrame({name: pd.Series(runs[name], dtype=float) for name in RUN_METRICS})
     ends = ends.loc[sorted(runs[_SECONDS])].fillna(dict.fromkeys((_RUN, _TASKS, _MERGE, _TRANSFER), 0.0))
+    # Of a single merge worker 0's waiting for the slowest is not known apart: it is told with the merge after it.
     merge = ends[_TRANSFER if runs[_TRANSFER] else _MERGE] if communicates else 0.0
     places = pd.DataFrame(
         {
@@ -107,8 +101,7 @@ def curve_of(
     # A validation comes at the end of a run, and so has its step.
     nearest = np.clip(np.searchsorted(places.index, steps), 0, len(places) - 1)
     validations = places.iloc[nearest].assign(metric=[values[step] for step in steps]).reset_index(drop=True)
-    notes = (NO_TRANSFER,) if communicates and not runs[_TRANSFER] else ()
-    return Curve(label, seed, validations, places.iloc[-1], notes)
+    return Curve(label, seed, validations, places.iloc[-1])
 
 
 # -- over seeds ----------------------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ class Search:
         asked = [space, options.startup, options.sampler_seed, options.target, options.count]
         digest = self.study.request.digest(self.study.own, self.workers, self.study.request.seeds, asked)
         try:
+            # A command that was killed may have left Optuna's lock; this one is alone at the study.
+            file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
             return optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(file))),
                 study_name=f"{self.label}, {digest}",

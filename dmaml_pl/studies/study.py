@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,9 @@ class Study:
         Raises:
             ConfigError: it cannot be trained, or no study be made of it.
         """
-        _check_files(request.configs)
+        for config in request.configs:  # before seconds go into imports
+            if not Path(config).is_file():
+                raise ConfigError(f"--config is {config}, but there is no such file.")
         processes.server()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
         alone = Point("the configuration", 1)
@@ -132,11 +136,8 @@ class Study:
             What became of each, in the same order.
         """
         digests = {training: training.digest(self.request, self.own) for training in trainings}
-        done: dict[Training, Child] = {}
-        for training, digest in digests.items():
-            child = self.ledger.known(training, digest, divergence_counts=divergence_counts)
-            if child is not None:
-                done[training] = child
+        known = partial(self.ledger.known, divergence_counts=divergence_counts)
+        done = {training: child for training, digest in digests.items() if (child := known(training, digest))}
         todo = [training for training in trainings if training not in done]
         if done:
             say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
@@ -157,7 +158,7 @@ class Study:
         return [done[training] for training in trainings]
 
     def _job(self, training: Training, digest: str) -> Job:
-        log = self.folder / "logs" / f"{training.file_name}.log"
+        log = self.folder / "logs" / (re.sub(r"[^\w.+-]+", "-", training.label) + ".log")
         return Job(training, self._command(training, digest, self.ledger.parent.run_id), training.point.workers, log)
 
     def _command(self, training: Training, digest: str, parent: str) -> tuple[str, ...]:
@@ -205,9 +206,3 @@ def _resolve(planned: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[Any]:
             if ended.code:
                 raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
         return [yaml.safe_load(job.resolved.read_text(encoding="utf-8")) for job in jobs if job.resolved]
-
-
-def _check_files(configs: Sequence[str]) -> None:
-    for config in configs:
-        if not Path(config).is_file():
-            raise ConfigError(f"--config is {config}, but there is no such file.")
