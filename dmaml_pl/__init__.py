@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dmaml_pl.adapting import AdaptedLearner, FewShotLearner, load, load_adapted
+    from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner
+    from dmaml_pl.adapting.loading import load, load_adapted
     from dmaml_pl.algorithms import MAML, Algorithm
     from dmaml_pl.modules import MetaLearning
     from dmaml_pl.networks import MLP, Conv4
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from dmaml_pl.tracking import MLflowTracker
 
 _HOMES = {
-    "load": "dmaml_pl.adapting",
-    "load_adapted": "dmaml_pl.adapting",
-    "AdaptedLearner": "dmaml_pl.adapting",
-    "FewShotLearner": "dmaml_pl.adapting",
+    "load": "dmaml_pl.adapting.loading",
+    "load_adapted": "dmaml_pl.adapting.loading",
+    "AdaptedLearner": "dmaml_pl.adapting.learner",
+    "FewShotLearner": "dmaml_pl.adapting.learner",
     "Algorithm": "dmaml_pl.algorithms",
     "MAML": "dmaml_pl.algorithms",
     "MetaLearning": "dmaml_pl.modules",

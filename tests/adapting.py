@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from data_modules import Glyphs, Sinusoid
 from data_modules.glyphs import load_fonts
-from dmaml_pl.adapting import FewShotLearner
+from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.cli.run import run
 from dmaml_pl.tasks import TaskBatch
 

@@ -11,7 +11,7 @@ import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from dmaml_pl.adapting import load
+from dmaml_pl.adapting.loading import load
 from dmaml_pl.adapting.recipe import EVERYTHING
 
 
