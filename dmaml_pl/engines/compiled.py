@@ -118,8 +118,8 @@ class Compiler:
         self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate
     ) -> tuple[list[Tensor], torch.dtype | None, _Graph | None]:
         """The values that a graph takes, the type of autocast if it is on, and the graph; compiled where it is new."""
-        tasks = batch._replace(numbers=None)
-        values = [*learner.meta().values(), *learner.network.buffers(), *tasks.tensors()]
+        tasks = batch if batch.numbers is None else batch._replace(numbers=None)
+        values = [*learner.tensors(), *learner.network.buffers(), *tasks.tensors()]
         # All that the compiled graph takes for granted; nothing checks it again.
         device = values[0].device.type
         lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
