@@ -5,14 +5,19 @@ Legend: T tasks, Q query samples, I adaptation steps.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
+from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
+
+Kept = TypeVar("Kept")
 
 EngineName = Literal["auto", "learn2learn", "per_task", "vectorized"]
 
@@ -37,18 +42,39 @@ class AdaptationCurve(NamedTuple):
     metric: Tensor
 
 
-class Engine(Protocol):
-    """Executes meta-batches. All engines compute the same; they differ in how fast, and for which networks."""
+class Tried(WeakKeyDictionary[nn.Module, Kept]):
+    """What was found out of networks by trying them; a copy, also in another process, has tried none."""
 
-    @property
-    def name(self) -> str:
-        """Name of the engine, as shown."""
-        ...
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tried, ()
 
+    def __deepcopy__(self, memo: Any) -> Tried[Kept]:
+        return Tried()
+
+
+class Engine(ABC):
+    """Executes meta-batches. All engines compute the same; they differ in how fast, and for which networks.
+
+    Args:
+        objective: the losses and the metric.
+
+    Attributes:
+        name: as shown.
+    """
+
+    name: str
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    @abstractmethod
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
-        """Why this engine cannot execute a learner, found by trying one task of `batch`; None if it can."""
-        ...
+        """Why this engine cannot execute a learner, found by trying one task of `batch`; None if it can.
 
+        A network is tried once in training and once in evaluation mode.
+        """
+
+    @abstractmethod
     def meta_gradient(
         self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
     ) -> MetaOutcome:
@@ -60,36 +86,34 @@ class Engine(Protocol):
             backward: differentiates the loss.
             of: what is differentiated.
         """
-        ...
 
     def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
         """Threads with which meta-gradients of such a batch, and all that surrounds them, are fastest; None: all.
 
         Compiles what is to be compiled.
         """
-        ...
+        return None
 
+    @abstractmethod
     def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Evaluate every task before adaptation and after each step of it; leaves no gradients behind."""
-        ...
 
+    @abstractmethod
     def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
         """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
-        ...
 
+    @abstractmethod
     def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
         """The networks adapted to support sets, one a step: from inputs (T, B, ...) to outputs; see `Act`."""
-        ...
 
+    def check(self, learner: MetaLearner, batch: TaskBatch) -> None:
+        """Try what could fail, on one task of `batch`.
 
-def check(engine: Engine, learner: MetaLearner, batch: TaskBatch) -> None:
-    """Try what could fail, on one task of `batch`.
-
-    Raises:
-        ConfigError: the engine cannot execute this network or algorithm.
-    """
-    refusal = engine.refusal(learner, batch)
-    if refusal is not None:
-        name = engine.name.split()[-1]
-        others = "auto" if name == "learn2learn" else "learn2learn or auto"
-        raise ConfigError(f"model.engine is {name}, but {refusal}: set model.engine to {others}.")
+        Raises:
+            ConfigError: the engine cannot execute this network or algorithm.
+        """
+        refusal = self.refusal(learner, batch)
+        if refusal is not None:
+            name = self.name.split()[-1]
+            others = "auto" if name == "learn2learn" else "learn2learn or auto"
+            raise ConfigError(f"model.engine is {name}, but {refusal}: set model.engine to {others}.")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
-
 from pytorch_lightning.utilities import rank_zero_info
-from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from dmaml_pl.checks import require_positive
-from dmaml_pl.engines.base import Engine, EngineName, check
+from dmaml_pl.engines.base import Engine, EngineName, Tried
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
@@ -56,15 +51,10 @@ class EngineChoice:
         }
         if name != "auto" and name not in self._engines:
             raise ConfigError(f"model.engine is {name!r}, but must be one of auto, {', '.join(sorted(self._engines))}.")
-        self._settings: dict[str, Any] = {"compiled": compiled, "task_chunk": task_chunk}
-        self._asked, self._objective = name, objective
-        self._chosen: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], Engine]] = WeakKeyDictionary()
-        self._all_at_once: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._asked = name
+        self._chosen: Tried[dict[tuple[str, bool], Engine]] = Tried()
+        self._all_at_once: Tried[bool] = Tried()
         self._said: set[str] = set()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, also in another process, chooses for itself."""
-        return partial(type(self), **self._settings), (self._asked, self._objective)
 
     def name(self, learner: MetaLearner) -> str:
         """The engine of a learner, as far as it is known: chosen already, or to be tried first."""
@@ -123,7 +113,7 @@ class EngineChoice:
             refusals.append(refusal)
         engine = self._engines[last]
         if not others:
-            check(engine, learner, batch)
+            engine.check(learner, batch)
         elif engine.refusal(learner, batch) is not None:
             raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-1]}.")
         self._say(last, refusals)

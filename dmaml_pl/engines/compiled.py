@@ -13,17 +13,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dmaml_pl.algorithms.base import Weights
-from dmaml_pl.engines.base import Backward
+from dmaml_pl.engines.base import Backward, Tried
 from dmaml_pl.engines.loop import Evaluated, learned
 from dmaml_pl.engines.products import merge_products
 from dmaml_pl.engines.threads import limited_threads
@@ -87,7 +86,7 @@ class Compiler:
     """Compiles meta-gradients, and keeps them by what they were compiled for; also on disk, for the next training."""
 
     def __init__(self) -> None:
-        self._graphs: WeakKeyDictionary[nn.Module, dict[Any, _Graph | None]] = WeakKeyDictionary()
+        self._graphs: Tried[dict[Any, _Graph | None]] = Tried()
 
     def meta_gradient(self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate) -> MetaGradient | None:
         """The meta-gradient, by a compiled graph; None where there is none and none can be made, which is said once.

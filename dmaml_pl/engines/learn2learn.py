@@ -13,24 +13,16 @@ from torch import Tensor
 
 from dmaml_pl import _learn2learn
 from dmaml_pl.engines import trial
-from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome, Of
+from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, MetaOutcome, Of
 from dmaml_pl.engines.per_task import one_by_one
 from dmaml_pl.learner import MetaLearner
-from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
 
 
-class Learn2LearnEngine:
-    """Adapts the tasks of a meta-batch one by one; see `Engine` for what the methods promise.
-
-    Args:
-        objective: the losses and the metric.
-    """
+class Learn2LearnEngine(Engine):
+    """Adapts the tasks of a meta-batch one by one; see `Engine` for what the methods promise."""
 
     name = "learn2learn"
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         """Any network will do that does not go round its weights, and any algorithm that learn2learn has."""
@@ -73,11 +65,8 @@ class Learn2LearnEngine:
             metrics.append(objective.measure(output.detach(), task.query_y))
         return MetaOutcome(torch.stack(losses).mean(), torch.stack(metrics).mean())
 
-    def threads(self, learner: MetaLearner, batch: TaskBatch) -> None:
-        """All."""
-
     def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """Evaluate every task before adaptation and after each step of it; leaves no gradients behind."""
+        """Evaluate every task before adaptation and after each step of it."""
         curves, objective = [], self.objective
         for number in range(batch.tasks):
             y = batch.task(number).query_y
@@ -89,7 +78,7 @@ class Learn2LearnEngine:
         return AdaptationCurve(values[..., 0], values[..., 1])
 
     def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
-        """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
+        """Query predictions before adaptation and after each step of it."""
         return torch.stack(
             [torch.stack(self._outputs(learner, batch.task(number), steps)) for number in range(batch.tasks)]
         )

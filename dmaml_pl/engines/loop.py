@@ -5,18 +5,24 @@ Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from dmaml_pl.algorithms.base import OWN, Weights
-from dmaml_pl.engines.base import Of
+from dmaml_pl.engines.base import AdaptationCurve, Engine, Of
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
+
+Found = TypeVar("Found")
+
+at_once = partial(vmap, randomness="different")
 
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes of a function of one task one of T tasks, whose arguments and results have a leading T axis."""
@@ -160,3 +166,49 @@ def metrics_of(objective: Objective, losses: Tensor, outputs: Any, query: Sample
     with torch.no_grad():
         metrics: Tensor = vmap(objective.measure)(outputs, query.y)
     return metrics
+
+
+class FunctionalEngine(Engine):
+    """Base of the engines that run a network as a function of weights; see `Engine` for what the methods promise.
+
+    Frozen and unused weights are left as they are, as by learn2learn.
+    """
+
+    @abstractmethod
+    def each(
+        self, learner: MetaLearner, batch: TaskBatch, work: Callable[[MetaLearner, Weights, NetworkTasks], Found]
+    ) -> Iterator[Found]:
+        """What `work` gives of each part of a batch that is in memory at a time, in the order of the tasks."""
+
+    def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
+        """Evaluate every task before adaptation and after each step of it."""
+        losses, metrics = zip(*self.each(learner, batch, partial(curve, steps=steps)), strict=True)
+        return AdaptationCurve(torch.cat(losses), torch.cat(metrics))
+
+    def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
+        """Query predictions before adaptation and after each step of it."""
+        return torch.cat(list(self.each(learner, batch, partial(predictions, steps=steps))))
+
+    def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
+        """The networks adapted to support sets, one a step."""
+        meta, adapted = detached(learner.meta()), list[Weights]()
+
+        def outputs(x: Tensor) -> Any:
+            batch = TaskBatch(supports, Samples(x, x))
+            if not adapted:
+                parts = list(self.each(learner, batch, partial(_adapted, steps=len(supports))))
+                adapted.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            return self.run(learner, meta, adapted[0], x)
+
+        return outputs
+
+    def run(self, learner: MetaLearner, meta: Weights, fast: Weights, x: Tensor) -> Any:
+        """The network's outputs (T, B, ...) of inputs (T, B, ...) with each task's own weights."""
+        batch = TaskBatch((), Samples(x, x))
+        tasks = NetworkTasks(learner.network, dict(learner.network.named_buffers()), self.objective, batch, at_once)
+        with torch.no_grad():
+            return tasks.run(meta, fast, x)
+
+
+def _adapted(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> Weights:
+    return detached(steps_of(learner, meta, tasks, steps)[-1])

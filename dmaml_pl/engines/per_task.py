@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +30,13 @@ from torch.utils._pytree import tree_map
 
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines import loop, trial
-from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome, Of
+from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
 from dmaml_pl.engines.layers import use_faster_layers
+from dmaml_pl.engines.loop import Found
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
-
-Found = TypeVar("Found")
 
 
 def one_by_one(of_one_task: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,11 +75,10 @@ class _Differentiated(NamedTuple):
     gradients: Weights
 
 
-class PerTaskEngine:
-    """Adapts the tasks of a meta-batch one by one, on all threads; see `Engine` for what the methods promise.
+class PerTaskEngine(loop.FunctionalEngine):
+    """Adapts the tasks of a meta-batch one by one, on all threads.
 
-    Frozen and unused weights are left as they are. Networks that draw randomly (dropout) are run in one thread, in
-    which the draws follow from the seed.
+    Networks that draw randomly (dropout) are run in one thread, in which the draws follow from the seed.
 
     Args:
         objective: the losses and the metric.
@@ -91,16 +88,12 @@ class PerTaskEngine:
     name = "per_task"
 
     def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
-        self.objective = objective
+        super().__init__(objective)
         self.task_chunk = task_chunk
-        self._traits: WeakKeyDictionary[nn.Module, dict[bool, _Traits]] = WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, also in another process, has tried no network."""
-        return partial(type(self), task_chunk=self.task_chunk), (self.objective,)
+        self._traits: Tried[dict[bool, _Traits]] = Tried()
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
-        """Why the network cannot be run as a function: tried once in training and once in evaluation mode."""
+        """Why the network cannot be run so: tried once in training and once in evaluation mode."""
         return self._traits_of(learner, batch).refusal
 
     def widest(self, learner: MetaLearner, batch: TaskBatch) -> int:
@@ -110,9 +103,9 @@ class PerTaskEngine:
     def meta_gradient(
         self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
     ) -> MetaOutcome:
-        """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward."""
+        """Add the meta-gradient of all tasks to the parameters' `.grad`."""
         losses, metrics, total = [], [], dict[str, Tensor]()
-        for task in self._each(learner, batch, partial(_differentiate, of=of)):
+        for task in self.each(learner, batch, partial(_differentiate, of=of)):
             losses.append(task.loss)
             metrics.append(task.metric)
             for name, gradient in task.gradients.items():
@@ -125,43 +118,20 @@ class PerTaskEngine:
         hand_out(MetaGradient(loss, metric, [meta[name] for name in total], gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 
-    def threads(self, learner: MetaLearner, batch: TaskBatch) -> None:
-        """All."""
+    def run(self, learner: MetaLearner, meta: Weights, fast: Weights, x: Tensor) -> Any:
+        """The network's outputs, one task after another."""
+        buffers, found = dict(learner.network.named_buffers()), []
+        for number, task in enumerate(TaskBatch((), Samples(x, x)).chunks(1)):
+            own = {name: weight[number : number + 1] for name, weight in fast.items()}
+            tasks = loop.NetworkTasks(learner.network, buffers, self.objective, task, one_by_one)
+            with torch.no_grad():
+                found.append(tasks.run(meta, own, task.query.x))
+        return tree_map(lambda *parts: torch.cat(parts), *found)
 
-    def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """Evaluate every task before adaptation and after each step of it; leaves no gradients behind."""
-        losses, metrics = zip(*self._each(learner, batch, partial(loop.curve, steps=steps)), strict=True)
-        return AdaptationCurve(torch.cat(losses), torch.cat(metrics))
-
-    def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
-        """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
-        return torch.cat(list(self._each(learner, batch, partial(loop.predictions, steps=steps))))
-
-    def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
-        """The networks adapted to support sets, one a step."""
-        meta, adapted = loop.detached(learner.meta()), list[Weights]()
-
-        def outputs(x: Tensor) -> Any:
-            found = []
-            each = self._tasks_of(learner, TaskBatch(supports, Samples(x, x)), learner.network)
-            for number, tasks in enumerate(each):
-                if len(adapted) == number:
-                    adapted.append(loop.steps_of(learner, meta, tasks, len(supports))[-1])
-                with torch.no_grad():
-                    found.append(tasks.run(meta, adapted[number], tasks.batch.query.x))
-            return tree_map(lambda *parts: torch.cat(parts), *found)
-
-        return outputs
-
-    def _tasks_of(self, learner: MetaLearner, batch: TaskBatch, network: nn.Module) -> Iterator[loop.NetworkTasks]:
-        buffers = dict(learner.network.named_buffers())
-        for task in batch.chunks(1):
-            yield loop.NetworkTasks(network, buffers, self.objective, task, one_by_one)
-
-    def _each(
+    def each(
         self, learner: MetaLearner, batch: TaskBatch, work: Callable[[MetaLearner, Weights, loop.NetworkTasks], Found]
     ) -> Iterator[Found]:
-        """What `work` gives of each task, in the order of the tasks."""
+        """A task at a time, in as many threads as there are."""
         network = learner.network
         traits = self._traits_of(learner, batch)
         meta: Weights = learner.meta()

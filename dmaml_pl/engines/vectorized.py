@@ -11,30 +11,22 @@ Legend: T tasks, Q query samples, I adaptation steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines import loop, trial
-from dmaml_pl.engines.base import AdaptationCurve, Backward, MetaOutcome, Of
+from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import Compiler, hand_out
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
-from dmaml_pl.tasks import Samples, TaskBatch
-
-at_once = partial(vmap, randomness="different")
+from dmaml_pl.tasks import TaskBatch
 
 
-class VectorizedEngine:
-    """Adapts the tasks of a meta-batch at once; see `Engine` for what the methods promise.
-
-    Frozen and unused weights are left as they are, as by learn2learn.
+class VectorizedEngine(loop.FunctionalEngine):
+    """Adapts the tasks of a meta-batch at once.
 
     Args:
         objective: the losses and the metric.
@@ -43,23 +35,14 @@ class VectorizedEngine:
     """
 
     def __init__(self, objective: Objective, *, compiled: bool = False, task_chunk: int | None = None) -> None:
-        self.objective = objective
+        super().__init__(objective)
+        self.name = "compiled vectorized" if compiled else "vectorized"
         self.task_chunk = task_chunk
         self._compiler = Compiler() if compiled else None
-        self._refusals: WeakKeyDictionary[nn.Module, dict[bool, str | None]] = WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, also in another process, has tried no network."""
-        settings: dict[str, Any] = {"compiled": self._compiler is not None, "task_chunk": self.task_chunk}
-        return partial(type(self), **settings), (self.objective,)
-
-    @property
-    def name(self) -> str:
-        """Itself, and whether it compiles."""
-        return "vectorized" if self._compiler is None else "compiled vectorized"
+        self._refusals: Tried[dict[bool, str | None]] = Tried()
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
-        """Why the network cannot be run on all tasks at once: tried once in training and once in evaluation mode."""
+        """Why the network cannot be run so: tried once in training and once in evaluation mode."""
         modes = self._refusals.setdefault(learner, {})
         if learner.network.training not in modes:
             modes[learner.network.training] = self._try(learner, batch)
@@ -68,7 +51,7 @@ class VectorizedEngine:
     def meta_gradient(
         self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
     ) -> MetaOutcome:
-        """Add the meta-gradient of all tasks to the parameters' `.grad`, in one backward a chunk."""
+        """Add the meta-gradient of all tasks to the parameters' `.grad`."""
         if self.task_chunk is None or batch.tasks <= self.task_chunk:
             return self._of_chunk(learner, batch, backward, of)
         losses, metrics = [], []
@@ -95,7 +78,7 @@ class VectorizedEngine:
         return loop.evaluate(learner, meta, self._tasks(learner, buffers, batch), of)
 
     def _tasks(self, learner: MetaLearner, buffers: Weights, batch: TaskBatch) -> loop.NetworkTasks:
-        return loop.NetworkTasks(learner.network, buffers, self.objective, batch, at_once)
+        return loop.NetworkTasks(learner.network, buffers, self.objective, batch, loop.at_once)
 
     def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
         """One for a small compiled graph."""
@@ -104,35 +87,16 @@ class VectorizedEngine:
         chunk = next(iter(batch.chunks(self.task_chunk)))
         return 1 if self._compiler.is_small(learner, chunk, self._evaluate) else None
 
-    def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """Evaluate every task before adaptation and after each step of it; leaves no gradients behind."""
-        losses, metrics = zip(*self._each_chunk(loop.curve, learner, batch, steps), strict=True)
-        return AdaptationCurve(torch.cat(losses), torch.cat(metrics))
-
-    def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
-        """Query predictions before adaptation and after each step of it, (T, I + 1, Q, ...)."""
-        return torch.cat(self._each_chunk(loop.predictions, learner, batch, steps))
-
-    def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
-        """The networks adapted to support sets, one a step."""
-        buffers, meta = dict(learner.network.named_buffers()), loop.detached(learner.meta())
-        adapted: list[Weights] = []
-
-        def outputs(x: Tensor) -> Any:
-            tasks = self._tasks(learner, buffers, TaskBatch(supports, Samples(x, x)))
-            if not adapted:
-                adapted.append(loop.steps_of(learner, meta, tasks, len(supports))[-1])
-            with torch.no_grad():
-                return tasks.run(meta, adapted[0], x)
-
-        return outputs
-
-    def _each_chunk(self, work: Callable[..., Any], learner: MetaLearner, batch: TaskBatch, steps: int) -> list[Any]:
+    def each(
+        self,
+        learner: MetaLearner,
+        batch: TaskBatch,
+        work: Callable[[MetaLearner, Weights, loop.NetworkTasks], loop.Found],
+    ) -> Iterator[loop.Found]:
+        """A chunk of tasks at a time."""
         buffers = dict(learner.network.named_buffers())
-        return [
-            work(learner, learner.meta(), self._tasks(learner, buffers, chunk), steps)
-            for chunk in batch.chunks(self.task_chunk)
-        ]
+        for chunk in batch.chunks(self.task_chunk):
+            yield work(learner, learner.meta(), self._tasks(learner, buffers, chunk))
 
     def _try(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         network = learner.network
@@ -149,7 +113,7 @@ class VectorizedEngine:
             written = trial.written_buffer(network, task)
             if written is not None:
                 return f"{kind} cannot be run on all tasks at once (it writes its buffer {written})"
-            reason = trial.failure(learner, self.objective, task, at_once)
+            reason = trial.failure(learner, self.objective, task, loop.at_once)
             if reason is not None:
                 return f"{kind} cannot be run on all tasks at once ({reason})"
-            return trial.strangeness(network, self.objective, task, at_once)
+            return trial.strangeness(network, self.objective, task, loop.at_once)
