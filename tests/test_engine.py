@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from dmaml_pl.networks.batch_norm import use_batch_statistics
 from dmaml_pl.objectives import ObjectiveName, objective_of
 from dmaml_pl.tasks import TaskBatch, stack_tasks
 from tests.recipes import same, state_of
+from tests.trainings import environment
 
 Weights = dict[str, Tensor]
 
@@ -143,3 +147,36 @@ def test_meta_gradient_descent_lowers_the_query_loss_after_adaptation() -> None:
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < losses[0] / 5
+
+
+WITHOUT = """
+import sys
+sys.modules["learn2learn"] = None  # importing it fails
+import torch, dmaml_pl
+from data_modules import Sinusoid
+from dmaml_pl import MLP, Conv4, MetaLearning
+from dmaml_pl.tasks import TaskBatch
+import pytorch_lightning as pl
+
+settings = dict(accelerator="cpu", max_steps=4, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+module, data = MetaLearning(MLP(hidden=[8]), run_length=2), Sinusoid(meta_batch=2, val_tasks=2, test_tasks=2)
+trainer = pl.Trainer(**settings)
+trainer.fit(module, data)
+trainer.test(module, data, verbose=False)
+x = torch.linspace(-1, 1, 5).unsqueeze(1)
+assert dmaml_pl.FewShotLearner(module).adapt(x, x).predict(x).shape == (5, 1)
+images, y = torch.rand(2, 6, 1, 16, 16), torch.tensor([0, 1, 2] * 2).repeat(2, 1)
+pictures = MetaLearning(Conv4(ways=3, image_size=16, filters=4), objective="classification")
+batch = TaskBatch.of(images, y, images, y)
+assert pictures.engine.for_training(pictures.learner, batch).meta_gradient(pictures.learner, batch).loss > 0
+print(module.engine_in_use, pictures.engine_in_use)
+"""
+
+
+def test_training_evaluating_and_adapting_need_no_learn2learn(tmp_path: Path) -> None:
+    words = [sys.executable, "-W", "ignore", "-c", WITHOUT]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["vectorized", "per_task"]
