@@ -223,15 +223,15 @@ def test_a_class_of_another_kind_is_refused(refusal: Refusal) -> None:
         (
             f"{MODEL}.meta_optimizer.init_args.lr",
             "quick",
-            "model.meta_optimizer.lr is 'quick', but must be of type float or Tensor.",
+            "model.meta_optimizer.lr is 'quick', but must be of type float or a class path.",
         ),
         (
             f"{MODEL}.objective",
             "clasification",
-            "model.objective is 'clasification', but must be one of 'regression', 'classification'.",
+            "model.objective is 'clasification', but must be one of 'regression', 'classification' or a class path.",
         ),
         ("checkpoint.mode", "least", "checkpoint.mode is 'least', but must be one of 'min', 'max'."),
-        ("trainer.precision", "8", "trainer.precision is '8', but must be one of '64', '32', '16', "),
+        ("trainer.precision", "8", "trainer.precision is '8', but must be one of 64, 32, 16, 'transformer-engine', "),
     ],
 )
 def test_a_value_of_another_type_or_choice_is_told_with_what_it_may_be(

@@ -1,35 +1,41 @@
 """One line for each mistake in a configuration: the setting, and what it may be.
 
-The parser and the Trainer refuse it; what is wrong is then found here by asking them again, setting by setting, so that
-nothing hangs on the words in which they refuse.
+The parser tells why it refuses a configuration as a tree of lines, indented below the settings and classes on the way;
+the innermost ones are told. What is not recognized there is told in the parser's own words.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
-import types
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from functools import reduce
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from collections.abc import Iterable
+from itertools import pairwise, takewhile
+from pydoc import locate
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from omegaconf import OmegaConf
+from jsonargparse import ArgumentParser
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from dmaml_pl.cli.command_line import given_settings, laid_over, options, suggest
 from dmaml_pl.errors import ConfigError
 
-_NEEDED = ("data", "model")
+_STEP = re.compile(r"""Parser key "(?P<setting>[^"]+)":|Problem with given class_path '(?P<class_path>[^']+)':""")
+"""What a line of the parser's tree goes down into."""
+
 _ADVICE = {
     "strategy": ", but must be dmaml, auto, or a strategy's class path",
     "accelerator": ", but must be auto, cpu, or one that this machine has",
     "devices": ", which cannot be had",
 }
+
+
+def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A sentence with the nearest of the known words, with a space before it; nothing if none is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {prefix}{close[0]}?" if close and close[0] != word else ""
 
 
 def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoReturn:
@@ -38,196 +44,100 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
     Args:
         parser: the command's.
         words: those after the command.
-        error: what the parser has raised; its own reason is given where no setting is found to be wrong.
+        error: what the parser has raised.
 
     Raises:
         ConfigError: always.
     """
-    known = _typed_settings(parser)
-    groups = {name.partition(".")[0] for name in known} | {"config"}
-    for name, value in options(words):
-        if not name:
-            close = f" Did you mean --config {value}?" if str(value).endswith((".yaml", ".yml")) else ""
-            raise ConfigError(
-                f"{value} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
-            )
-        if value is None and name.partition(".")[0] in groups:
-            raise ConfigError(f"{name} has no value: give one after --{name}.")
-    settings: dict[str, Any] = {}
-    for name, value in given_settings(words, known):
-        if name not in known and name not in groups:
-            # Where even the first word is unknown, that is what is misspelt.
-            group = name.partition(".")[0]
-            told, near = (name, list(known)) if group in groups else (group, sorted(groups))
-            raise ConfigError(f"{told} is not a setting.{suggest(told, near)} dmaml COMMAND --help lists all.")
-        settings[name] = laid_over(settings.get(name, _default_class(known.get(name))), value)
-    for name, value in _resolved(settings).items():
-        check_value(name, _type(known.get(name)), value)
-    missing = ", ".join(name for name in _NEEDED if name not in settings)
-    if missing:
-        raise ConfigError(f"Not set: {missing}. Give a --config file, such as configs/sinusoid.yaml.")
-    raise ConfigError(innermost(error))
+    setting, owner, reason = _innermost(str(error))
+    prefix = f"{setting}." if setting else ""
+    if match := re.search(r"[Oo]ption '([^']+)'|unrecognized arguments: (\S+)", reason):
+        raise ConfigError(_unknown(parser, prefix, owner, match[1] or match[2]))
+    if match := re.search(r"arguments are required: ([\w., ]+)", reason):
+        missing = ", ".join(prefix + name.rpartition(".")[2] for name in match[1].split(", "))
+        advice = f", which {owner} needs." if owner else ". Give a --config file, such as configs/sinusoid.yaml."
+        raise ConfigError(f"Not set: {missing}{advice}")
+    if match := re.search(r"argument (--\S+): expected", reason):
+        bare = [word for word, after in pairwise([*words, "--"]) if word.startswith(match[1]) and after[:2] == "--"]
+        option = bare[0] if bare else match[1]
+        raise ConfigError(f"{option.lstrip('-')} has no value: give one after {option}.")
+    if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", reason):
+        raise ConfigError(f"{setting} cannot be {match[1]}: it must be a {match[2]}.")
+    value = re.search(r"(?:Got value|Given value|import path string): (.*?)(?:\. Got value: .*)?$", reason, re.M)
+    if value and (wanted := _wanted(reason)):
+        near = (
+            suggest(value[1], importlib.import_module("dmaml_pl").__all__, "dmaml_pl.")
+            if "class path" in wanted
+            else ""
+        )
+        raise ConfigError(f"{setting} is {value[1]!r}, but must be {wanted}.{near}")
+    reason = " ".join(reason.split())
+    if owner:
+        raise ConfigError(f"{setting} cannot be {owner}: {reason}.{suggest(owner, _beside(owner))}")
+    raise ConfigError(f"{setting}: {reason}" if setting else reason)
 
 
-def innermost(error: BaseException) -> str:
-    """The reason from which all others of an error follow, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())
+def _innermost(tree: str) -> tuple[str, str, str]:
+    """The innermost setting of a tree, the class that refuses it or one of its own settings if one does, and why."""
+    way: list[tuple[int, re.Match[str]]] = []
+    deepest, lines = way, tree.splitlines()
+    below = 0
+    for number, line in enumerate(lines, 1):
+        if step := _STEP.search(line):
+            indent = len(line) - len(line.lstrip(" -"))
+            way = [above for above in way if above[0] < indent] + [(indent, step)]
+            if len(way) > len(deepest):
+                deepest, below = way, number
+    indent = deepest[-1][0] if deepest else -1
+    reason = "\n".join(takewhile(lambda line: not line or line[: indent + 1].isspace() or indent < 0, lines[below:]))
+    owner = deepest[-1][1]["class_path"] if deepest else None
+    if made := re.search(r"callable class: (.*)\. Got value: .*class_path='([^']+)'", reason):
+        reason, owner = made.groups()
+    return ".".join(step["setting"] for _, step in deepest if step["setting"]), owner or "", reason
 
 
-def _typed_settings(parser: ArgumentParser) -> dict[str, Any]:
-    """The parser's actions that take a value of some type, by their full names."""
-    actions = {action.dest: action for action in parser._actions}  # noqa: SLF001 - there is no public list of them
-    return {name: action for name, action in actions.items() if _type(action) and not name.endswith(".help")}
+def _unknown(parser: ArgumentParser, prefix: str, owner: str, word: str) -> str:
+    name = word.lstrip("-").partition("=")[0]
+    if owner:
+        names = _settings_of(owner)
+        has = f" It has: {', '.join(names)}." if names else ""
+        return f"{prefix}{name} is not a setting of {owner}.{suggest(name, names)}{has}"
+    known = vars(parser.get_defaults().as_flat())
+    groups = sorted({each.partition(".")[0] for each in known} | {"config"})
+    group = name.partition(".")[0]
+    # Where even the first word is unknown, that is what is misspelt.
+    name, near = (name, list(known)) if group in groups else (group, groups)
+    return f"{name} is not a setting.{suggest(name, near)} dmaml COMMAND --help lists all."
 
 
-def _type(action: Any) -> Any:
-    return getattr(action, "_typehint", None)
+def _settings_of(class_path: str) -> list[str]:
+    parser, found = ArgumentParser(exit_on_error=False), locate(class_path)
+    if not inspect.isclass(found):
+        return []
+    parser.add_class_arguments(found, fail_untyped=False)
+    return list(dict.fromkeys(name.partition(".")[0] for name in vars(parser.get_defaults().as_flat())))
 
 
-def _default_class(action: Any) -> dict[str, Any] | None:
-    default = getattr(action, "default", None)
-    return {"class_path": default["class_path"]} if isinstance(default, Mapping) and "class_path" in default else None
+def _wanted(reason: str) -> str:
+    """What a setting may be, in words."""
+    choices = ", ".join(re.findall(r"Expected a typing\.Literal\[(.*?)\]", reason))
+    types = dict.fromkeys(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", reason))
+    names = ["list" if name in ("Iterable", "Sequence") else name for name in types if name != "NoneType"]
+    kinds = dict.fromkeys(re.findall(r"Not a valid subclass of (\w+)", reason))
+    ways = [f"one of {choices}"] if choices else []
+    ways += [f"of type {' or '.join(names)}"] if names else []
+    ways += [f"the class path of a {' or '.join(kinds)}"] if kinds else []
+    ways += ["a class path"] * ("Expected a dot import path" in reason)
+    return " or ".join(ways + ["null"] * ("NoneType" in types))
 
 
-def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with what they refer to in place; as they are where that is a default, which stands nowhere here."""
+def _beside(class_path: str) -> list[str]:
+    """The full names of what stands in the module of a class path, or in this package."""
     try:
-        tree = OmegaConf.create()
-        for name, value in settings.items():
-            OmegaConf.update(tree, name, value)
-        resolved: Any = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException:
-        return settings
-    return {name: reduce(lambda group, key: group[key], name.split("."), resolved) for name in settings}
-
-
-def check_value(name: str, wanted: Any, value: Any) -> None:
-    """Check one setting, down to the innermost class that it names.
-
-    Args:
-        name: of the setting.
-        wanted: its type; None: unknown.
-        value: as it stands in a file or on the command line; what refers to another setting is not looked into.
-
-    Raises:
-        ConfigError: why it is refused, in one line.
-    """
-    if wanted is None or (isinstance(value, str) and "${" in value):
-        return
-    if isinstance(value, str) and value.startswith(("[", "{")):
-        with suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
-    members = list(_members(wanted))
-    if isinstance(value, list):
-        for item in [get_args(member)[0] for member in members if _is_list(member) and get_args(member)]:
-            for each in value:
-                check_value(name, item, each)
-    bases = [member for member in members if _classes(member)]
-    if bases and isinstance(value, dict):
-        _check_class(name, bases, value)
-    elif not _takes(wanted, value):
-        if bases and isinstance(value, str) and ("." in value or set(members) <= {*bases, types.NoneType}):
-            _check_class(name, bases, {"class_path": value})
-        raise ConfigError(f"{name} is {str(value)!r}, but must be {_alternatives(members)}.")
-
-
-def _members(wanted: Any) -> Iterator[Any]:
-    if get_origin(wanted) in (Union, types.UnionType):
-        for member in get_args(wanted):
-            yield from _members(member)
-    else:
-        yield wanted
-
-
-def _classes(wanted: Any) -> list[type]:
-    """The classes, one of which must be given by its path: the type itself, or what a callable returns."""
-    if get_origin(wanted) is Callable:
-        return [member for member in _members(get_args(wanted)[-1]) if inspect.isclass(member)]
-    plain = get_origin(wanted) or not inspect.isclass(wanted) or wanted.__module__ == "builtins" or _is_list(wanted)
-    return [] if plain else [wanted]
-
-
-def _is_list(wanted: Any) -> bool:
-    origin = get_origin(wanted) or wanted
-    listed = inspect.isclass(origin) and issubclass(origin, Iterable) and not issubclass(origin, str | bytes | Mapping)
-    return listed and origin.__module__ in ("builtins", "collections.abc")  # a tensor can be walked, too
-
-
-def _takes(wanted: Any, value: Any) -> bool:
-    parser = ArgumentParser(exit_on_error=False)
-    try:
-        parser.add_argument("--value", type=wanted)
-        parser.parse_object({"value": value})
-    except ArgumentError:
-        return False
-    except (ValueError, TypeError):  # a type of which the parser itself knows nothing
-        return True
-    return True
-
-
-def _alternatives(members: list[Any]) -> str:
-    choices = {
-        str(choice): repr(choice) for each in members if get_origin(each) is Literal for choice in get_args(each)
-    }
-    others = [member for member in members if get_origin(member) is not Literal and member is not types.NoneType]
-    names = dict.fromkeys("list" if _is_list(member) else _name(_classes(member) or [member]) for member in others)
-    some = [f"one of {', '.join(choices.values())}"] if choices else []
-    some += [f"of type {' or '.join(names)}"] if names else []
-    return " or ".join(some + ["null"] * (types.NoneType in members))
-
-
-def _name(wanted: list[Any]) -> str:
-    return " or ".join(getattr(get_origin(each) or each, "__name__", str(each)) for each in wanted)
-
-
-def _check_class(name: str, bases: list[Any], value: dict[str, Any]) -> None:
-    wanted = [each for base in bases for each in _classes(base)]
-    path = value.get("class_path")
-    if path is None:
-        raise ConfigError(f"Not set: {name}.class_path, the path of a {_name(wanted)}.")
-    found = _load(name, str(path), wanted)
-    fitting = [base for base in bases if inspect.isclass(found) and issubclass(found, tuple(_classes(base)))]
-    if not fitting:
-        raise ConfigError(f"{name} cannot be {path}: it must be a {_name(wanted)}.")
-    called_with = get_args(fitting[0])[:-1]  # a callable's class gets so many of its arguments later
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(found, fail_untyped=False, skip={len(called_with[0])} if called_with else set())
-    known, settings = _typed_settings(parser), value.get("init_args") or {}
-    names = list(dict.fromkeys(each.partition(".")[0] for each in known))
-    for setting in settings:
-        if setting not in names:
-            has = f" It has: {', '.join(names)}." if names else ""
-            raise ConfigError(f"{name}.{setting} is not a setting of {path}.{suggest(setting, names)}{has}")
-        check_value(f"{name}.{setting}", _type(known.get(setting)), settings[setting])
-    missing = ", ".join(f"{name}.{each}" for each, action in known.items() if action.required and each not in settings)
-    if missing:
-        raise ConfigError(f"Not set: {missing}, which {path} needs.")
-
-
-def _load(name: str, path: str, wanted: list[type]) -> Any:
-    """What a class path names: in full, or by the name alone of a class that is known."""
-    module, _, last = path.rpartition(".")
-    known = {each.__name__: each for base in wanted for each in _subclasses(base)}
-    if not module:
-        if last not in known:
-            raise ConfigError(f"{name} cannot be {path}: no such {_name(wanted)} is known.{suggest(path, list(known))}")
-        return known[last]
-    near = importlib.import_module("dmaml_pl")
-    try:
-        near = importlib.import_module(module)
-        return getattr(near, last)
-    except Exception as error:  # of a user's own module, too
-        beside = [f"{near.__name__}.{each}" for each in getattr(near, "__all__", dir(near)) if each[0] != "_"]
-        raise ConfigError(f"{name} cannot be {path}: {error}.{suggest(path, beside)}") from error
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    yield base
-    below: type
-    for below in type.__subclasses__(base):
-        yield from _subclasses(below)
+        module = importlib.import_module(class_path.rpartition(".")[0])
+    except Exception:  # of a user's own module, too
+        module = importlib.import_module("dmaml_pl")
+    return [f"{module.__name__}.{name}" for name in getattr(module, "__all__", dir(module))]
 
 
 def explain_interpolation(error: OmegaConfBaseException) -> str:
@@ -259,7 +169,9 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
         error: what the Trainer raised.
         settings: its settings; the one without which it can be made is to blame.
     """
-    reason = innermost(error)
+    while error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    reason = " ".join(str(error).split())
     defaults = {name: each.default for name, each in inspect.signature(pl.Trainer).parameters.items()}
     apart: dict[str, Any] = {"callbacks": None, "logger": False}
     if not isinstance(settings.get("strategy"), str):
