@@ -63,7 +63,9 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
         raise ConfigError(f"{option.lstrip('-')} has no value: give one after {option}.")
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", reason):
         raise ConfigError(f"{setting} cannot be {match[1]}: it must be a {match[2]}.")
-    value = re.search(r"(?:Got value|Given value|import path string): (.*?)(?:\. Got value: .*)?$", reason, re.M)
+    value = re.search(
+        r"(?:Got value|Given value|import path string): (.*?)(?:\. Got value: .*)?$", reason, re.MULTILINE
+    )
     if value and (wanted := _wanted(reason)):
         near = (
             suggest(value[1], importlib.import_module("dmaml_pl").__all__, "dmaml_pl.")
