@@ -67,11 +67,8 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
         r"(?:Got value|Given value|import path string): (.*?)(?:\. Got value: .*)?$", reason, re.MULTILINE
     )
     if value and (wanted := _wanted(reason)):
-        near = (
-            suggest(value[1], importlib.import_module("dmaml_pl").__all__, "dmaml_pl.")
-            if "class path" in wanted
-            else ""
-        )
+        known = importlib.import_module("dmaml_pl").__all__ if "class path" in wanted else []
+        near = suggest(value[1], known, "dmaml_pl.")
         raise ConfigError(f"{setting} is {value[1]!r}, but must be {wanted}.{near}")
     reason = " ".join(reason.split())
     if owner:
