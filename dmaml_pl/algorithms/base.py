@@ -158,7 +158,10 @@ class Algorithm(nn.Module, ABC):
             create_graph: differentiate through the gradients; else they are constants, and only what `start` and
                 `step` make of the meta-weights is recorded.
         """
-        fast = self.start(meta, tasks)
+        # What starts from a constant is differentiated by, too.
+        fast = {
+            name: w if w.requires_grad else w.detach().requires_grad_() for name, w in self.start(meta, tasks).items()
+        }
         path = [fast]
         if not create_graph:
             fixed = {name: weight.detach() for name, weight in meta.items()}
