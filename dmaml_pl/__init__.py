@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TaskWeightedMerge,
         ValidationWeightedMerge,
     )
-    from dmaml_pl.tracking import MLflowTracker
+    from dmaml_pl.tracking.tracker import MLflowTracker
 
 _HOMES = {
     "load": "dmaml_pl.adapting.loading",
@@ -46,7 +46,7 @@ _HOMES = {
     "TaskParallelStrategy": "dmaml_pl.strategies",
     "TaskWeightedMerge": "dmaml_pl.strategies",
     "ValidationWeightedMerge": "dmaml_pl.strategies",
-    "MLflowTracker": "dmaml_pl.tracking",
+    "MLflowTracker": "dmaml_pl.tracking.tracker",
 }
 
 __all__ = [

@@ -27,7 +27,7 @@ import dmaml_pl
 from data_modules import Glyphs, Sinusoid
 from dmaml_pl.cli.run import run
 from dmaml_pl.serving.register import save_model
-from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.adapting import LETTERS_SEEN, SINES, first_task
 from tests.trainings import dmaml, environment
 

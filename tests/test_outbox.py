@@ -20,11 +20,11 @@ import pytest
 from mlflow import MlflowClient
 
 from dmaml_pl.__main__ import main
-from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import sender as sender_module
 from dmaml_pl.tracking.ending import PATIENCE_S, Outcome
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Outbox
+from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.servers import agreeing
 
 ABOUT = {"run_id": "a" * 32}

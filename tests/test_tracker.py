@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import multiprocessing
 import os
-import pickle
 import shlex
 import shutil
 import signal
@@ -35,11 +33,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.environment import GitState
 from dmaml_pl.provenance.redaction import redact
-from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.description import wrap
 from dmaml_pl.tracking.params import clean_name, flatten
 from dmaml_pl.tracking.sender import pause_after
+from dmaml_pl.tracking.tracker import MLflowTracker
 
 pytestmark = [
     # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
@@ -685,20 +683,6 @@ def test_nothing_happens_off_rank_zero(tmp_path: Path) -> None:
     assert tracker.experiment is None
     assert tracker.version is None
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda tracker: pickle.loads(pickle.dumps(tracker))])  # noqa: S301
-def test_copies_write_to_the_same_run(folder: Path, duplicate: Callable[[MLflowTracker], MLflowTracker]) -> None:
-    tracker = make(folder)
-    tracker.open()
-    twin = duplicate(tracker)
-    assert twin.version is None
-    twin.open()
-    assert twin.version == tracker.version
-    twin.log_metrics({"a": 1.0}, 3)
-    twin.flush()
-    assert read(folder, tracker).data.metrics == {"a": 1.0}
-    assert "dmaml.resumed" not in read(folder, tracker).data.tags
 
 
 def test_the_ui_command_shows_this_run_and_finds_dmaml_where_the_path_does_not(

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.tracking import MLflowTracker
-from dmaml_pl.tracking.ui import serve
+from dmaml_pl.tracking.tracker import MLflowTracker
+from dmaml_pl.tracking.ui import main
 from tests.browser import CHROMIUM, DRIVER, MISSING, Browser, browsing, curves, picture
 
 # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 
 START_TIMEOUT_S = 60  # about 10 s alone; the machine may be busy with other tests
 
-COMMAND = "import sys; from dmaml_pl.tracking.ui import serve; sys.exit(serve(sys.argv[1], port=int(sys.argv[2])))"
+COMMAND = "import sys; from dmaml_pl.tracking.ui import main; sys.exit(main(sys.argv[1:]))"
 
 
 class Served:
@@ -44,7 +44,7 @@ class Served:
         self.out, self.err = folder / "out.txt", folder / "err.txt"
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, str(folder), str(self.port)],
+                [sys.executable, "-c", COMMAND, "--save_dir", str(folder), "--port", str(self.port)],
                 stdout=out,
                 stderr=err,
                 env={**os.environ, "PYTHONPATH": str(Path.cwd())},
@@ -159,7 +159,7 @@ def test_the_metric_chart_and_the_figure_of_a_training_are_shown(served: Served,
 
 def test_port_in_use(served: Served) -> None:
     with pytest.raises(TrackingError, match="--port"):
-        serve(served.tracker._save_dir, port=served.port)
+        main(["--save_dir", served.tracker._save_dir, "--port", str(served.port)])
 
 
 def test_ctrl_c_ends_it_quietly(served: Served) -> None:
@@ -176,10 +176,10 @@ def test_ctrl_c_ends_it_quietly(served: Served) -> None:
 
 def test_missing_store(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"dmaml fit.*--save_dir"):
-        serve(str(tmp_path))
+        main(["--save_dir", str(tmp_path)])
 
 
 def test_foreign_file(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"x" * 5000)
     with pytest.raises(TrackingError, match="--save_dir"):
-        serve(str(tmp_path))
+        main(["--save_dir", str(tmp_path)])

@@ -10,7 +10,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from dmaml_pl.checkpoints import CONFIG_KEY
 from dmaml_pl.modules import MetaLearning
-from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking.tracker import MLflowTracker
 
 RUN_ID_KEY = "mlflow_run_id"
 """Where a checkpoint holds the id of its MLflow run."""

@@ -29,8 +29,8 @@ from dmaml_pl.launching.signals import raised_at_sigterm
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
-from dmaml_pl.tracking import MLflowTracker
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
+from dmaml_pl.tracking.tracker import MLflowTracker
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "dmaml_pl.MLflowTracker"},

@@ -23,7 +23,7 @@ from dmaml_pl.adapting.loading import load
 from dmaml_pl.adapting.recipe import EVERYTHING, TRUSTED, classes_named, is_trusted
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import Scaling, TaskBatch
-from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking.tracker import MLflowTracker
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
-from dmaml_pl.tracking import MLflowTracker
+from dmaml_pl.tracking.tracker import MLflowTracker
 
 
 class _Check(DmamlCLI):

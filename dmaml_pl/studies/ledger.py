@@ -93,7 +93,7 @@ class Ledger:
                 wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
                 known = client.search_runs([experiment.experiment_id], wanted, max_results=1)
         if known:
-            ledger = cls(MLflowRun.resume(store, known[0].info.run_id, again=True), Path(base.save_dir))
+            ledger = cls(MLflowRun.resume(store, known[0].info.run_id), Path(base.save_dir))
             ledger._look()
         else:
             ledger = cls(MLflowRun.create(store, base.experiment_name, request.name), Path(base.save_dir))

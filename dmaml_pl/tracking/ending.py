@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,12 +11,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from dmaml_pl.provenance.redaction import redact
-from dmaml_pl.tracking.description import NOTE, Description
+from dmaml_pl.tracking.description import NOTE, describe_training, may_describe
 from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR
-from dmaml_pl.tracking.operations import describe, end, operation
+from dmaml_pl.tracking.operations import describe, end
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import own_command
-from dmaml_pl.tracking.views import VIEWS, view_page
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +32,7 @@ class Outcome(StrEnum):
     def of(cls, status: str, error: BaseException | None) -> Outcome:
         """Translate what Lightning tells a logger.
 
-        Args:
-            status: "success"; "failed" for any exception, Ctrl-C and SIGTERM too; "finished" before SLURM requeues.
-            error: the exception that is being handled, which tells these apart.
+        Its "failed" stands for any exception, Ctrl-C and SIGTERM too; "finished" comes before SLURM requeues.
         """
         if status == "success":
             return cls.FINISHED
@@ -53,19 +50,22 @@ class Ending:
 
     Args:
         sender: to the MLflow run.
-        description: of the MLflow run.
+        figures: the last values of its metrics before this process, by name.
+        note: the description that it has already, if any; one that a person wrote stays.
         save_dir: folder of the tracking as the user wrote it.
 
     Attributes:
         outcome: how it ended; RUNNING as long as it has not.
+        figures: the last values of its metrics, kept up to date by whoever logs them.
     """
 
-    def __init__(self, sender: Sender, description: Description, save_dir: str) -> None:
+    def __init__(self, sender: Sender, figures: Mapping[str, float], note: str | None, save_dir: str) -> None:
         self.outcome = Outcome.RUNNING
+        self.figures = dict(figures)
         self._callbacks: dict[str, ModelCheckpoint] = {}
         self._uploaded: dict[str, tuple[Path, int]] = {}
         self._sender = sender
-        self._description = description
+        self._may_describe = may_describe(note)
         self._save_dir = save_dir
 
     def watch(self, callback: ModelCheckpoint) -> None:
@@ -78,7 +78,7 @@ class Ending:
         Once FAILED or KILLED, the outcome stays until `go_on`.
 
         Args:
-            status: Lightning's word, as for `Outcome.of`.
+            status: Lightning's word, as for `MLflowTracker.finalize`.
             error: the exception that ended the training, if one did.
         """
         outcome, sender = Outcome.of(status, error), self._sender
@@ -86,7 +86,7 @@ class Ending:
             self.outcome = outcome
             message = "" if error is None else redact(f"{type(error).__name__}: {error}")
             if outcome == Outcome.FAILED and message:
-                sender.put(operation("set_tags", tags={ERROR: message}))
+                sender.put({"do": "set_tags", "tags": {ERROR: message}})
             self._describe(message)
             if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
                 self._put_checkpoints()
@@ -97,7 +97,7 @@ class Ending:
 
     def go_on(self) -> None:
         """Write that the training goes on after all."""
-        self._sender.put(operation("restart"))
+        self._sender.put({"do": "restart"})
         self.outcome = Outcome.RUNNING
 
     def correct(self) -> None:
@@ -110,12 +110,11 @@ class Ending:
             self._leave(Outcome.KILLED)
 
     def _describe(self, error: str) -> None:
-        run = self._sender.run
-        views = {key.replace("-", " "): view_page(run.experiment_id, key) for key in VIEWS}
-        command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
-        text = self._description.text(self.outcome, error, command, commit, views)
-        if text is not None:
-            self._sender.put(operation("set_tags", tags={NOTE: text}))
+        if self._may_describe:
+            run = self._sender.run
+            command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
+            text = describe_training(self.figures, self.outcome, error, command, commit, run.experiment_id)
+            self._sender.put({"do": "set_tags", "tags": {NOTE: text}})
 
     def _put_checkpoints(self) -> None:
         """Upload the best and the last checkpoint, unless they are there already."""
@@ -135,12 +134,11 @@ class Ending:
     def _leave(self, outcome: Outcome) -> None:
         sender = self._sender
         if not sender.wait(PATIENCE_S[outcome]):
-            words = [own_command(), "sync", *(["--save_dir", self._save_dir] if self._save_dir != "mlruns" else [])]
             _log.warning(
                 "MLflow lacks %s. They are kept in %s, and sent by:  %s",
                 describe(sender.outbox.everything()),
                 sender.outbox.folder,
-                shlex.join(words),
+                own_command("sync", self._save_dir),
             )
         sender.stop()
 

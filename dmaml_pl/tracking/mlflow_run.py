@@ -21,7 +21,7 @@ from dmaml_pl.tracking.views import add_views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Metric, Run
+    from mlflow.entities import LoggedModel, Run
 
 CHANGED_PARAMS = "dmaml.changed_params"
 ERROR = "dmaml.error"
@@ -68,17 +68,14 @@ class MLflowRun:
             client = store.connect()
             with told_in_one_line(problem, remedy):
                 experiment_id = _experiment_id(client, store, experiment_name)
-                run = client.create_run(experiment_id, run_name=run_name or _name(experiment_name))
+                # The name sorts by time; MLflow's own comes from Python's global generator, and repeats with the seed.
+                name = run_name or f"{experiment_name} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
+                run = client.create_run(experiment_id, run_name=name)
         return cls(client, run, resumed=0)
 
     @classmethod
-    def resume(cls, store: Store, run_id: str, *, again: bool) -> MLflowRun:
+    def resume(cls, store: Store, run_id: str) -> MLflowRun:
         """Continue an MLflow run: it is RUNNING again.
-
-        Args:
-            store: where it is.
-            run_id: its id.
-            again: False if it is merely reached from another process of the training that it belongs to.
 
         Raises:
             TrackingError: there is none with this id, or it was deleted.
@@ -89,11 +86,14 @@ class MLflowRun:
             client = store.connect()
             with told_in_one_line(problem, remedy):
                 run = client.get_run(run_id)
-                _check_alive(run)
-                tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + again)
+                if run.info.lifecycle_stage == "deleted":
+                    raise TrackingError(
+                        f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, "
+                        f"or unset {SETTING}.run_id to start a new one."
+                    )
+                tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + 1)
                 tracked.restart()
-                if again:
-                    client.set_tag(run_id, RESUMED, str(tracked.resumed))
+                client.set_tag(run_id, RESUMED, str(tracked.resumed))
         return tracked
 
     def log_metrics(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -194,13 +194,10 @@ class MLflowRun:
     def _model_of(self, key: str) -> LoggedModel | None:
         """The model that was logged whole by this key; what is left of attempts that failed is removed."""
         found = self.client.search_logged_models([self.experiment_id], f"tags.`{_MODEL_KEY}` = '{key}'")
-        whole = None
         for model in found:
-            if model.status == "READY":
-                whole = model
-            else:
+            if model.status != "READY":
                 self.client.delete_logged_model(model.model_id)
-        return whole
+        return next((model for model in found if model.status == "READY"), None)
 
     def _upload_model(self, folder: Path, name: str, key: str) -> LoggedModel:
         from mlflow.entities import LoggedModelOutput  # noqa: PLC0415 (slow import)
@@ -235,16 +232,6 @@ class MLflowRun:
         with brief_requests():
             self.client.set_terminated(self.run_id, status, end_time=time_ms)
 
-    def is_running(self) -> bool:
-        """Whether the status is RUNNING."""
-        with brief_requests():
-            return bool(self.client.get_run(self.run_id).info.status == "RUNNING")
-
-    def latest(self) -> list[Metric]:
-        """The last value of each metric."""
-        with brief_requests():
-            return list(self.client.get_run(self.run_id).data._metric_objs)  # noqa: SLF001 (else it tells no steps)
-
 
 @contextlib.contextmanager
 def _may_exist() -> Iterator[None]:
@@ -256,15 +243,6 @@ def _may_exist() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _check_alive(run: Run) -> None:
-    if run.info.lifecycle_stage == "deleted":
-        run_id = run.info.run_id
-        raise TrackingError(
-            f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, or unset "
-            f"{SETTING}.run_id to start a new one."
-        )
 
 
 def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
@@ -293,8 +271,3 @@ def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
     with contextlib.suppress(MlflowException):  # who may add trainings may not be allowed to change the experiment
         add_views(client, experiment)
     return str(experiment.experiment_id)
-
-
-def _name(experiment_name: str) -> str:
-    """A name that sorts by time; MLflow's own comes from Python's global generator, and repeats with the seed."""
-    return f"{experiment_name} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"

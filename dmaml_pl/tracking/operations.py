@@ -1,5 +1,6 @@
 """What can be logged to an MLflow run, as plain data that the outbox keeps: a method of `MLflowRun` and its arguments.
 
+`do` is the method's name; `staged` is what the outbox calls a file that is its argument `path`.
 Each may be done twice in a row without a difference, as a process may be killed after the store took one and before
 that is written down. For metrics this rests on MLflow's stores: a value with the same name, step, time and run is one
 row of their table, whose second insertion they leave out.
@@ -16,26 +17,20 @@ from typing import Any
 from dmaml_pl.tracking.outbox import Entry, Operation
 from dmaml_pl.tracking.params import clean_name
 
-BATCH = 1000  # metrics in one request: MLflow's limit
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
-"""MLflow's codes for what it will not take later, either."""
-
-
-def operation(do: str, **arguments: Any) -> Operation:
-    """A method of `MLflowRun` and its arguments; `staged` is what the outbox calls a file that is its `path`."""
-    return {"do": do, **arguments}
+_BATCH = 1000  # metrics in one request: MLflow's limit
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
 
 def metrics(values: Mapping[str, float], step: int) -> Operation:
     """Values of some metrics, with the time of now; they may be infinite or not a number."""
     now = _now_ms()
     rows = [[clean_name(name), float(value), now, step] for name, value in values.items()]
-    return operation("log_metrics", rows=rows)
+    return {"do": "log_metrics", "rows": rows}
 
 
 def end(status: str) -> Operation:
     """The final status, and the time of now as the end."""
-    return operation("end", status=status, time_ms=_now_ms())
+    return {"do": "end", "status": status, "time_ms": _now_ms()}
 
 
 def first_request(entries: Sequence[Entry], folder: Path) -> tuple[Sequence[Entry], str, dict[str, Any]]:
@@ -51,7 +46,7 @@ def first_request(entries: Sequence[Entry], folder: Path) -> tuple[Sequence[Entr
     rows: list[Any] = []
     for entry in entries:
         more = entry.operation.get("rows", ())
-        if entry.operation["do"] != "log_metrics" or (taken and len(rows) + len(more) > BATCH):
+        if entry.operation["do"] != "log_metrics" or (taken and len(rows) + len(more) > _BATCH):
             break
         taken.append(entry)
         rows += more
@@ -65,18 +60,13 @@ def first_request(entries: Sequence[Entry], folder: Path) -> tuple[Sequence[Entr
 
 def is_refusal(error: Exception) -> bool:
     """Whether the store will never take what raised this, as opposed to a store that is away, full or locked."""
-    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in REFUSALS
-
-
-def title(one: Operation) -> str:
-    """What an operation carries: a file's name, or a few words."""
-    return str(next(filter(None, map(one.get, ("artifact_file", "name", "staged"))), describe([one])))
+    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in _REFUSALS
 
 
 def describe(operations: Iterable[Operation]) -> str:
     """What operations are, in a few words, such as `240 metric values, 2 files and the status FINISHED`."""
     count: Counter[str] = Counter()
-    status = ""
+    status = []
     for one in operations:
         match one:
             case {"rows": rows}:
@@ -90,9 +80,9 @@ def describe(operations: Iterable[Operation]) -> str:
             case {"do": "log_file" | "log_text"}:
                 count["file"] += 1
             case _:
-                status = f"the status {one.get('status', 'RUNNING')}"
+                status = [f"the status {one.get('status', 'RUNNING')}"]
     parts = [f"{number} {name}{'s' if number > 1 else ''}" for name, number in count.items() if number]
-    parts += [status] if status else []
+    parts += status
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "nothing"
 
 

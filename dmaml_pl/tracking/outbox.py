@@ -30,9 +30,8 @@ from typing import Any, NamedTuple
 
 Operation = dict[str, Any]
 
-FOLDER = "outbox"
-_DATABASE, _REFUSED, _FILES = "outbox.db", "refused.jsonl", "files"
-_AT_ONCE = 500  # operations that are read together
+_FOLDER, _DATABASE, _REFUSED, _FILES = "outbox", "outbox.db", "refused.jsonl", "files"
+AT_ONCE = 500  # operations that are read together
 _FAILURES = (OSError, sqlite3.Error)  # of the disk
 
 # Exclusive: whoever is first has it, without a file of locks or shared memory. With a write-ahead log and NORMAL a
@@ -61,15 +60,11 @@ class Outbox:
     Args:
         folder: where they are kept; made when there is something to keep.
         about: for whoever finds the folder later: which MLflow run of which store; by default what is there already.
-
-    Attributes:
-        last_written_ms: when a process before wrote to it for the last time, in milliseconds since 1970.
     """
 
     def __init__(self, folder: Path, about: Operation | None = None) -> None:
         self.folder = folder
         self.about = about or {}
-        self.last_written_ms = 0
         self._mutex = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._last = 0  # number of the last operation in the database
@@ -83,30 +78,22 @@ class Outbox:
 
         A second process that writes to the same MLflow run at the same time gets a folder beside the first.
         """
-        number = 1
-        while True:
-            name = run_id if number == 1 else f"{run_id}.{number}"
-            outbox = cls(save_dir.absolute() / FOLDER / name, about)
-            with contextlib.suppress(*_FAILURES):  # then operations wait in memory
-                if not outbox.adopt():
-                    number += 1
-                    continue
-            return outbox
+        outbox, number = cls(save_dir.absolute() / _FOLDER / run_id, about), 1
+        with contextlib.suppress(*_FAILURES):  # then operations wait in memory
+            while not outbox.adopt():
+                number += 1
+                outbox.folder = outbox.folder.with_name(f"{run_id}.{number}")
+        return outbox
 
     def adopt(self) -> bool:
-        """Take over what is in the folder; returns False if another process has it.
-
-        Raises:
-            OSError | sqlite3.Error: it cannot be read.
-        """
-        with self._mutex:
-            try:
-                self._open()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                return False
-            return True
+        """Take over what is in the folder; returns False if another process has it, and raises if it cannot be read."""
+        try:
+            self._open()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return True
 
     # Filling
 
@@ -126,10 +113,11 @@ class Outbox:
         """
 
         def copy(kept: Path) -> None:
-            if path.is_dir():
-                shutil.copytree(path, kept)
-            elif not (replaced_whole and _linked(path, kept)):
-                shutil.copy2(path, kept)
+            if replaced_whole:
+                with contextlib.suppress(OSError):  # another disk, or a file system without links
+                    os.link(path, kept)
+                    return
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, kept)
 
         try:
             return self.make(path.name, copy)
@@ -171,7 +159,7 @@ class Outbox:
         with self._mutex:
             return self._sent < self._last or bool(self._unwritten)
 
-    def read(self, at_most: int = _AT_ONCE) -> list[Entry]:
+    def read(self, at_most: int = AT_ONCE) -> list[Entry]:
         """The first operations that wait; empty if there are none."""
         with self._mutex:
             self._write()
@@ -235,7 +223,6 @@ class Outbox:
         save_dir = self.folder.parent.parent
         self._made += [] if save_dir.exists() else [save_dir]
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
-        written = [file.stat().st_mtime_ns for file in self.folder.glob(f"{_DATABASE}*")]
         database = sqlite3.connect(self.folder / _DATABASE, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             database.executescript(_SETUP)
@@ -246,7 +233,7 @@ class Outbox:
         except BaseException:
             database.close()
             raise
-        self._database, self.about, self.last_written_ms = database, json.loads(about), max(written, default=0) // 10**6
+        self._database, self.about = database, json.loads(about)
         self._sent, self._last = (first or 1) - 1, last or 0
 
     def _remove_sent(self) -> None:
@@ -267,14 +254,6 @@ class Outbox:
             return
 
 
-def _linked(path: Path, place: Path) -> bool:
-    try:
-        os.link(path, place)
-    except OSError:  # another disk, or a file system without links
-        return False
-    return True
-
-
 def find_outboxes(save_dir: Path) -> list[Path]:
     """The folders of outboxes that were left in a folder of tracking; each begins with the id of its MLflow run."""
-    return [file.parent for file in sorted((save_dir.absolute() / FOLDER).glob(f"*/{_DATABASE}"))]
+    return [file.parent for file in sorted((save_dir.absolute() / _FOLDER).glob(f"*/{_DATABASE}"))]

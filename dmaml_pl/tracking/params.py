@@ -6,6 +6,7 @@ names a person types in the configuration, less `init_args`, which says nothing.
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -52,26 +53,14 @@ def flatten(config: Mapping[str, Any] | Namespace) -> dict[str, str]:
     return flat
 
 
-def _leaves(prefix: str, node: object) -> Iterator[tuple[str, str]]:
+def _leaves(name: str, node: object) -> Iterator[tuple[str, str]]:
     """Yield the dotted name and the text of every leaf below a node."""
-    children: Iterator[tuple[str, object]]
     if isinstance(node, Namespace):
         node = vars(node)
+    if isinstance(node, list | tuple) and node:
+        node = dict(enumerate(node))
     if isinstance(node, Mapping) and node:
-        children = ((str(key), child) for key, child in node.items())
-    elif isinstance(node, list | tuple) and node:
-        children = ((str(index), child) for index, child in enumerate(node))
+        for key, child in node.items():
+            yield from _leaves(name if key == "init_args" else f"{name}.{key}".lstrip("."), child)
     else:
-        yield prefix, redact(_text(node))
-        return
-    for key, child in children:
-        elided = key == "init_args"
-        yield from _leaves(prefix if elided else f"{prefix}.{key}".lstrip("."), child)
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+        yield name, redact(json.dumps(node) if node is None or isinstance(node, bool) else str(node))

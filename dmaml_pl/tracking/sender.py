@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.operations import first_request, is_refusal, operation, title
-from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
+from dmaml_pl.tracking.operations import describe, first_request, is_refusal
+from dmaml_pl.tracking.outbox import AT_ONCE, Operation, Outbox, find_outboxes
 from dmaml_pl.tracking.store import reason
 
 # A request costs several milliseconds whether it carries 1 value or 100. With this share of a core for sending, values
@@ -28,19 +27,20 @@ def pause_after(seconds: float) -> float:
     return min(seconds / _SHARE, _LONGEST_PAUSE_S)
 
 
-def deliver(run: MLflowRun, outbox: Outbox, told: Callable[[str], object], at_most: int | None = None) -> None:
+def deliver(run: MLflowRun, outbox: Outbox, at_most: int = AT_ONCE) -> None:
     """Send the first request that waits, if any does, and write down that it was taken.
+
+    What the store refuses for good is told and kept apart, and what comes after it is sent.
 
     Args:
         run: the MLflow run.
         outbox: what waits for it.
-        told: hears what the store refuses for good, and why; that is kept apart, and what comes after it sent.
-        at_most: how many operations to send, by default as many as go into a request.
+        at_most: how many operations to send; fewer where no more go into one request.
 
     Raises:
         Exception: whatever sending raises, as when the store is away; the request waits still.
     """
-    waiting = outbox.read() if at_most is None else outbox.read(at_most)
+    waiting = outbox.read(at_most)
     if not waiting:
         return
     entries, method, arguments = first_request(waiting, outbox.folder)
@@ -51,22 +51,20 @@ def deliver(run: MLflowRun, outbox: Outbox, told: Callable[[str], object], at_mo
             raise
         if len(entries) > 1:  # one of them is to blame
             for _ in entries:
-                deliver(run, outbox, told, at_most=1)
+                deliver(run, outbox, at_most=1)
             return
         outbox.set_aside(entries[0], reason(error))
-        told(f"{title(entries[0].operation)}: {reason(error)}")
+        one = entries[0].operation
+        what = next(filter(None, map(one.get, ("artifact_file", "name", "staged"))), describe([one]))
+        _log.warning("MLflow refuses %s: %s It is kept in %s.", what, reason(error), outbox.folder)
     else:
         outbox.acknowledge(entries)
 
 
 def deliver_all(run: MLflowRun, outbox: Outbox) -> None:
-    """Send all that waits.
-
-    Raises:
-        Exception: whatever sending raises; what was not sent waits still.
-    """
+    """Send all that waits, or raise whatever sending raises; what was not sent waits still."""
     while outbox.waits:
-        deliver(run, outbox, lambda _: None)
+        deliver(run, outbox)
 
 
 def deliver_left(save_dir: Path, run: MLflowRun) -> None:
@@ -128,7 +126,7 @@ class Sender:
             return
         with self._changed:  # else the thread might close the outbox in between
             staged = self.outbox.stage(path, replaced_whole=replaced_whole)
-            self.put(operation("log_file", staged=staged, folder=folder, name=name))
+            self.put({"do": "log_file", "staged": staged, "folder": folder, "name": name})
 
     def wait(self, patience_s: float, at_most_s: float = float("inf")) -> bool:
         """Wait until all is sent, or the store has taken nothing for 10 minutes; returns whether it is.
@@ -179,11 +177,15 @@ class Sender:
         while self._await_turn():
             start = time.thread_time()
             try:
-                deliver(self.run, self.outbox, self._was_refused)
+                deliver(self.run, self.outbox)
             except Exception as error:  # whatever it is, hours of training are worth more
                 self._has_gone(error)
             else:
-                self._has_answered(time.thread_time() - start)
+                self._pause_s = pause_after(time.thread_time() - start)
+                self._taken_at = time.monotonic()
+                if self._away:
+                    self._away = False
+                    _log.warning("MLflow answers again, and gets what was kept.")
             with self._changed:
                 self._tried_at = time.monotonic()
                 self._changed.notify_all()
@@ -205,13 +207,6 @@ class Sender:
             self._thread = None
             return False
 
-    def _has_answered(self, seconds: float) -> None:
-        self._pause_s = pause_after(seconds)
-        self._taken_at = time.monotonic()
-        if self._away:
-            self._away = False
-            _log.warning("MLflow answers again, and gets what was kept.")
-
     def _has_gone(self, error: Exception) -> None:
         if self._away:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
@@ -222,6 +217,3 @@ class Sender:
             reason(error),
             self.outbox.folder,
         )
-
-    def _was_refused(self, what: str) -> None:
-        _log.warning("MLflow refuses %s It is kept in %s; the training goes on.", what, self.outbox.folder)

@@ -74,12 +74,7 @@ class Store:
             return redact(self.uri) if page is None else f"{redact(self.uri).rstrip('/')}/{page}"
         if not self.is_default:
             return f"mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}"
-        words = [own_command(), "ui"]
-        if save_dir != "mlruns":
-            words += ["--save_dir", save_dir]
-        if page is not None:
-            words += ["--run", page.rsplit("/", 1)[-1]]
-        return shlex.join(words)
+        return own_command("ui", save_dir, *([] if page is None else ["--run", page.rsplit("/", 1)[-1]]))
 
     def connect(self) -> MlflowClient:
         """Make the store if it is missing, and a client on it.
@@ -105,7 +100,9 @@ class Store:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S):
                 check_database(self.file, self.setting)
-                _check_writable(self.file)
+                # MLflow would try for 100 s to write to a file that cannot be written.
+                with closing(sqlite3.connect(self.file, timeout=20, isolation_level=None)) as database:
+                    database.execute("BEGIN IMMEDIATE")
                 return _client(self.uri)
 
 
@@ -121,11 +118,7 @@ def told_in_one_line(problem: str, remedy: str) -> Iterator[None]:
 
 
 def check_path(file: Path, setting: str) -> None:
-    """Check that a path can be told to MLflow as a URI.
-
-    Raises:
-        TrackingError: it cannot.
-    """
+    """Raise a `TrackingError` where a path cannot be told to MLflow as a URI."""
     if re.search("[%?]", str(file)):
         raise TrackingError(f"{file} holds a % or ?, which MLflow misreads. Set {setting} to a path without them.")
 
@@ -162,13 +155,6 @@ def reason(error: Exception) -> str:
     return f"{line[:300].rstrip('. ')}."
 
 
-def _check_writable(file: Path) -> None:
-    """Raise `sqlite3.OperationalError` where the file cannot be written; MLflow would try for 100 s."""
-    with closing(sqlite3.connect(file, timeout=20, isolation_level=None)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        database.execute("ROLLBACK")
-
-
 def _client(uri: str) -> MlflowClient:
     # MLflow would report usage over the network, from threads that the end of the process waits for; a person who
     # wants that says MLFLOW_DISABLE_TELEMETRY=false.
@@ -178,10 +164,13 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def own_command() -> str:
-    """How a person types this program: `dmaml`, by a path where the shell would not find this very one."""
-    here = Path(sys.executable).with_name("dmaml")
+def own_command(command: str, save_dir: str, *more: str) -> str:
+    """What a person types for `dmaml COMMAND` on a folder of tracking: by a path where `dmaml` is not this very one."""
+    program = Path(sys.executable).with_name("dmaml")
     found = shutil.which("dmaml")
-    if found is not None and Path(found).resolve() == here.resolve():
-        return "dmaml"
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+    if found is not None and Path(found).resolve() == program.resolve():
+        program = Path("dmaml")
+    elif program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    folder = [] if save_dir == "mlruns" else ["--save_dir", save_dir]
+    return shlex.join([str(program), command, *folder, *more])

@@ -9,18 +9,14 @@ from dmaml_pl.console.options import Options
 from dmaml_pl.errors import DmamlError, TrackingError
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.operations import describe
-from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
+from dmaml_pl.tracking.outbox import Outbox, find_outboxes
 from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.sender import deliver_all
 from dmaml_pl.tracking.store import Store, reason
 
 
 def main(words: list[str]) -> int:
-    """Send all that waits; returns the exit code, which is 1 where something still does.
-
-    Args:
-        words: the command line after `dmaml sync`.
-    """
+    """Send all that waits, as the words after `dmaml sync` say; returns the exit code: 1 where something still waits."""
     parser = Options(
         "dmaml sync",
         description="Send to MLflow what trainings have kept in SAVE_DIR/outbox while it was away.",
@@ -36,20 +32,28 @@ def main(words: list[str]) -> int:
     return 1 if left else 0
 
 
+@brief_requests()
 def _sync(folder: Path, tracking_uri: str | None) -> bool:
     """Send one outbox, and say so; returns whether nothing is left."""
+    written = max(file.stat().st_mtime_ns for file in folder.glob("outbox.db*"))
     outbox, name, wanted = Outbox(folder), folder.name[:8], "what waits in it"
     try:
         if not outbox.adopt():
             print(f"{name}: the training is under way, and sends it itself.")
             return False
-        if not outbox.about:  # a process was killed as it began
+        about = outbox.about
+        if not about:  # a process was killed as it began
             return True
-        name, wanted = f"{outbox.about['run_name']} ({name})", describe(outbox.everything())
-        run = _open(outbox.about, tracking_uri)
-        deliver_all(run, outbox)
-        if run.is_running():  # by no process, as the outbox was free
-            run.end("KILLED", outbox.last_written_ms)
+        name, wanted = f"{about['run_name']} ({name})", describe(outbox.everything())
+        if tracking_uri is None and about["has_password"]:
+            raise TrackingError(  # noqa: TRY301 (told below, like all that keeps it from being sent)
+                "The server's address had a password, which is not kept: give --tracking_uri "
+                f"({about['tracking_uri']})."
+            )
+        client = Store.find(tracking_uri or about["tracking_uri"], ".").connect()
+        deliver_all(MLflowRun(client, client.get_run(about["run_id"]), resumed=0), outbox)
+        if client.get_run(about["run_id"]).info.status == "RUNNING":  # by no process, as the outbox was free
+            client.set_terminated(about["run_id"], "KILLED", written // 10**6)
             wanted += "; its process was killed, so its status is KILLED now"
         print(f"{name}: sent {wanted}.")
     except Exception as error:
@@ -63,14 +67,3 @@ def _sync(folder: Path, tracking_uri: str | None) -> bool:
     if refused:
         print(f"{name}: MLflow refused {refused} of it for good, see {folder}/refused.jsonl.", file=sys.stderr)
     return not refused
-
-
-def _open(about: Operation, tracking_uri: str | None) -> MLflowRun:
-    if tracking_uri is None and about["has_password"]:
-        raise TrackingError(
-            f"The server's address had a password, which is not kept: give --tracking_uri ({about['tracking_uri']})."
-        )
-    store = Store.find(tracking_uri or about["tracking_uri"], ".")
-    with brief_requests():
-        client = store.connect()
-        return MLflowRun(client, client.get_run(about["run_id"]), resumed=0)

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import operations
-from dmaml_pl.tracking.description import NOTE, Description
+from dmaml_pl.tracking.description import NOTE
 from dmaml_pl.tracking.ending import Ending, Outcome
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.operations import operation
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
+from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.sender import Sender
-from dmaml_pl.tracking.store import Store, reason
+from dmaml_pl.tracking.store import Store, reason, told_in_one_line
 from dmaml_pl.tracking.system import SystemMetrics
 
 _AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
@@ -50,7 +50,7 @@ class MLflowTracker(Logger):
         save_dir: folder for what is kept on this machine: the store, `artifacts/` and `checkpoints/`.
         run_id: id of an MLflow run to continue instead of starting a new one.
         tags: further tags of the MLflow run, to search by.
-        system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 5 seconds.
+        system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 10 seconds.
     """
 
     def __init__(
@@ -72,27 +72,11 @@ class MLflowTracker(Logger):
         self._run_id = run_id
         self._tags = dict(tags or {})
         self._system_metrics = system_metrics
-        self._is_copy = False
-        self._forget()
-
-    def _forget(self) -> None:
-        """Start without anything that belongs to one process and one opened MLflow run."""
         self._run: MLflowRun | None = None
         self._sender: Sender | None = None
         self._ending: Ending | None = None
         self._monitor: SystemMetrics | None = None
-        self._next_sample = 0
-        self._description = Description()
         self._configured = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy gets, as in a process that Lightning spawns: it opens the same MLflow run for itself."""
-        copy = object.__new__(type(self))
-        copy.__dict__ = self.__dict__.copy()
-        copy._forget()
-        if self._run is not None:
-            copy._run_id, copy._is_copy = self._run.run_id, True
-        return copy.__dict__
 
     # What and where
 
@@ -153,33 +137,30 @@ class MLflowTracker(Logger):
             return
         store = self._store
         if self._run_id is None:
-            run = MLflowRun.create(store, self._experiment_name, self._run_name)
+            run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
         else:
-            run = MLflowRun.resume(store, self._run_id, again=not self._is_copy)
-        self._forget()
-        self._run = run
+            run = self._run = MLflowRun.resume(store, self._run_id)
         about = {
             "run_id": run.run_id,
             "run_name": run.name,
             "tracking_uri": redact(store.uri),
             "has_password": redact(store.uri) != store.uri,
         }
-        outbox = Outbox.claim(Path(self._save_dir), run.run_id, about)
-        sender = self._sender = Sender(run, outbox)
-        if outbox.waits:  # what a process left that was killed, or whose store was away until its end
-            sender.put(operation("restart"))
+        sender = self._sender = Sender(run, Outbox.claim(Path(self._save_dir), run.run_id, about))
+        if sender.outbox.waits:  # what a process left that was killed, or whose store was away until its end
+            sender.put({"do": "restart"})
             sender.wait(_AT_MOST_S)
-        if not self._is_copy:
-            with self._required("the environment"):
-                run.set_tags(self._tags)
-                run.log_environment()
-                latest = run.latest()
-            known = {metric.key: metric.value for metric in latest}
-            self._description = Description(known, run.note, ours=NOTE not in self._tags)
-            samples = [metric.step for metric in latest if metric.key.startswith("system/")]
-            self._next_sample = max(samples, default=-1) + 1
-        self._ending = Ending(sender, self._description, self._save_dir)
-        self._start_monitor()
+        with self._required("the environment"):
+            run.set_tags(self._tags)
+            run.log_environment()
+            figures = run.client.get_run(run.run_id).data.metrics
+        self._ending = Ending(sender, figures, self._tags.get(NOTE, run.note), self._save_dir)
+        if self._system_metrics:
+            self._attempt("system metrics", self._start_monitor)
+
+    def _start_monitor(self) -> None:
+        self._monitor = SystemMetrics(self.version or "", self._store.uri, self.log_metrics)
+        self._monitor.start()
 
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
         """Lightning calls this once in every trainer function: one after the first makes the MLflow run go on."""
@@ -187,7 +168,8 @@ class MLflowTracker(Logger):
         if ending is not None and ending.outcome != Outcome.RUNNING:
             ending.go_on()
             self._send_at_once()
-            self._start_monitor()
+            if self._monitor is not None:
+                self._monitor.start()
 
     @rank_zero_only
     def log_config(self, config: Mapping[str, Any], yaml_text: str) -> None:
@@ -204,9 +186,9 @@ class MLflowTracker(Logger):
             TrackingError: the store did not take it; nothing has been trained yet, so it is the time to say so.
         """
         self.open()
-        assert self._run is not None  # noqa: S101 (open has set it or raised)
+        run: Any = self._run  # which is open now
         with self._required("the configuration"):
-            self._run.log_config(flatten(config), redact(yaml_text))
+            run.log_config(flatten(config), redact(yaml_text))
         self._configured = True
 
     # Lightning's interface
@@ -218,7 +200,7 @@ class MLflowTracker(Logger):
         After `log_config` there is nothing to add: the module's hyperparameters are part of the configuration.
         """
         if not self._configured:
-            self._put(operation("log_params", params=flatten(params)))
+            self._put({"do": "log_params", "params": flatten(params)})
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -227,10 +209,10 @@ class MLflowTracker(Logger):
         Sending takes half a percent of the time at most, so metrics arrive one by one where a run takes seconds, and in
         bundles where it takes milliseconds. `flush` sends them in any case.
         """
-        sender = self._sender
-        if sender is not None:
-            self._description.take(metrics)
-            sender.put(operations.metrics(metrics, step or 0))
+        if self._sender is not None:
+            self._sender.put(operations.metrics(metrics, step or 0))
+        if self._ending is not None:
+            self._ending.figures.update(metrics)
 
     @rank_zero_only
     def flush(self) -> bool | None:
@@ -269,7 +251,8 @@ class MLflowTracker(Logger):
                 trainer function starts.
         """
         if self._ending is not None:
-            self._stop_monitor()
+            if self._monitor is not None:
+                self._monitor.stop()
             self._ending.write(status, None if status == "success" else sys.exc_info()[1])
 
     @rank_zero_only
@@ -290,7 +273,7 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
         """Keep a text with the MLflow run, as the file `artifact_file` of its artifacts."""
-        self._put(operation("log_text", text=text, artifact_file=artifact_file))
+        self._put({"do": "log_text", "text": text, "artifact_file": artifact_file})
 
     @rank_zero_only
     def log_model(self, name: str, save: Callable[[Path, Any], object]) -> str | None:
@@ -311,7 +294,7 @@ class MLflowTracker(Logger):
 
         def put() -> None:
             staged = sender.outbox.make("model", lambda folder: save(folder, Model(run_id=run.run_id)))
-            sender.put(operation("log_model", staged=staged, name=name, key=key))
+            sender.put({"do": "log_model", "staged": staged, "name": name, "key": key})
 
         if self._attempt(f"the model {name}", put):
             sender.wait(patience_s=0)
@@ -320,7 +303,7 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the MLflow run."""
-        self._put(operation("set_tags", tags=dict(tags)))
+        self._put({"do": "set_tags", "tags": dict(tags)})
 
     def _put(self, wanted: Operation) -> None:
         """Log something at once, where the store answers; else it waits, and nobody waits for it."""
@@ -337,11 +320,7 @@ class MLflowTracker(Logger):
     # Failures
 
     def _attempt(self, what: str, action: Callable[[], object]) -> bool:
-        """Do something that the training can do without: a failure is told in one line.
-
-        Returns:
-            Whether it was done.
-        """
+        """Do what the training can do without, and tell a failure in one line; returns whether it was done."""
         try:
             action()
         except Exception as error:  # whatever it is, hours of training are worth more
@@ -352,33 +331,19 @@ class MLflowTracker(Logger):
     @contextmanager
     def _required(self, what: str) -> Iterator[None]:
         """Turn the failure of something that must work before a training begins into a `TrackingError`."""
+        store, run, sender = self._store, self._run, self._sender
+        assert run is not None and sender is not None  # noqa: S101, PT018 (`open` has made both, or raised)
         try:
-            yield
-        except Exception as error:
-            run = self._run
-            if run is not None:
-                self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
-            self._stop_monitor()
-            if self._sender is not None:
-                self._sender.stop()
-            self._forget()
-            store = self._store
-            raise TrackingError(
-                f"The tracking store {redact(store.uri)} did not take {what}: {reason(error)} Free or mend it, or set "
-                f"{store.setting} to another one."
-            ) from error
-
-    def _start_monitor(self) -> None:
-        run = self._run
-        if self._system_metrics and run is not None and self._monitor is None:
-
-            def start() -> None:
-                self._monitor = SystemMetrics(run.run_id, self._store.uri, self.log_metrics, self._next_sample)
-
-            self._attempt("system metrics", start)
-
-    def _stop_monitor(self) -> None:
-        if self._monitor is not None:
-            self._monitor.stop()
-            self._next_sample = self._monitor.next_sample
-            self._monitor = None
+            problem = f"The tracking store {redact(store.uri)} did not take {what}"
+            with (
+                brief_requests(),
+                told_in_one_line(problem, f"Free or mend it, or set {store.setting} to another one."),
+            ):
+                yield
+        except TrackingError:
+            self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
+            if self._monitor is not None:
+                self._monitor.stop()
+            sender.stop()
+            self._run = self._sender = self._ending = self._monitor = None
+            raise

@@ -12,9 +12,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
+from urllib.request import urlopen
 
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import TrackingError
@@ -26,49 +27,35 @@ _POLL_S = 0.2
 
 
 def main(words: list[str]) -> int:
-    """Serve as the command line asks; returns the exit code.
-
-    Args:
-        words: the command line after `dmaml ui`.
-    """
-    parser = Options("dmaml ui", description="Open the MLflow UI on the local store.", allow_abbrev=False)
-    parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
-    parser.add_argument("--port", type=whole(0), default=5000, help="port to listen on (default: 5000)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
-    parser.add_argument("--run", help="id of an MLflow run to show first")
-    given = parser.parse_args(words)
-    return serve(save_dir=given.save_dir, port=given.port, host=given.host, run=given.run)
-
-
-def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1", run: str | None = None) -> int:
-    """Serve MLflow's UI until Ctrl-C.
-
-    Args:
-        save_dir: folder of the store, as in `trainer.logger.init_args.save_dir`.
-        port: TCP port to listen on; 5000 is MLflow's own default.
-        host: address to listen on. The default is reached from this machine only, as the UI asks for no password;
-            0.0.0.0, as a container needs, from everywhere.
-        run: id of an MLflow run to show first.
+    """Serve MLflow's UI until Ctrl-C, as the words after `dmaml ui` say.
 
     Returns:
         Exit code: 0 after Ctrl-C, else that of the server, whose last words are then on stderr.
 
     Raises:
-        TrackingError: there is no store in `save_dir`, or no such MLflow run in it, or the port cannot be had.
+        TrackingError: there is no store in the folder, or no such MLflow run in it, or the port cannot be had.
     """
-    folder = Path(save_dir).absolute()
+    parser = Options("dmaml ui", description="Open the MLflow UI on the local store.", allow_abbrev=False)
+    parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
+    parser.add_argument("--port", type=whole(0), default=5000, help="port to listen on (default: 5000)")
+    # The UI asks for no password, so it is reached from this machine only; a container needs 0.0.0.0.
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--run", help="id of an MLflow run to show first")
+    given = parser.parse_args(words)
+    host, port = given.host, given.port
+    folder = Path(given.save_dir).absolute()
     store = folder / "mlflow.db"
     check_path(store, "--save_dir")
     if not store.is_file():
         raise TrackingError(
-            f"There is no tracking store in {save_dir} yet: `dmaml fit --config <file>` makes one. Or set --save_dir "
+            f"There is no tracking store in {given.save_dir} yet: `dmaml fit --config <file>` makes one. Or set --save_dir "
             "to the folder of another."
         )
     check_database(store, "--save_dir")
-    page = "" if run is None else _page_of(store, run)
+    page = "" if given.run is None else _page_of(store, given.run)
     _check_port(host, port)
     reached_at = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 (a comparison)
-    with tempfile.TemporaryFile("w+") as words, _server(folder, host, port, words) as server:
+    with tempfile.TemporaryFile("w+") as said, _server(folder, host, port, said) as server:
         try:
             print("MLflow is starting ...", end=" ", flush=True)
             if _wait_until_it_answers(server, reached_at, port):
@@ -78,8 +65,8 @@ def serve(save_dir: str = "mlruns", port: int = 5000, host: str = "127.0.0.1", r
             print(flush=True)
             return 0
         print(flush=True)
-        words.seek(0)
-        print("".join(words.readlines()[-20:]), file=sys.stderr)
+        said.seek(0)
+        print("".join(said.readlines()[-20:]), file=sys.stderr)
         return code
 
 
@@ -139,11 +126,8 @@ def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int) 
     """Wait until the server is ready; False if it ends instead."""
     while server.poll() is None:
         try:
-            with closing(HTTPConnection(host, port, timeout=5)) as connection:
-                connection.request("GET", "/health")
-                connection.getresponse()
+            with urlopen(f"http://{host}:{port}/health", timeout=5):  # noqa: S310 (an address of this machine)
+                return True
         except (OSError, HTTPException):
             time.sleep(_POLL_S)
-        else:
-            return True
     return False

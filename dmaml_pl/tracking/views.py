@@ -21,21 +21,13 @@ _TAG = "mlflow.sharedViewState."
 _SHOWN = r"^(train/loss|val/(?!.*_(step_|ci95)).*)$"
 
 
-def view_state(metric: str) -> str:
-    """What MLflow's UI reads from the tag of a view.
-
-    Args:
-        metric: on the horizontal axis of all line charts; values are matched by their step.
-    """
-    axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": metric, "lineSmoothness": 0}
-    return json.dumps({"globalLineChartConfig": axis, "chartsSearchFilter": _SHOWN})
-
-
 def add_views(client: MlflowClient, experiment: Experiment) -> None:
     """Give an experiment the views that it lacks; a user may have changed one, which then stays."""
     for key, metric in VIEWS.items():
         if _TAG + key not in experiment.tags:
-            client.set_experiment_tag(experiment.experiment_id, _TAG + key, view_state(metric))
+            axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": metric, "lineSmoothness": 0}
+            state = json.dumps({"globalLineChartConfig": axis, "chartsSearchFilter": _SHOWN})
+            client.set_experiment_tag(experiment.experiment_id, _TAG + key, state)
 
 
 def view_page(experiment_id: str, key: str) -> str:
