@@ -16,7 +16,7 @@ from dmaml_pl.tracking.store import Store, reason
 
 
 def main(words: list[str]) -> int:
-    """Send all that waits, as the words after `dmaml sync` say; returns the exit code: 1 where something still waits."""
+    """Send all that waits, as the words after `dmaml sync` say; returns the exit code, 1 where something waits."""
     parser = Options(
         "dmaml sync",
         description="Send to MLflow what trainings have kept in SAVE_DIR/outbox while it was away.",

@@ -12,10 +12,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
-from urllib.request import urlopen
 
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import TrackingError
@@ -48,8 +47,8 @@ def main(words: list[str]) -> int:
     check_path(store, "--save_dir")
     if not store.is_file():
         raise TrackingError(
-            f"There is no tracking store in {given.save_dir} yet: `dmaml fit --config <file>` makes one. Or set --save_dir "
-            "to the folder of another."
+            f"There is no tracking store in {given.save_dir} yet: `dmaml fit --config <file>` makes one. Or set "
+            "--save_dir to the folder of another."
         )
     check_database(store, "--save_dir")
     page = "" if given.run is None else _page_of(store, given.run)
@@ -126,7 +125,9 @@ def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int) 
     """Wait until the server is ready; False if it ends instead."""
     while server.poll() is None:
         try:
-            with urlopen(f"http://{host}:{port}/health", timeout=5):  # noqa: S310 (an address of this machine)
+            with closing(HTTPConnection(host, port, timeout=5)) as connection:
+                connection.request("GET", "/health")
+                connection.getresponse()
                 return True
         except (OSError, HTTPException):
             time.sleep(_POLL_S)
