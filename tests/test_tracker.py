@@ -397,8 +397,7 @@ def test_resume_keeps_params_and_tells_changes(folder: Path) -> None:
 
     second = make(folder)
     assert first.version is not None
-    second.attach(first.version)
-    second.open()
+    second.open(first.version)
     assert read(folder, second).info.status == "RUNNING"
     second.log_config({"lr": 0.2, "ways": 5}, "lr: 0.2\nways: 5\n")
     run = read(folder, second)
@@ -414,8 +413,6 @@ def test_resume_keeps_params_and_tells_changes(folder: Path) -> None:
     third.log_config({"lr": 0.1, "ways": 5}, "lr: 0.1\nways: 5\n")
     assert "dmaml.changed_params" not in read(folder, third).data.tags
     assert "config.resumed-2.yaml" not in files(third)
-    with pytest.raises(TrackingError, match="open already"):
-        third.attach("0" * 32)
 
 
 def test_config_that_cannot_be_logged_stops_before_the_training(folder: Path) -> None:

@@ -251,9 +251,7 @@ class DmamlCLI(LightningCLI):
         if resume.is_worker_zero():
             opened = self._trackers()
             for tracker in opened:
-                if origin.mlflow_run_id is not None:
-                    tracker.attach(origin.mlflow_run_id)
-                tracker.open()
+                tracker.open(origin.mlflow_run_id)
             if stage == "fit":
                 restarts.remember_begun(opened[0].version if opened else None)
         self._prepared.set()

@@ -64,13 +64,11 @@ class MLflowRun:
         """
         problem = f"No MLflow run can be made in experiment {experiment_name!r} of {redact(store.uri)}"
         remedy = f"Set {SETTING}.experiment_name to another name, or {store.setting} to another store."
-        with brief_requests():
-            client = store.connect()
-            with told_in_one_line(problem, remedy):
-                experiment_id = _experiment_id(client, store, experiment_name)
-                # The name sorts by time; MLflow's own comes from Python's global generator, and repeats with the seed.
-                name = run_name or f"{experiment_name} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-                run = client.create_run(experiment_id, run_name=name)
+        client = store.connect()
+        # The name sorts by time; MLflow's own comes from Python's global generator, and repeats with the seed.
+        name = run_name or f"{experiment_name} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
+        with told_in_one_line(problem, remedy):
+            run = client.create_run(_experiment_id(client, store, experiment_name), run_name=name)
         return cls(client, run, resumed=0)
 
     @classmethod
@@ -82,18 +80,17 @@ class MLflowRun:
         """
         problem = f"There is no MLflow run {run_id!r} to continue in {redact(store.uri)}"
         remedy = f"Set {SETTING}.run_id to an id that the UI shows, or unset it to start a new one."
-        with brief_requests():
-            client = store.connect()
-            with told_in_one_line(problem, remedy):
-                run = client.get_run(run_id)
-                if run.info.lifecycle_stage == "deleted":
-                    raise TrackingError(
-                        f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, "
-                        f"or unset {SETTING}.run_id to start a new one."
-                    )
-                tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + 1)
-                tracked.restart()
-                client.set_tag(run_id, RESUMED, str(tracked.resumed))
+        client = store.connect()
+        with told_in_one_line(problem, remedy):
+            run = client.get_run(run_id)
+            if run.info.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, or "
+                    f"unset {SETTING}.run_id to start a new one."
+                )
+            tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + 1)
+            tracked.restart()
+            client.set_tag(run_id, RESUMED, str(tracked.resumed))
         return tracked
 
     def log_metrics(self, rows: Sequence[Sequence[Any]]) -> None:

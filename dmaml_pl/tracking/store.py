@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.tracking.patience import brief_requests
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,9 +109,10 @@ class Store:
 
 @contextmanager
 def told_in_one_line(problem: str, remedy: str) -> Iterator[None]:
-    """Turn whatever goes wrong in a block into a `TrackingError`: problem, reason and remedy."""
+    """Give a block's requests little time, and turn what goes wrong into a `TrackingError`: problem, reason, remedy."""
     try:
-        yield
+        with brief_requests():
+            yield
     except TrackingError:
         raise
     except Exception as error:
@@ -124,15 +126,7 @@ def check_path(file: Path, setting: str) -> None:
 
 
 def check_database(file: Path, setting: str) -> None:
-    """Check that a file may be used as a tracking store: missing, empty, or made by MLflow.
-
-    Args:
-        file: the SQLite file.
-        setting: name of the setting that leads to it, for the message.
-
-    Raises:
-        TrackingError: it is something else; MLflow would put its 50 tables into any database.
-    """
+    """Raise a `TrackingError` where a SQLite file is there, and not MLflow's, who would put 50 tables into any."""
     if not file.exists():
         return
     try:

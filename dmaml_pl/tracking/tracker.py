@@ -29,7 +29,6 @@ from dmaml_pl.tracking.ending import Ending, Outcome
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
-from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import Store, reason, told_in_one_line
 from dmaml_pl.tracking.system import SystemMetrics
@@ -116,30 +115,24 @@ class MLflowTracker(Logger):
 
     # Beginning
 
-    def attach(self, run_id: str) -> None:
-        """Continue this MLflow run, as when a training is resumed from its checkpoint; to be called before `open`.
-
-        Raises:
-            TrackingError: another MLflow run is open already.
-        """
-        if self._run is not None and self._run.run_id != run_id:
-            raise TrackingError(f"MLflow run {self._run.run_id} is open already, so {run_id} cannot be continued.")
-        self._run_id = run_id
-
     @rank_zero_only
-    def open(self) -> None:
+    def open(self, run_id: str | None = None) -> None:
         """Make or continue the MLflow run, and log this process's environment; does nothing if it is open.
+
+        Args:
+            run_id: id of the MLflow run to continue, as when a training is resumed from its checkpoint; by default that
+                of the settings.
 
         Raises:
             TrackingError: the store cannot be reached or written, or there is no such MLflow run.
         """
         if self._run is not None:
             return
-        store = self._store
-        if self._run_id is None:
+        store, run_id = self._store, run_id or self._run_id
+        if run_id is None:
             run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
         else:
-            run = self._run = MLflowRun.resume(store, self._run_id)
+            run = self._run = MLflowRun.resume(store, run_id)
         about = {
             "run_id": run.run_id,
             "run_name": run.name,
@@ -193,7 +186,6 @@ class MLflowTracker(Logger):
 
     # Lightning's interface
 
-    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Log hyperparameters as parameters; those that are there already keep their first value.
 
@@ -202,7 +194,6 @@ class MLflowTracker(Logger):
         if not self._configured:
             self._put({"do": "log_params", "params": flatten(params)})
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Take metrics of a step (0 if none is given): they are written down, and sent in the background.
 
@@ -214,33 +205,23 @@ class MLflowTracker(Logger):
         if self._ending is not None:
             self._ending.figures.update(metrics)
 
-    @rank_zero_only
-    def flush(self) -> bool | None:
-        """Send now all that waits; where the store is away, it goes on waiting.
+    def flush(self) -> bool:
+        """Send now all that waits, and return whether that is done; where the store is away, it goes on waiting."""
+        return self._sender is not None and self._sender.wait(patience_s=0)
 
-        Returns:
-            Whether nothing waits any more.
-        """
-        sender = self._sender
-        return sender is not None and sender.wait(patience_s=0)
-
-    @rank_zero_only
     def keep(self) -> None:
         """Bring all that was logged to the disk, where a power failure does not reach it; or send it, if that fails.
 
         A training that is resumed sends what the one before it has left there.
         """
-        sender = self._sender
-        if sender is not None and not sender.outbox.keep():
+        if self._sender is not None and not self._sender.outbox.keep():
             self.flush()
 
-    @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Remember who saves checkpoints; the best and the last are uploaded at the end."""
         if self._ending is not None:
             self._ending.watch(checkpoint_callback)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Send what waits, upload the checkpoints and set the MLflow run's status; never raises.
 
@@ -255,7 +236,6 @@ class MLflowTracker(Logger):
                 self._monitor.stop()
             self._ending.write(status, None if status == "success" else sys.exc_info()[1])
 
-    @rank_zero_only
     def was_stopped(self) -> None:
         """Correct what was taken for a failure: the training had been asked to stop, and the others were faster."""
         if self._ending is not None:
@@ -263,19 +243,16 @@ class MLflowTracker(Logger):
 
     # Further things to keep
 
-    @rank_zero_only
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
         if self._sender is not None:
             self._sender.put_file(Path(path), folder)
             self._send_at_once()
 
-    @rank_zero_only
     def log_text(self, text: str, artifact_file: str) -> None:
         """Keep a text with the MLflow run, as the file `artifact_file` of its artifacts."""
         self._put({"do": "log_text", "text": text, "artifact_file": artifact_file})
 
-    @rank_zero_only
     def log_model(self, name: str, save: Callable[[Path, Any], object]) -> str | None:
         """Log a model with the MLflow run, and register it.
 
@@ -300,7 +277,6 @@ class MLflowTracker(Logger):
             sender.wait(patience_s=0)
         return run.model_versions.get(key)
 
-    @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the MLflow run."""
         self._put({"do": "set_tags", "tags": dict(tags)})
@@ -335,10 +311,7 @@ class MLflowTracker(Logger):
         assert run is not None and sender is not None  # noqa: S101, PT018 (`open` has made both, or raised)
         try:
             problem = f"The tracking store {redact(store.uri)} did not take {what}"
-            with (
-                brief_requests(),
-                told_in_one_line(problem, f"Free or mend it, or set {store.setting} to another one."),
-            ):
+            with told_in_one_line(problem, f"Free or mend it, or set {store.setting} to another one."):
                 yield
         except TrackingError:
             self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
