@@ -12,7 +12,7 @@ import torch
 from dmaml_pl import DMAMLStrategy, TaskParallelStrategy, ValidationWeightedMerge
 from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import ConfigError, NonFiniteError
-from dmaml_pl.strategies.transfer import BFloat16Transfer
+from dmaml_pl.strategies.exchange import Exchange
 from dmaml_pl.tasks import Act
 from tests.by_hand import ByHand, weights_of
 from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
@@ -101,12 +101,11 @@ def test_bfloat16_is_as_precise_as_the_displacement_needs_and_keeps_the_workers_
 def test_bfloat16_carries_metrics_exactly() -> None:
     generator = torch.Generator().manual_seed(0)
     exact = torch.randn(200, generator=generator) * 10 ** torch.linspace(-6, 8, 200)
-    base, transfer = torch.randn(7, generator=generator), BFloat16Transfer()
-    idle = transfer.encode(base, base, 1.0, torch.zeros_like(exact))
-    total = transfer.encode(base + 1, base, 3.0, exact) + idle
-    displacement, carried = transfer.decode(total, base, exact.numel())
+    displacement, exchange = torch.ones(7), Exchange(exclude=False, bfloat16=True)
+    idle = exchange._encode(torch.zeros(7), torch.zeros_like(exact))
+    total, carried = exchange._decode(exchange._encode(3 * displacement, exact) + idle, displacement)
     assert torch.equal(carried, exact)
-    assert torch.equal(transfer.mean(displacement / 4, base), base + 0.75)
+    assert torch.equal(total, 3 * displacement)
 
 
 # -- weights by validation ---------------------------------------------------------------------------------------------

@@ -15,29 +15,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dmaml_pl.checks import require_one_of
+from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.runs import RunReport
-from dmaml_pl.strategies.exchange import Merged, Offer, Sent
-from dmaml_pl.strategies.flat import FlatState
-from dmaml_pl.strategies.group import StartMethod, WorkerFailure
+from dmaml_pl.strategies.exchange import Exchange, Merged, Sent
+from dmaml_pl.strategies.flat import FlatState, pack, unpack
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
-from dmaml_pl.strategies.moments import FlatMoments, Moments, reset
-from dmaml_pl.strategies.strategy import NonFinite, WorkerStrategy
-from dmaml_pl.strategies.transfer import TRANSFERS, TransferType
-from dmaml_pl.strategies.worker_table import WorkerTable
+from dmaml_pl.strategies.moments import moments_of
+from dmaml_pl.strategies.strategy import WorkerStrategy
+
+Moments = Literal["keep", "average", "reset"]
+TransferType = Literal["float32", "bfloat16"]
 
 
 class DMAMLStrategy(WorkerStrategy):
     """Lets W workers train alone for a run of H meta-iterations, then merges their meta-weights, and so on.
 
     Args:
-        run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
         run_seconds: seconds after which every worker ends its run, instead of a length: for workers of unequal speed.
             A worker then counts in the merge by its meta-iterations; Lightning's `global_step` counts their mean. Such
             a training cannot be repeated to the bit.
@@ -50,15 +49,8 @@ class DMAMLStrategy(WorkerStrategy):
         overlap: send while the next run is made, and add what the merge has changed when that ends (delayed averaging:
             Zhou et al. 2020, arXiv:2006.00441). Before a validation or a checkpoint the merge is waited for, so it
             pays only where these do not follow every run.
-        timeout: seconds that a worker waits for the others at a merge before it gives up. Must exceed the time by
-            which the slowest worker's run is longer than the fastest's, and the start-up of all workers.
-        on_worker_failure: whether the training is to "stop" or to "continue" with the others when a worker other than
-            worker 0 is lost. To continue, dmaml itself must start the workers, on one machine.
-        on_non_finite: whether all "stop" when a worker's loss or weights are not finite, or the merge is to "exclude"
-            that worker, which then goes on from the others' weights.
-        process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
-        start_method: how Lightning starts workers on this machine: "popen" runs the same command again, "spawn" and
-            "fork" also work in a notebook.
+        settings: those of `WorkerStrategy`. `timeout` must exceed the time by which the slowest worker's run is longer
+            than the fastest's, and the start-up of all workers.
 
     Raises:
         ConfigError: a setting out of its range, or settings that do not go together.
@@ -68,21 +60,23 @@ class DMAMLStrategy(WorkerStrategy):
 
     def __init__(
         self,
-        run_length: int | None = None,
+        *,
         run_seconds: float | None = None,
         merge: MergeRule | None = None,
         moments: Moments = "average",
         transfer_dtype: TransferType = "float32",
         overlap: bool = False,
-        timeout: float = 600.0,
-        on_worker_failure: WorkerFailure = "stop",
-        on_non_finite: NonFinite = "stop",
-        process_group_backend: str | None = None,
-        start_method: StartMethod = "popen",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            run_length, run_seconds, timeout, on_worker_failure, on_non_finite, process_group_backend, start_method
-        )
+        super().__init__(**settings)
+        if run_seconds is not None:
+            require_positive(**{"trainer.strategy.run_seconds": run_seconds})
+            if self.run_length is not None:
+                raise ConfigError(
+                    f"trainer.strategy.run_length is {self.run_length} and trainer.strategy.run_seconds is "
+                    f"{run_seconds}: a run ends after a number of meta-iterations or after a time, so set one of them "
+                    "to null."
+                )
         require_one_of("trainer.strategy.moments", moments, ("keep", "average", "reset"))
         require_one_of("trainer.strategy.transfer_dtype", transfer_dtype, ("float32", "bfloat16"))
         if overlap and moments != "keep":
@@ -90,7 +84,7 @@ class DMAMLStrategy(WorkerStrategy):
                 f"trainer.strategy.overlap is true and trainer.strategy.moments is {moments}, which would undo the "
                 "steps made meanwhile: set moments to keep, or overlap to false."
             )
-        if overlap and on_worker_failure == "continue":
+        if overlap and self.on_worker_failure == "continue":
             raise ConfigError(
                 "trainer.strategy.overlap is true and trainer.strategy.on_worker_failure is continue, which do not go "
                 "together: set on_worker_failure to stop, or overlap to false."
@@ -98,7 +92,10 @@ class DMAMLStrategy(WorkerStrategy):
         self.merge_rule = MeanMerge() if merge is None else merge
         self.validation_tasks = self.merge_rule.validation_tasks
         self.moments = moments
-        self.exchange.transfer = TRANSFERS[transfer_dtype]()
+        self.run_seconds = run_seconds
+        self.exchange = Exchange(
+            exclude=self.on_non_finite == "exclude", even=run_seconds is None, bfloat16=transfer_dtype == "bfloat16"
+        )
         self.overlap = overlap
         self._under_way: Sent | None = None
 
@@ -114,40 +111,37 @@ class DMAMLStrategy(WorkerStrategy):
             return report
         if self.overlap:
             return self._end_of_overlapped_run(state, start, report)
-        moments = FlatMoments(self.optimizers, start.dtype, start.device)
-        extra = moments.pack() if self.moments == "average" else start.new_empty(0)
-        merged = self._exchange(self._offer(state, start, report, extra))
-        mean, mean_moments = merged.mean.split([start.numel(), extra.numel()])
+        average = self.moments == "average"
+        moments = [moment for optimizer in self.optimizers for moment in moments_of(optimizer)] if average else []
+        offer = self._offer(state, start, report, self._weight(report), pack(moments, state.like))
+        merged = self._exchange(offer)
+        mean, mean_moments = merged.mean.tensor_split([start.numel()])
         self._adopt(state, start, merged._replace(mean=mean))
-        if self.moments == "average":
-            moments.unpack(mean_moments)
-        elif self.moments == "reset" or self._was_excluded(merged.table):
-            reset(self.optimizers)
+        unpack(mean_moments, moments)
+        if self.moments == "reset" or (self.moments == "keep" and self._was_excluded(merged)):
+            self._forget_moments()
         return merged.report
 
-    def _offer(self, state: FlatState, start: Tensor, report: RunReport, extra: Tensor) -> Offer:
-        own = state.pack_floats()
-        return Offer(
-            values=torch.cat([own, extra]),
-            base=torch.cat([start, torch.zeros_like(extra)]),
-            squared_displacement=float((own - start).double().square().sum()),
-            integers=state.pack_integers(),
-            report=report,
-            weight=1.0 if report.get("failure") else self.merge_rule.weight(report),
-        )
+    def _weight(self, report: RunReport) -> float:
+        return 1.0 if report.get("failure") else self.merge_rule.weight(report)
 
     def _adopt(self, state: FlatState, start: Tensor, merged: Merged) -> None:
         """Make the merged weights this worker's own."""
         state.unpack_floats(self._apply_rule(start, merged.mean, state.parameter_size))
         state.unpack_integers(merged.integers)
-        merged.report["merge"]["merge/drift"] = _drift(merged.table, merged.mean - start)
+        merged.report["merge"]["merge/drift"] = _drift(merged.metrics, merged.mean - start)
 
     def _apply_rule(self, start: Tensor, mean: Tensor, size: int) -> Tensor:
         """The rule decides about the parameters, the first `size` values; buffers are averaged whatever the rule."""
         return torch.cat([self.merge_rule.merge(start[:size], mean[:size]), mean[size:]])
 
-    def _was_excluded(self, table: WorkerTable) -> bool:
-        return any(failure.worker == self.global_rank for failure in table.failures)
+    def _was_excluded(self, merged: Merged) -> bool:
+        return any(failure.worker == self.global_rank for failure in merged.failures)
+
+    def _forget_moments(self) -> None:
+        """As at the start of a training; learning rates and other settings stay."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
 
     # -- a merge that overlaps with the next run ----------------------------------------------------------------------
 
@@ -158,8 +152,8 @@ class DMAMLStrategy(WorkerStrategy):
         if self._under_way is not None:
             sent = self._under_way
             finished, start = self._take_in(state, sent)
-        offer = self._offer(state, start, report, start.new_empty(0))
-        self._under_way = self.together(lambda: self.exchange.send(offer, self._place()))
+        offer = self._offer(state, start, report, self._weight(report))
+        self._under_way = self.together(lambda: self._send(offer))
         return finished
 
     def _take_in(self, state: FlatState, sent: Sent) -> tuple[RunReport, Tensor]:
@@ -170,8 +164,8 @@ class DMAMLStrategy(WorkerStrategy):
         merged = self._accept(self.together(lambda: self.exchange.wait(sent)))
         self._adopt(state, sent.offer.base, merged)
         together = state.pack_floats()
-        if self._was_excluded(merged.table):
-            reset(self.optimizers)
+        if self._was_excluded(merged):
+            self._forget_moments()
         else:
             # Where no step was made since, the sum is exactly what all workers hold.
             state.unpack_floats(together + progress)
@@ -217,11 +211,11 @@ class DMAMLStrategy(WorkerStrategy):
         self.merge_rule.load_state_dict(kept.get("merge", {}))
 
 
-def _drift(table: WorkerTable, displacement: Tensor) -> float:
+def _drift(metrics: Mapping[str, Tensor], displacement: Tensor) -> float:
     """Root mean square distance of the workers' weights from their mean.
 
     From mean |d_i|^2 - |mean d_i|^2 with d_i the displacement of worker i, which needs no second all-reduce.
     """
-    weight, squared = table.metrics["weight"], table.metrics["squared_displacement"].double()
+    weight, squared = metrics["weight"], metrics["squared_displacement"].double()
     spread = ((weight / weight.sum()).double() * squared).sum() - displacement.double().square().sum()
     return float(spread.clamp(min=0).sqrt())

@@ -1,9 +1,9 @@
 """A module's state as one flat vector, so that a merge is one all-reduce.
 
 Floating-point parameters and buffers are averaged. Integer and boolean buffers (counters) cannot be: they are taken
-from worker 0, carried as 16-bit digits, which float32 holds and adds exactly.
+from worker 0, carried as single bytes, which every floating-point type holds and adds to zeros exactly.
 
-Legend: P floating-point values, D digits.
+Legend: P floating-point values, D bytes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-DIGITS = 4
-BASE = 1 << 16
+
+def pack(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
+    """All values of some tensors, (P,), in the type and on the device of `like`."""
+    return torch.cat([like.new_empty(0), *(tensor.detach().reshape(-1).to(like) for tensor in tensors)])
+
+
+@torch.no_grad()
+def unpack(flat: Tensor, tensors: list[Tensor]) -> None:
+    """Write (P,) values back into the tensors, in their own types."""
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 class FlatState:
@@ -23,50 +32,34 @@ class FlatState:
     Args:
         module: the module.
         parameters: whether its parameters are packed, too, or only its buffers.
+
+    Attributes:
+        like: a tensor of the vectors' type, which is float32, or float64 where the module has any, and device.
+        parameter_size: how many of the values are of parameters, which come first.
     """
 
     def __init__(self, module: nn.Module, *, parameters: bool = True) -> None:
-        state = [*(module.parameters() if parameters else ()), *module.buffers()]
-        self.floats = [tensor for tensor in state if tensor.is_floating_point()]
-        self.parameter_size = sum(p.numel() for p in module.parameters() if p.is_floating_point()) if parameters else 0
-        self.integers = [tensor for tensor in state if not tensor.is_floating_point()]
-        wide = any(tensor.dtype == torch.float64 for tensor in self.floats)
-        self.dtype = torch.float64 if wide else torch.float32
+        weights = list(module.parameters()) if parameters else []
+        state = [*weights, *module.buffers()]
+        self._floats = [tensor for tensor in state if tensor.is_floating_point()]
+        self._integers = [tensor for tensor in state if not tensor.is_floating_point()]
+        self.parameter_size = sum(weight.numel() for weight in weights if weight.is_floating_point())
+        wide = any(tensor.dtype == torch.float64 for tensor in self._floats)
+        device = state[0].device if state else None
+        self.like = torch.empty(0, dtype=torch.float64 if wide else torch.float32, device=device)
 
     def pack_floats(self) -> Tensor:
-        """All floating-point values, (P,), in float32, or in float64 where the module has any."""
-        return _concatenate((tensor.detach().to(self.dtype) for tensor in self.floats), self.dtype, self._device())
+        """All floating-point values, (P,)."""
+        return pack(self._floats, self.like)
 
     def unpack_floats(self, flat: Tensor) -> None:
-        """Write (P,) values back into the module, in its own types."""
-        with torch.no_grad():
-            for tensor, values in zip(self.floats, flat.split([t.numel() for t in self.floats]), strict=True):
-                tensor.copy_(values.view_as(tensor))
+        """Write (P,) values back into the module."""
+        unpack(flat, self._floats)
 
     def pack_integers(self) -> Tensor:
-        """All integer values as digits, (D,)."""
-        digits = []
-        for tensor in self.integers:
-            value = tensor.detach().to(torch.int64)
-            digits.append(torch.stack([(value >> (16 * place)) & (BASE - 1) for place in range(DIGITS)]).to(self.dtype))
-        return _concatenate(digits, self.dtype, self._device())
+        """All integer values as bytes, (D,)."""
+        return pack(self._integers, self.like.to(torch.int64)).view(torch.uint8).to(self.like)
 
     def unpack_integers(self, digits: Tensor) -> None:
-        """Write (D,) digits back into the module's integer buffers."""
-        sizes = [DIGITS * tensor.numel() for tensor in self.integers]
-        with torch.no_grad():
-            for tensor, values in zip(self.integers, digits.split(sizes), strict=True):
-                places = values.to(torch.int64).view(DIGITS, *tensor.shape)
-                number = torch.zeros_like(places[0])
-                for place in range(DIGITS):
-                    number |= places[place] << (16 * place)
-                tensor.copy_(number)
-
-    def _device(self) -> torch.device:
-        tensors = [*self.floats, *self.integers]
-        return tensors[0].device if tensors else torch.device("cpu")
-
-
-def _concatenate(tensors: Iterable[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    parts = [tensor.reshape(-1) for tensor in tensors]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device=device)
+        """Write (D,) bytes back into the module's integer buffers."""
+        unpack(digits.to(torch.uint8).view(torch.int64), self._integers)

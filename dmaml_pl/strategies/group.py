@@ -40,10 +40,12 @@ class WorkerGroupStrategy(DDPStrategy):
     """Of Lightning's DDP it takes the launching and the process group, not the wrapper.
 
     Args:
-        timeout: seconds that a worker waits for the others before it gives up.
-        on_worker_failure: whether the others "stop" or "continue" when a worker is lost.
+        timeout: seconds that a worker waits for the others, in a merge or a meta-iteration, before it gives up.
+        on_worker_failure: whether the training is to "stop" or to "continue" with the others when a worker other than
+            worker 0 is lost. To continue, dmaml itself must start the workers, on one machine.
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
-        start_method: how Lightning starts workers on this machine.
+        start_method: how Lightning starts workers on this machine: "popen" runs the same command again, "spawn" and
+            "fork" also work in a notebook.
 
     Attributes:
         stopped_together: whether the training was ended by what every worker was told at the same merge.
@@ -52,28 +54,27 @@ class WorkerGroupStrategy(DDPStrategy):
         ConfigError: a setting out of its range.
     """
 
-    strategy_name = "worker_group"
-
     def __init__(
         self,
-        timeout: float,
-        on_worker_failure: WorkerFailure,
-        process_group_backend: str | None,
-        start_method: StartMethod,
+        timeout: float = 600.0,
+        on_worker_failure: WorkerFailure = "stop",
+        process_group_backend: str | None = None,
+        start_method: StartMethod = "popen",
     ) -> None:
         require_positive(**{"trainer.strategy.timeout": timeout})
         require_one_of("trainer.strategy.on_worker_failure", on_worker_failure, ("stop", "continue"))
         super().__init__(
             process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout), start_method=start_method
         )
+        self.timeout = timeout
         self.on_worker_failure = on_worker_failure
         self.membership: Membership | None = None
-        self._merging = False
-        self._asked_to_stop: BaseException | None = None
-        self._in_run = False
-        self._at_once = False
         self.stopped_together = False
-        self._reshare_validation = False
+        self._run = 0
+        self._in_run = False
+        self._asked_to_stop: BaseException | None = None
+        self._at_once = False
+        self._validation_is_stale = False
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -88,10 +89,14 @@ class WorkerGroupStrategy(DDPStrategy):
                 "machine (--trainer.devices W): with torchrun, SLURM or several machines set it to stop, and let the "
                 "launcher restart the training (torchrun --max-restarts)."
             )
+        super()._configure_launcher()
         if self._start_method == "popen":
             self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-        else:
-            super()._configure_launcher()
+
+    @property
+    def _workers(self) -> WorkerLauncher | None:
+        """The processes of the other workers, where they are ours to watch over."""
+        return self._launcher if isinstance(self._launcher, WorkerLauncher) else None
 
     def setup_environment(self) -> None:
         """Meet the other workers, all of whom must have come this far.
@@ -99,19 +104,15 @@ class WorkerGroupStrategy(DDPStrategy):
         Raises:
             WorkerLostError: one has ended before.
         """
-        launcher = self._launcher
-        if isinstance(launcher, WorkerLauncher) and self.membership is None:
-            launcher.await_workers(self.check_workers)
+        if self._workers is not None and self.membership is None:
+            self._workers.await_workers(self.check_workers)
         super().setup_environment()
         if self.on_worker_failure == "continue" and self.world_size > 1 and self.membership is None:
-            assert isinstance(launcher, WorkerLauncher)  # noqa: S101 (_configure_launcher saw to it)
             self.membership = Membership(
                 me=self.global_rank,
                 workers=self.world_size,
-                backend=torch.distributed.get_backend(),
-                timeout=self._timeout_seconds(),
-                is_alive=launcher.is_alive,
-                end=launcher.end_worker,
+                timeout=self.timeout,
+                launcher=cast("WorkerLauncher", self._launcher),
                 check=self.check_workers,
             )
 
@@ -120,7 +121,7 @@ class WorkerGroupStrategy(DDPStrategy):
         super().set_world_ranks()
         if self.membership is not None and self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.membership.rank)
-            self.cluster_environment.set_world_size(self.membership.size)
+            self.cluster_environment.set_world_size(len(self.membership.members))
             rank_zero_only.rank = self.membership.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
 
     def setup_distributed(self) -> None:
@@ -139,11 +140,11 @@ class WorkerGroupStrategy(DDPStrategy):
                     agents,
                     rank=self.global_rank,
                     workers=self.world_size,
-                    timeout=max(self._timeout_seconds(), restarts.START_SECONDS),
+                    timeout=max(self.timeout, restarts.START_SECONDS),
                     check=self.check_workers,
                 )
             elif self.num_nodes == 1:
-                store = local_store(environment.main_port, self.global_rank, self.world_size, self._timeout_seconds())
+                store = local_store(environment.main_port, self.global_rank, self.world_size, self.timeout)
             _init_dist_connection(
                 environment,
                 self._get_process_group_backend(),
@@ -163,12 +164,12 @@ class WorkerGroupStrategy(DDPStrategy):
             SIGTERMException: this process was asked to end.
             KeyboardInterrupt: Ctrl-C was pressed.
         """
-        lost = isinstance(self._launcher, WorkerLauncher) and self.membership is None and self._launcher.lost
+        lost = self._workers is not None and self.membership is None and self._workers.lost
         if self._asked_to_stop is not None and (lost or self.world_size == 1 or not self._in_run):
             raise self._asked_to_stop
         if lost:
             raise WorkerLostError(
-                f"{lost[0]} while run {self._run()} was under way. Training has stopped on every worker;"
+                f"{lost[0]} while run {self._run} was under way. Training has stopped on every worker;"
                 " the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
             )
 
@@ -215,17 +216,17 @@ class WorkerGroupStrategy(DDPStrategy):
         pressed_again = number == signal.SIGINT and isinstance(self._asked_to_stop, KeyboardInterrupt)
         if self._asked_to_stop is None:  # first, or a worker that has ended by then would be missed
             self._asked_to_stop = KeyboardInterrupt() if number == signal.SIGINT else SIGTERMException()
-        if isinstance(self._launcher, WorkerLauncher):
-            self._launcher.kill(signal.SIGTERM)
+        if self._workers is not None:
+            self._workers.kill(signal.SIGTERM)
         if self._at_once or pressed_again:
             raise self._asked_to_stop
 
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
         super().on_exception(exception)
-        if isinstance(self._launcher, WorkerLauncher) and not isinstance(exception, NonFiniteError):
-            self._launcher.look()  # before they are all ended from here
-            self._launcher.stop_workers()
+        if self._workers is not None and not isinstance(exception, NonFiniteError):
+            self._workers.look()  # before they are all ended from here
+            self._workers.stop_workers()
         if isinstance(exception, KeyboardInterrupt):
             self._asked_to_stop = None  # it was for what was under way; the same Trainer may be asked for more
 
@@ -237,44 +238,35 @@ class WorkerGroupStrategy(DDPStrategy):
         Raises:
             WorkerLostError: a worker has died or did not come in time.
         """
-        if self.membership is None:
-            return self._call_once(call)
         while True:
+            succeeded = False
             result: T
             try:
                 result = call()
                 succeeded = True
-            except RuntimeError:
-                succeeded = False
-            before = self.membership.members
-            if self.membership.agree(succeeded):
+            except RuntimeError as error:
+                if self.membership is None:
+                    self.await_verdict()
+                    raise WorkerLostError(
+                        f"worker {self.global_rank} lost contact with another worker in run {self._run}: it has died, "
+                        f"or did not come within trainer.strategy.timeout ({self.timeout:g} s). Training has stopped; "
+                        "the last checkpoint is kept. The lost worker's own message, if any, stands above."
+                    ) from error
+            if self.membership is None or self.membership.agree(succeeded):
                 return result
-            self.membership.regroup()
-            self._close_ranks(before)
+            self._go_on_without_the_lost(self.membership)
 
-    def _call_once(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except RuntimeError as error:
-            self.await_verdict()
-            raise WorkerLostError(
-                f"worker {self.global_rank} lost contact with another worker in run {self._run()}: it has died, "
-                f"or did not come within trainer.strategy.timeout ({self._timeout_seconds():g} s). Training has "
-                "stopped; the last checkpoint is kept. The lost worker's own message, if any, stands above."
-            ) from error
-
-    def _close_ranks(self, before: list[int]) -> None:
-        members = cast("Membership", self.membership).members
+    def _go_on_without_the_lost(self, membership: Membership) -> None:
+        membership.regroup()
         self.set_world_ranks()
-        self._reshare_validation = True
-        if isinstance(self._launcher, WorkerLauncher):
-            self._launcher.look()
-            lost = "; ".join(self._launcher.lost) or f"worker {sorted(set(before) - set(members))} was lost"
-            rank_zero_info(
-                f"{lost}, in run {self._run()}: training goes on with {len(members)} "
-                f"worker{'s' if len(members) > 1 else ''}."
-            )
-            self._launcher.lost.clear()
+        self._validation_is_stale = True  # its tasks are to be shared among those who are left
+        workers = cast("WorkerLauncher", self._launcher)
+        workers.look()
+        rank_zero_info(
+            f"{'; '.join(workers.lost) or 'contact was lost'}, in run {self._run}: training goes on with "
+            f"{self.world_size} worker{'s' if self.world_size > 1 else ''}."
+        )
+        workers.lost.clear()
 
     def gather(self, own: Any) -> list[Any]:
         """What every worker gave, by worker, on every worker."""
@@ -296,13 +288,12 @@ class WorkerGroupStrategy(DDPStrategy):
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Lightning's, among those who are left."""
-        own = tensor.clone() if isinstance(tensor, Tensor) else tensor
-
-        def call() -> Any:
-            again = own.clone() if isinstance(own, Tensor) else own
-            return super(WorkerGroupStrategy, self).reduce(again, group, reduce_op)
-
-        return self.together(call)
+        # Lightning's works in place, and may have to be made again.
+        return self.together(
+            lambda: super(WorkerGroupStrategy, self).reduce(
+                tensor.clone() if isinstance(tensor, Tensor) else tensor, group, reduce_op
+            )
+        )
 
     def await_verdict(self) -> None:
         """A broken connection is noticed before the launcher has seen who died; it tells more.
@@ -316,19 +307,6 @@ class WorkerGroupStrategy(DDPStrategy):
         while time.monotonic() < deadline:
             self.check_workers()
             time.sleep(POLL_SECONDS / 5)
-
-    def _share_validation_anew(self) -> None:
-        """After a worker was lost, let those who are left share all validation tasks."""
-        if self._reshare_validation:
-            self._reshare_validation = False
-            self._module().trainer.fit_loop.epoch_loop.val_loop._combined_loader = None  # noqa: SLF001 - or it is kept
-
-    def _run(self) -> int:
-        """Number of the run under way; the module counts it as done when the merge begins."""
-        return int(getattr(self.lightning_module, "runs_done", 0)) - self._merging
-
-    def _timeout_seconds(self) -> float:
-        return 0.0 if self._timeout is None else self._timeout.total_seconds()
 
     def _module(self) -> Any:
         assert self.lightning_module is not None, "Lightning connects the module before it uses the strategy"  # noqa: S101

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
-from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Place, Sent
+from dmaml_pl.strategies.exchange import SIGNALS, Exchange, Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
-from dmaml_pl.strategies.group import StartMethod, WorkerFailure, WorkerGroupStrategy
-from dmaml_pl.strategies.worker_table import SIGNALS
+from dmaml_pl.strategies.group import WorkerGroupStrategy
 
 NonFinite = Literal["stop", "exclude"]
 
@@ -36,14 +35,12 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     Args:
         run_length: H, meta-iterations of a run; None takes the module's own (`model.run_length`).
-        run_seconds: seconds after which every worker ends its run, instead of a length.
-        timeout: seconds that a worker waits for the others before it gives up.
-        on_worker_failure: whether the others "stop" or "continue" when a worker is lost.
-        on_non_finite: whether all "stop" when a worker's loss or weights are not finite, or the merge "exclude"s it.
-        process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
-        start_method: how Lightning starts workers on this machine.
+        on_non_finite: whether all "stop" when a worker's loss or weights are not finite, or the merge is to "exclude"
+            that worker, which then goes on from the others' weights.
+        group: settings of `WorkerGroupStrategy`.
 
     Attributes:
+        run_seconds: seconds after which every worker ends its run, where these decide instead of a length.
         validation_tasks: tasks on which every worker evaluates its own weights at the end of a run.
 
     Raises:
@@ -51,33 +48,17 @@ class WorkerStrategy(WorkerGroupStrategy):
     """
 
     strategy_name = "workers"
+    run_seconds: float | None = None
     validation_tasks = 0
 
-    def __init__(
-        self,
-        run_length: int | None,
-        run_seconds: float | None,
-        timeout: float,
-        on_worker_failure: WorkerFailure,
-        on_non_finite: NonFinite,
-        process_group_backend: str | None,
-        start_method: StartMethod,
-    ) -> None:
+    def __init__(self, run_length: int | None = None, on_non_finite: NonFinite = "stop", **group: Any) -> None:
         if run_length is not None:
             require_positive(**{"trainer.strategy.run_length": run_length})
-        if run_seconds is not None:
-            require_positive(**{"trainer.strategy.run_seconds": run_seconds})
-            if run_length is not None:
-                raise ConfigError(
-                    f"trainer.strategy.run_length is {run_length} and trainer.strategy.run_seconds is {run_seconds}: "
-                    "a run ends after a number of meta-iterations or after a time, so set one of them to null."
-                )
         require_one_of("trainer.strategy.on_non_finite", on_non_finite, ("stop", "exclude"))
-        super().__init__(timeout, on_worker_failure, process_group_backend, start_method)
+        super().__init__(**group)
         self.run_length = run_length
-        self.run_seconds = run_seconds
         self.on_non_finite = on_non_finite
-        self.exchange = Exchange(even=run_seconds is None, exclude=on_non_finite == "exclude")
+        self.exchange = Exchange(exclude=on_non_finite == "exclude")
         self._steps_before = 0
 
     def configure_ddp(self) -> None:
@@ -104,18 +85,20 @@ class WorkerStrategy(WorkerGroupStrategy):
             NonFiniteError: a worker's loss or weights are no longer finite; the same error on every worker.
             WorkerLostError: a worker has died or did not come in time.
         """
-        self._share_validation_anew()
+        module = self._module()
+        self._run = module.runs_done
+        if self._validation_is_stale:
+            self._validation_is_stale = False
+            module.trainer.fit_loop.epoch_loop.val_loop._combined_loader = None  # noqa: SLF001 - or it is kept
         if self.world_size == 1 and not self._acts_alone():
             return super().training_step(*args, **kwargs)
         state = self._merged_state()
-        start = state.pack_floats()
-        self._steps_before = self._module().trainer.global_step
+        start, self._steps_before = state.pack_floats(), module.trainer.global_step
         self._in_run = True
         report = cast("RunReport", super().training_step(*args, **kwargs))
         began = time.perf_counter()
-        self._merging = True
         merged = self._end_of_run(state, start, report)
-        self._merging = self._in_run = False
+        self._in_run = False
         if self.world_size > 1:
             merged.setdefault("merge", {})["merge/seconds"] = time.perf_counter() - began
         return merged
@@ -132,6 +115,21 @@ class WorkerStrategy(WorkerGroupStrategy):
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
         """Make the workers' runs one; `start` is the state before the run."""
 
+    def _offer(
+        self, state: FlatState, start: Tensor, report: RunReport, weight: float = 1.0, moments: Tensor | None = None
+    ) -> Offer:
+        own, moments = state.pack_floats(), state.like if moments is None else moments
+        return Offer(
+            values=torch.cat([own, moments]),
+            base=torch.cat([start, torch.zeros_like(moments)]),
+            squared_displacement=float((own - start).double().square().sum()),
+            integers=state.pack_integers(),
+            report=report,
+            weight=weight,
+            run=self._run,
+            steps=self._steps_before,
+        )
+
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
     ) -> NonFiniteError | None:
@@ -141,24 +139,12 @@ class WorkerStrategy(WorkerGroupStrategy):
         """
         if failure is None and self.world_size > 1 and self._asked_to_stop is not None:
             what = next(name for name, kind in SIGNALS.items() if isinstance(self._asked_to_stop, kind))
-            return NonFiniteError(what, worker=self.global_rank, run=self._run(), iteration=self._iteration())
+            return self._failure(what, self.global_rank)
         return failure
 
-    def _iteration(self) -> int:
-        """Number of the meta-iteration under way within its run."""
-        return int(self._module().iteration)
-
-    def _exchange(self, offer: Offer) -> Merged:
-        """One all-reduce; everything that follows it is the same arithmetic on every worker.
-
-        Raises:
-            NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
-            WorkerLostError: a worker has died or did not come in time.
-        """
-        return self._accept(self.together(lambda: self.exchange.wait(self.exchange.send(offer, self._place()))))
-
-    def _place(self) -> Place:
-        return Place(self.global_rank, self.world_size, self._run(), self._steps_before)
+    def _failure(self, what: str, worker: int) -> NonFiniteError:
+        """What ends a run in the meta-iteration under way."""
+        return NonFiniteError(what, worker=worker, run=self._run, iteration=self._module().iteration)
 
     def _accept(self, sent: Sent) -> Merged:
         """Read what came of an exchange, and count what the others did.
@@ -176,14 +162,21 @@ class WorkerStrategy(WorkerGroupStrategy):
         except tuple(SIGNALS.values()) as told:
             self.stopped_together = True
             raise self._asked_to_stop or told from None
-        for failure in merged.table.failures:
+        for failure in merged.failures:
             self._tell_of(failure)
         if self.membership is not None:
             merged.report["merge"]["merge/workers"] = float(self.world_size)
         self._module().tasks_seen += merged.report["tasks"] - sent.offer.report["tasks"]
-        if self.run_seconds is not None or merged.table.failures:
-            self._count_alike(sent.place.steps + merged.report["iterations"])
+        if self.run_seconds is not None or merged.failures:
+            self._count_alike(sent.offer.steps + merged.report["iterations"])
         return merged
+
+    def _exchange(self, offer: Offer) -> Merged:
+        """One all-reduce; everything that follows it is the same arithmetic on every worker."""
+        return self._accept(self.together(lambda: self.exchange.wait(self._send(offer))))
+
+    def _send(self, offer: Offer) -> Sent:
+        return self.exchange.send(offer, self.global_rank, self.world_size)
 
     def _tell_of(self, excluded: NonFiniteError) -> None:
         rank_zero_info(
@@ -203,18 +196,17 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:
         """Write one file that holds what every worker needs: the merged weights, and each worker's own moments."""
-        kept: dict[str, Any] = {"workers": self.world_size}
+        workers: dict[str, Any] = {"workers": self.world_size}
         if self.world_size > 1:
             own = apply_to_collection(checkpoint.get("optimizer_states", []), Tensor, Tensor.cpu)
 
-            def call() -> list[Any] | None:
-                everyone: list[Any] | None = [None] * self.world_size if self.global_rank == 0 else None
+            def gather() -> list[Any] | None:
+                everyone = [None] * self.world_size if self.global_rank == 0 else None
                 torch.distributed.gather_object(own, everyone)
                 return everyone
 
-            everyone = self.together(call)
-            kept = {"workers": self.world_size, "optimizer_states": everyone}
-        checkpoint[CHECKPOINT_KEY] = kept | checkpoint.get(CHECKPOINT_KEY, self.state_to_keep())
+            workers["optimizer_states"] = self.together(gather)
+        checkpoint[CHECKPOINT_KEY] = workers | checkpoint.get(CHECKPOINT_KEY, self.state_to_keep())
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
