@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ from pytorch_lightning.loops.utilities import _is_max_limit_reached
 from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_folder, require_positive
 from dmaml_pl.errors import CheckpointError, ConfigError
 from dmaml_pl.launching import restarts
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport, strategy_of_runs
@@ -45,14 +44,9 @@ class RunCheckpoint(ModelCheckpoint):
             By default as often as it takes less than 2 % of the training's time: after every run that takes a second
             or longer, for small networks. At validations and at the end it is renewed in any case.
 
-    Attributes:
-        decides: whether `best` and `last` are this callback's, whatever else keeps checkpoints beside it.
-
     Raises:
         ConfigError: `every_n_runs` is not greater than zero.
     """
-
-    decides = True
 
     def __init__(
         self,
@@ -87,17 +81,8 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             ConfigError: it cannot.
         """
-        if self.dirpath is None:
-            return
-        try:
-            Path(self.dirpath).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.dirpath):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"checkpoint.dirpath is {self.dirpath}, which cannot be written ({error.strerror}): set it to a folder "
-                "that can."
-            ) from error
+        if self.dirpath is not None:
+            require_folder("checkpoint.dirpath", Path(self.dirpath))
 
     def check_beside(self, other: ModelCheckpoint) -> None:
         """Check that a user's own ModelCheckpoint leaves `best.ckpt` and `last.ckpt` to this one.
@@ -126,14 +111,24 @@ class RunCheckpoint(ModelCheckpoint):
             remove_leftovers(Path(str(self.dirpath)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on where a checkpoint was kept, which may be in mid-epoch."""
+        """Go on where a checkpoint was kept, which may be in mid-epoch.
+
+        Raises:
+            CheckpointError: the workers go on from different checkpoints.
+        """
         super().on_train_start(trainer, pl_module)
         loop = trainer.fit_loop.epoch_loop
         if loop.restarted_on_train_batch_end:
             # A validation that was due at that merge comes first now; Lightning would leave it out.
             loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
             loop.val_loop.restarting = False
-        _check_alike(trainer)
+        strategy = strategy_of_runs(trainer)
+        steps = [trainer.global_step] if strategy is None else strategy.gather(trainer.global_step)
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"The workers go on from different checkpoints, of meta-iterations {', '.join(map(str, steps))}: set "
+                "checkpoint.dirpath to a folder on a disk that all machines share."
+            )
 
     def on_run_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: RunReport) -> None:
         """A run has been merged and logged: keep it on the disk if that is due, and in memory if not."""
@@ -216,18 +211,3 @@ class RunCheckpoint(ModelCheckpoint):
             return self._should_skip_saving_checkpoint(trainer)
         finally:
             self._last_global_step_saved = kept
-
-
-def _check_alike(trainer: pl.Trainer) -> None:
-    """Check that all workers go on from the same checkpoint.
-
-    Raises:
-        CheckpointError: they do not stand at the same meta-iteration.
-    """
-    strategy = strategy_of_runs(trainer)
-    steps = [trainer.global_step] if strategy is None else strategy.gather(trainer.global_step)
-    if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"The workers go on from different checkpoints, of meta-iterations {', '.join(map(str, steps))}: set "
-            "checkpoint.dirpath to a folder on a disk that all machines share."
-        )

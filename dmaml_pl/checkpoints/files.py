@@ -48,7 +48,12 @@ def write_whole(content: Any, path: Path, remedy: str = REMEDY) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # a rename then survives a loss of power, where the system knows how
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -78,17 +83,3 @@ class WholeFileIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             write_whole(checkpoint, Path(path))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a loss of power, where the system knows how."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -21,7 +21,5 @@ __all__ = [
     "WorkerStrategy",
 ]
 
-if "task_parallel" not in StrategyRegistry:
-    StrategyRegistry.register("task_parallel", TaskParallelStrategy, "Workers average every meta-gradient.")
-if "dmaml" not in StrategyRegistry:
-    StrategyRegistry.register("dmaml", DMAMLStrategy, "Workers make runs alone; their weights merge at each run's end.")
+for _strategy in (TaskParallelStrategy, DMAMLStrategy):
+    StrategyRegistry.register(_strategy.strategy_name, _strategy, override=True)

@@ -147,13 +147,7 @@ class WorkerStrategy(WorkerGroupStrategy):
         return NonFiniteError(what, worker=worker, run=self._run, iteration=self._module().iteration)
 
     def _accept(self, sent: Sent) -> Merged:
-        """Read what came of an exchange, and count what the others did.
-
-        Raises:
-            NonFiniteError: of the first worker that could not finish its run, where it is not to be excluded.
-            SIGTERMException: a worker was asked to end.
-            KeyboardInterrupt: Ctrl-C was pressed.
-        """
+        """Read what came of an exchange, and count what the others did."""
         try:
             merged = self.exchange.read(sent)
         except NonFiniteError:

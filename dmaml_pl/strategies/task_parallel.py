@@ -36,14 +36,9 @@ class TaskParallelStrategy(WorkerStrategy):
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
     ) -> NonFiniteError | None:
-        """Replace the gradients by their mean over the workers.
+        """Replace the gradients, which every worker has for the same parameters, by their mean over the workers.
 
-        Args:
-            parameters: what is meta-learned; every worker has gradients for the same ones.
-            failure: why this worker has no finite meta-gradient, if so.
-
-        Returns:
-            The failure of the first worker that has one, the same on every worker; None if it was excluded.
+        Returns the failure of the first worker that has one, the same on every worker; None if it was excluded.
         """
         if self.world_size == 1:
             return failure
