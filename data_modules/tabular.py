@@ -20,7 +20,7 @@ from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import Scaling, TaskBatch
 
 if TYPE_CHECKING:
-    from data_modules.reading.tables import Columns
+    from data_modules.reading.tables import Table
 
 
 class Tabular(TaskDataModule):
@@ -100,10 +100,10 @@ class Tabular(TaskDataModule):
         """
         if self._samplers:
             return
-        from data_modules.reading.tables import Columns  # noqa: PLC0415 - PyArrow is needed here alone
+        from data_modules.reading.tables import Table  # noqa: PLC0415 - PyArrow is needed here alone
 
         sampler = sampler_named(self.sampler)
-        columns = Columns(Path(self.path).expanduser())
+        columns = Table(Path(self.path).expanduser())
         tasks = columns.texts("data.task_column", self.task_column)
         x, y = columns.numbers("data.inputs", self.inputs), columns.numbers("data.targets", self.targets)
         names, numbers, rows = np.unique(tasks, return_inverse=True, return_counts=True)
@@ -149,7 +149,7 @@ class Tabular(TaskDataModule):
         dealt = self.shares.deal(shuffled, f"Column {self.task_column} of {self.path}")
         return {name: split for split, chosen in dealt.items() for name in chosen}
 
-    def _read_splits(self, columns: Columns, tasks: NDArray[np.str_]) -> dict[str, str]:
+    def _read_splits(self, columns: Table, tasks: NDArray[np.str_]) -> dict[str, str]:
         name = str(self.split_column)
         found: dict[str, str] = {}
         for row, (task, split) in enumerate(

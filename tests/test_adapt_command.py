@@ -143,12 +143,12 @@ def empty(folder: str) -> None:
         (lambda: draw_all("support/jhe/a.png"), r"has 6 classes \(ayb, .*, jhe\), .* tell 5 apart"),
         (lambda: empty("support/en"), "the folder of class en has no pictures"),
         (lambda: cut_off(Path("support/en/b.jpg")), r"support/en/b\.jpg is not a picture that can be read"),
-        (lambda: draw_all("support/loose.png"), r"loose\.png outside of any class"),
+        (lambda: draw_all("support/loose.png"), r"--support support has class folders, but loose\.png lies outside"),
         (lambda: draw_all("query/jhe/a.png"), "--query query has the folder jhe, which is no class"),
         (lambda: empty("query"), "--query query has no pictures in it"),
         (lambda: draw_all("query/en/a.png"), r"--query query has class folders, but a\.png lies outside"),
-        (lambda: instead_of_the_support(folder=True), "--support support has no folders in it"),
-        (lambda: instead_of_the_support(folder=False), "--support is support, which is not a folder"),
+        (lambda: instead_of_the_support(folder=True), "--support support has no pictures in it"),
+        (lambda: instead_of_the_support(folder=False), "--support is support, which is not a folder of classes"),
     ],
 )
 def test_pictures_that_cannot_do_are_named(
@@ -239,11 +239,17 @@ def test_a_regression_predicts_from_csv_files_and_tells_the_error(
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("t,height", "1,x"), "--support s.csv, line 2: 'x' is not a finite number."),
-        (("t,height", "1,2", "", "3"), "--support s.csv, line 4: 1 columns, but the header has 2."),
-        (("t,height", "1,nan"), "--support s.csv, line 2: 'nan' is not a finite number."),
+        (
+            ("t,height", "1,x"),
+            "s.csv, row 1: column height (--support) is 'x', and not a finite number: mend or leave out the row.",
+        ),
+        (
+            ("t,height", "1,2", "", "3"),
+            "s.csv cannot be read as CSV (CSV parse error: Row #3: Expected 2 columns, got 1: 3).",
+        ),
+        (("t,height", "1,nan"), "s.csv, row 1: column height (--support) is empty: mend or leave out the row."),
         (("1,2", "3,4"), "--support s.csv begins with numbers: its first line must name the columns."),
-        (("t,height",), "--support s.csv is empty: a header and one or more lines of numbers are expected."),
+        (("t,height",), "s.csv has no rows."),
         (("t", "1"), "--support s.csv has 1 columns, but the network was trained for 2 (1 of input, 1 of target)."),
         (("x,y", "1,2"), "--query q.csv has the columns t, but --support x, y."),
     ],

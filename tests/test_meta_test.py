@@ -152,12 +152,14 @@ def test_why_there_is_no_baseline_is_told() -> None:
 def test_the_advantage_is_that_on_the_same_tasks() -> None:
     hard = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     result = MetaTest(REGRESSION, {"trained": hard, "baseline": hard + torch.tensor([[0.4], [0.6], [0.5], [0.5]])}, 0)
-    mean, width = result.advantage("baseline", 0)
+    assert result.advantage is not None
+    mean, width = result.advantage
     assert mean == pytest.approx(0.5)
     assert width == pytest.approx(float(half_width(torch.tensor([[0.4], [0.6], [0.5], [0.5]]))))
     assert width < float(half_width(hard)) / 5
     better = MetaTest(CLASSIFICATION, {"trained": hard, "baseline": hard - 1}, 0)
-    assert better.advantage("baseline", 0)[0] == pytest.approx(1)
+    assert better.advantage is not None
+    assert better.advantage[0] == pytest.approx(1)
 
 
 def test_a_confusion_counts_what_was_taken_for_what() -> None:
@@ -240,7 +242,7 @@ def test_the_baseline_changes_no_metric_of_the_others() -> None:
         assert module.meta_test is not None
         found.append(module.meta_test)
     assert torch.equal(found[0].trained, found[1].trained)
-    assert torch.equal(found[0].untrained, found[1].untrained)
+    assert torch.equal(found[0].metrics["untrained"], found[1].metrics["untrained"])
 
 
 # -- commands to copy ----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,35 @@ from dmaml_pl.errors import DataError
 PARQUET = (".parquet", ".pq")
 
 
-class Columns:
+class Table:
     """A table, of which columns are asked for by name.
 
     Args:
         path: a .parquet file, or a CSV file with a header (also .csv.gz and the like), in UTF-8.
+        setting: which names the file.
+
+    Attributes:
+        names: of the columns.
 
     Raises:
         DataError: names the file, which is missing, empty, or cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "data.path") -> None:
         self.path = path
         if not path.is_file():
-            raise DataError(f"data.path is {path}, but there is no such file: a CSV or Parquet file is expected.")
+            raise DataError(f"{setting} is {path}, but there is no such file: a CSV or Parquet file is expected.")
         try:
             if path.suffix.lower() in PARQUET:
                 self._table = pa.parquet.read_table(path)
             else:
-                self._table = pa.csv.read_csv(path)
+                # With threads, an error does not say in which row.
+                self._table = pa.csv.read_csv(path, pa.csv.ReadOptions(use_threads=False))
         except (OSError, pa.ArrowException) as error:
             kind = "Parquet" if path.suffix.lower() in PARQUET else "CSV"
             raise DataError(f"{path} cannot be read as {kind} ({str(error).splitlines()[0]}).") from error
+        self.names: list[str] = [name.strip() for name in self._table.column_names]
+        self._table = self._table.rename_columns(self.names)
         if not len(self._table):
             raise DataError(f"{path} has no rows.")
 
@@ -76,7 +82,7 @@ class Columns:
         try:
             values = column.cast(pa.float64()).to_numpy()
         except pa.ArrowException:
-            values = np.array([_number(cell) for cell in column.to_pylist()])
+            values = np.array([as_number(cell) for cell in column.to_pylist()])
         broken = np.flatnonzero(~np.isfinite(values))
         if len(broken):
             row = int(broken[0])
@@ -89,16 +95,16 @@ class Columns:
         return np.asarray(values, dtype=np.float64)
 
     def _column(self, setting: str, name: str) -> Any:
-        names = self._table.column_names
-        if name not in names:
-            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        if name not in self.names:
+            shown = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
             raise DataError(f"{setting} names {name}, but {self.path} has the columns {shown}.")
-        if Counter(names)[name] > 1:
+        if self.names.count(name) > 1:
             raise DataError(f"{self.path} has two columns {name} ({setting}): give each a name of its own.")
         return self._table.column(name)
 
 
-def _number(cell: Any) -> float:
+def as_number(cell: Any) -> float:
+    """The number that a cell holds; NaN where it holds none."""
     try:
         return float(cell)
     except (TypeError, ValueError):

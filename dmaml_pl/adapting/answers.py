@@ -5,17 +5,14 @@ Legend: Q query samples, N ways, D outputs of a regression.
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import pandas as pd
 from torch import Tensor
-from torch.nn import functional
 
-from dmaml_pl.adapting.columns import Columns
 from dmaml_pl.adapting.folders import Pictures
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import DataError
@@ -32,12 +29,12 @@ class Answers:
     """Predictions.
 
     Attributes:
-        columns: by name, a text or number for each of the Q query samples.
-        brief: how many of the columns the terminal shows.
+        table: a row for each of the Q query samples.
+        brief: how many of its columns the terminal shows.
         summary: what is told of all samples, such as the accuracy.
     """
 
-    columns: dict[str, list[Any]]
+    table: pd.DataFrame
     brief: int
     summary: dict[str, Any]
 
@@ -45,58 +42,48 @@ class Answers:
     def of_classes(cls, query: Pictures, probabilities: Tensor, classes: list[str]) -> Answers:
         """Of a classification: probabilities (Q, N)."""
         best, numbers = probabilities.max(dim=1)
-        predictions = [classes[number] for number in numbers.tolist()]
-        columns: dict[str, list[Any]] = {"file": query.names}
+        table = pd.DataFrame({"file": query.names})
         summary: dict[str, Any] = {"classes": classes}
+        predictions = [classes[number] for number in numbers.tolist()]
         if query.classes is not None:
-            columns["class"] = query.classes
+            table["class"] = query.classes
             right = sum(said == true for said, true in zip(predictions, query.classes, strict=True))
-            summary |= {"accuracy": right / len(predictions), "right": right, "samples": len(predictions)}
-        columns |= {"prediction": predictions, "probability": best.tolist()}
-        brief = len(columns) + (len(classes) if len(classes) <= SHOWN_CLASSES else 0)
-        columns |= {f"p({name})": column for name, column in zip(classes, probabilities.T.tolist(), strict=True)}
-        return cls(columns, brief, summary)
+            summary |= {"accuracy": right / len(table), "right": right, "samples": len(table)}
+        table["prediction"], table["probability"] = predictions, best.tolist()
+        brief = table.shape[1] + (len(classes) if len(classes) <= SHOWN_CLASSES else 0)
+        each = pd.DataFrame(probabilities.tolist(), columns=[f"p({name})" for name in classes])
+        return cls(table.join(each), brief, summary)
 
     @classmethod
-    def of_values(cls, query: Columns, values: Tensor, targets: list[str]) -> Answers:
-        """Of a regression: values (Q, D) of the targets of these names."""
-        known = query.x if query.y is None else torch.cat([query.x, query.y], dim=1)
-        names = [*query.inputs, *query.targets, *(f"predicted {name}" for name in targets)]
-        columns = dict(zip(names, torch.cat([known, values], dim=1).T.tolist(), strict=True))
-        error = None if query.y is None else float(functional.mse_loss(values, query.y))
-        return cls(columns, len(columns), {} if error is None else {"mse": error, "samples": len(values)})
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One a query sample: column to text or number."""
-        return [dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True)]
+    def of_values(cls, query: pd.DataFrame, values: Tensor, targets: list[str]) -> Answers:
+        """Of a regression: values (Q, D) of the targets of these names, which the query may have, too."""
+        predicted = pd.DataFrame(values.numpy().astype(float), columns=[f"predicted {name}" for name in targets])
+        table = query.join(predicted)
+        summary: dict[str, Any] = {}
+        if set(targets) <= set(query.columns):
+            summary = {"mse": ((predicted.to_numpy() - query[targets].to_numpy()) ** 2).mean(), "samples": len(query)}
+        return cls(table, table.shape[1], summary)
 
     def write(self, path: Path, about: dict[str, Any]) -> None:
-        """Write all rows, as JSON if the file's name ends so, else as CSV.
-
-        Args:
-            path: the file.
-            about: what JSON tells first, such as the number of adaptation steps.
+        """Write all rows, as JSON, which begins with what there is to say about them, if the name ends so, else as CSV.
 
         Raises:
             DataError: the file cannot be written.
         """
+        text = self.table.to_csv(index=False)
+        if path.suffix == ".json":
+            content = {**about, **self.summary, "predictions": self.table.to_dict("records")}
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         try:
-            with path.open("w", newline="", encoding="utf-8") as stream:
-                if path.suffix == ".json":
-                    content = {**about, **self.summary, "predictions": self.rows}
-                    stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-                else:
-                    csv.writer(stream).writerows([self.columns, *zip(*self.columns.values(), strict=True)])
+            path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(f"--output {path} cannot be written ({error.strerror}).") from error
 
     def print(self, title: str) -> None:
         """Print the first rows as a table, and what there is to say of all."""
-        rows = self.rows
-        print_table([dict(list(row.items())[: self.brief]) for row in rows[:SHOWN]], title)
-        if len(rows) > SHOWN:
-            print(f"... and {len(rows) - SHOWN} more")
+        print_table(self.table.iloc[:SHOWN, : self.brief].to_dict("records"), title)
+        if len(self.table) > SHOWN:
+            print(f"... and {len(self.table) - SHOWN} more")
         if "accuracy" in self.summary:
             print("Accuracy: {accuracy:.4f} ({right} of {samples} right)".format(**self.summary))
         if "mse" in self.summary:

@@ -1,6 +1,6 @@
 """A user's own pictures: a support folder with one folder a class, and the pictures to be told apart.
 
-Legend: S support samples, Q query samples, C H W image axes.
+Legend: B pictures, C H W image axes.
 """
 
 from __future__ import annotations
@@ -31,61 +31,38 @@ class Pictures:
     classes: list[str] | None
 
     def read(self, reader: SampleReader) -> Tensor:
-        """All of them as samples (B, C, H, W).
-
-        Raises:
-            DataError: names the first that is damaged.
-        """
+        """All of them as samples (B, C, H, W); the reader's error names the first that is damaged."""
         return torch.stack([reader.read_sample(file) for file in self.files])
 
 
-def find_support(folder: Path) -> Pictures:
-    """The pictures of a support folder: one folder a class, which gives it its name, with one or more pictures.
-
-    Raises:
-        DataError: names the folder, and what is expected in it.
-    """
-    form = "one folder a class, with one or more pictures in each, is expected"
-    if not folder.is_dir():
-        raise DataError(f"--support is {folder}, which is not a folder: {form} in it.")
-    classes, loose = _contents(folder)
-    if loose:
-        raise DataError(f"--support {folder} has the picture {loose[0].name} outside of any class: {form}.")
-    if not classes:
-        raise DataError(f"--support {folder} has no folders in it: {form}.")
-    return _sorted_pictures(folder, classes, "--support")
-
-
-def find_query(path: Path, classes: list[str]) -> Pictures:
-    """The pictures to be told apart: one file, a folder of them, or a folder with folders of the support's classes.
-
-    Args:
-        path: the file or folder.
-        classes: names of the support's classes.
+def find_pictures(option: str, path: Path, classes: list[str] | None = None) -> Pictures:
+    """The pictures of an option: one file, a folder of them, or a folder with one folder for each of some classes.
 
     Raises:
         DataError: names what is not there, or is no class.
     """
     if path.is_file():
         return Pictures([path], [path.name], None)
-    if not path.is_dir():
-        raise DataError(f"--query is {path}, but there is no such file or folder.")
-    folders, loose = _contents(path)
+    folders, files = _contents(path)
+    if not folders and not files:
+        raise DataError(f"{option} {path} has no pictures in it, and no folders with pictures.")
     if not folders:
-        if not loose:
-            raise DataError(f"--query {path} has no pictures in it.")
-        return Pictures(loose, [file.name for file in loose], None)
-    strange = [folder.name for folder in folders if folder.name not in classes]
+        return Pictures(files, [file.name for file in files], None)
+    known = [folder.name for folder in folders] if classes is None else classes
+    strange = [folder.name for folder in folders if folder.name not in known]
     if strange:
         raise DataError(
-            f"--query {path} has the folder {strange[0]}, which is no class of the support ({', '.join(classes)}): "
+            f"{option} {path} has the folder {strange[0]}, which is no class of the support ({', '.join(known)}): "
             "give a folder of pictures, or one with folders of these names."
         )
-    if loose:
-        raise DataError(
-            f"--query {path} has class folders, but {loose[0].name} lies outside of them: sort all or none."
-        )
-    return _sorted_pictures(path, folders, "--query")
+    if files:
+        raise DataError(f"{option} {path} has class folders, but {files[0].name} lies outside of them: sort all.")
+    for folder in folders:
+        pictures = _contents(folder)[1]
+        if not pictures:
+            raise DataError(f"{option} {path}: the folder of class {folder.name} has no pictures in it.")
+        files += pictures
+    return Pictures(files, [file.relative_to(path).as_posix() for file in files], [file.parent.name for file in files])
 
 
 def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -94,14 +71,3 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
     suffixes = Image.registered_extensions()
     pictures = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in suffixes]
     return [entry for entry in entries if entry.is_dir()], pictures
-
-
-def _sorted_pictures(folder: Path, folders: list[Path], option: str) -> Pictures:
-    files: list[Path] = []
-    for each in folders:
-        pictures = _contents(each)[1]
-        if not pictures:
-            raise DataError(f"{option} {folder}: the folder of class {each.name} has no pictures in it.")
-        files += pictures
-    names = [file.relative_to(folder).as_posix() for file in files]
-    return Pictures(files, names, [file.parent.name for file in files])

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from data_modules import TaskDataModule
 from dmaml_pl.adapting.learner import ADAPTED_KEY, AdaptedLearner, FewShotLearner
 from dmaml_pl.adapting.recipe import build, of_today
@@ -32,60 +34,44 @@ def load(path: str | Path, module: MetaLearning | None = None, trust: Sequence[s
     Raises:
         CheckpointError: there is no such file, it is damaged, or is not such a file; what to do, in one line.
     """
-    checkpoint = _read(Path(path))
-    if ADAPTED_KEY in checkpoint:
+    learner = load_either(path, module, trust)
+    if isinstance(learner, AdaptedLearner):
         raise CheckpointError(
             f"{path} is adapted already: dmaml_pl.load_adapted loads it, and dmaml adapt takes it without --support."
         )
-    module, config, data = _assemble(Path(path), checkpoint, module, trust)
-    check_fits(checkpoint, module, Path(path), option="")
-    module.load_state_dict(checkpoint["state_dict"])
-    module.shapes = checkpoint.get("shapes") or module.shapes
-    module.scaling = _scaling(checkpoint) or module.scaling
-    return FewShotLearner(module, config, data)
+    return learner
 
 
 def load_adapted(path: str | Path, module: MetaLearning | None = None, trust: Sequence[str] = ()) -> AdaptedLearner:
-    """A learner that was adapted before, from what `AdaptedLearner.save` wrote.
-
-    Args:
-        path: the file.
-        module: as for `load`.
-        trust: as for `load`.
-
-    Raises:
-        CheckpointError: there is no such file, it is damaged, or is not such a file; what to do, in one line.
-    """
-    kept = _read(Path(path))
-    if ADAPTED_KEY not in kept:
+    """A learner that was adapted before, from what `AdaptedLearner.save` wrote; arguments and errors are `load`'s."""
+    learner = load_either(path, module, trust)
+    if isinstance(learner, FewShotLearner):
         raise CheckpointError(
             f"{path} is the checkpoint of a training, and not adapted to anything yet: adapt it first, with "
             "dmaml_pl.load(...).adapt(x, y), or dmaml adapt --support."
         )
-    module, config, data = _assemble(Path(path), kept, module, trust)
-    check_fits(kept, module.network, Path(path), option="")
-    module.network.load_state_dict(kept["state_dict"])
-    adapted = kept[ADAPTED_KEY]
-    return AdaptedLearner(
-        module.network,
-        module.objective,
-        classes=tuple(adapted["classes"]),
-        steps=adapted["steps"],
-        support=adapted["support"],
-        shapes=kept["shapes"],
-        scaling=_scaling(kept),
-        config=config,
-        data=data,
-    )
+    return learner
 
 
-def is_adapted(path: str | Path) -> bool:
-    """Whether a file holds an adapted learner.
-
-    Raises:
-        CheckpointError: there is no such file, or it is damaged.
-    """
-    return ADAPTED_KEY in _read(Path(path))
+def load_either(
+    path: str | Path, module: MetaLearning | None = None, trust: Sequence[str] = ()
+) -> FewShotLearner | AdaptedLearner:
+    """What `load` or `load_adapted` gives, whichever the file is of; arguments and errors are theirs."""
+    content = _read(Path(path))
+    config, data = None, None
+    if module is None:
+        module, config, data = _build(Path(path), content, trust)
+    adapted: dict[str, Any] | None = content.get(ADAPTED_KEY)
+    trained: nn.Module = module if adapted is None else module.network
+    check_fits(content, trained, Path(path), option="")
+    trained.load_state_dict(content["state_dict"])
+    module.shapes = content.get("shapes") or module.shapes
+    if content.get("scaling"):
+        module.scaling = Scaling(**content["scaling"])
+    if adapted is None:
+        return FewShotLearner(module, config, data)
+    own = tuple(adapted["classes"]), adapted["steps"], adapted["support"]
+    return AdaptedLearner(module.network, module.objective, module.shapes, module.scaling, config, data, *own)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,25 +87,16 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _scaling(content: dict[str, Any]) -> Scaling | None:
-    kept = content.get("scaling")
-    return None if kept is None else Scaling(**kept)
-
-
-def _assemble(
-    path: Path, content: dict[str, Any], module: MetaLearning | None, trust: Sequence[str]
-) -> tuple[MetaLearning, dict[str, Any] | None, TaskDataModule | None]:
-    """The module to take the weights, the configuration if there is one, and the data module that it names."""
+def _build(path: Path, content: dict[str, Any], trust: Sequence[str]) -> tuple[MetaLearning, dict[str, Any], Any]:
+    """The module to take the weights, the configuration that it is built from, and the data module that this names."""
     config = content.get(CONFIG_KEY)
-    if module is not None:
-        return module, None, None
     if not isinstance(config, dict):
         raise CheckpointError(
             f"{path} does not say what network it is of, as the training was not made by dmaml fit, or by an older "
             "version: in Python, dmaml_pl.load(FILE, module=...) takes a module like the trained one."
         )
     try:
-        module = build(of_today(config.get("model")), MetaLearning, trust)
-        return module, config, build(config.get("data"), TaskDataModule, trust)  # type: ignore[type-abstract]
+        module: MetaLearning = build(of_today(config.get("model")), (MetaLearning,), trust)
+        return module, config, build(config.get("data"), (TaskDataModule,), trust)
     except DmamlError as error:
         raise CheckpointError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error

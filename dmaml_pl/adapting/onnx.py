@@ -50,19 +50,7 @@ class _Answers(nn.Module):
 def export(
     network: nn.Module, shape: Sequence[int], classes: Sequence[str | int], scaling: Scaling | None, path: Path
 ) -> None:
-    """Write an adapted network; see `AdaptedLearner.to_onnx`.
-
-    Args:
-        network: the network, with the adapted weights.
-        shape: axes of a sample.
-        classes: of a classification, in the order of the network's outputs; empty for a regression.
-        scaling: how the units of the samples become those that the network was trained in.
-        path: the file.
-
-    Raises:
-        ConfigError: packages are missing, or ONNX has no words for the network.
-        CheckpointError: the file could not be written.
-    """
+    """Write an adapted network that takes samples of some shape; errors are those of `AdaptedLearner.to_onnx`."""
     check_can_export()
     answers = _Answers(network, scaling, classifies=bool(classes)).eval()
     weight = next(network.parameters())

@@ -4,53 +4,64 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from dmaml_pl.adapting.answers import Answers
 from dmaml_pl.adapting.columns import read_columns
-from dmaml_pl.adapting.folders import find_query, find_support
-from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner, check_ways
-from dmaml_pl.adapting.loading import is_adapted, load, load_adapted
+from dmaml_pl.adapting.folders import find_pictures
+from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner
+from dmaml_pl.adapting.loading import load_either
 from dmaml_pl.adapting.onnx import check_can_export
-from dmaml_pl.adapting.request import Request
 from dmaml_pl.errors import CheckpointError, ConfigError, DataError
 from dmaml_pl.tasks import NamedColumns, SampleReader
 
 
-def adapt_and_predict(request: Request) -> None:
-    """Make what was asked for.
+def adapt_and_predict(
+    *,
+    ckpt: Path,
+    support: Path | None,
+    query: Path,
+    steps: int | None,
+    output: Path,
+    save: Path | None,
+    onnx: Path | None,
+    trust: list[str],
+) -> None:
+    """Make what was asked for; the arguments are the options of `dmaml adapt`, see its help.
 
     Raises:
         DmamlError: what is wrong, in one line.
     """
-    if request.onnx is not None:
+    if onnx is not None:
         check_can_export()
-    learner = _adapted_before(request) if is_adapted(request.ckpt) else load(request.ckpt, trust=request.trust)
+    learner = load_either(ckpt, trust=trust)
+    if isinstance(learner, AdaptedLearner):
+        for option, value in (("--support", support), ("--steps", steps), ("--save", save)):
+            if value is not None:
+                raise ConfigError(f"--ckpt {ckpt} is adapted already: leave out {option}, or give a training's.")
+    elif support is None:
+        raise ConfigError(f"Not set: --support, the samples to adapt {ckpt} to. dmaml adapt --help says more.")
     if not learner.shapes:
-        raise CheckpointError(f"--ckpt {request.ckpt} does not say what samples its network takes: use it in Python.")
+        raise CheckpointError(f"--ckpt {ckpt} does not say what samples its network takes: use it in Python.")
     of_kind = _of_pictures if learner.objective.name == "classification" else _of_columns
-    adapted, answers = of_kind(learner, request)
-    about = {"checkpoint": str(request.ckpt), "steps": adapted.steps, "support_samples": adapted.support}
-    answers.write(request.output, about)
+    adapted, answers = of_kind(learner, support or Path(), query, steps)  # of an adapted one it is not read
+    answers.write(output, {"checkpoint": str(ckpt), "steps": adapted.steps, "support_samples": adapted.support})
     answers.print(
-        f"{len(answers.rows)} samples, after {adapted.steps} adaptation step{'s' if adapted.steps > 1 else ''} on "
+        f"{len(answers.table)} samples, after {adapted.steps} adaptation step{'s' if adapted.steps > 1 else ''} on "
         f"{adapted.support} support samples"
     )
-    print(f"\nPredictions: {request.output}")
-    if request.save is not None:
-        adapted.save(request.save)
-        print(f"Adapted network: {request.save}")
-    if request.onnx is not None:
-        adapted.to_onnx(request.onnx)
-        print(f"ONNX: {request.onnx}")
+    print(f"\nPredictions: {output}")
+    if save is not None:
+        adapted.save(save)
+        print(f"Adapted network: {save}")
+    if onnx is not None:
+        adapted.to_onnx(onnx)
+        print(f"ONNX: {onnx}")
 
 
-def _adapted_before(request: Request) -> AdaptedLearner:
-    given = [name for name in ("support", "steps", "save") if getattr(request, name) is not None]
-    if given:
-        raise ConfigError(f"--ckpt {request.ckpt} is adapted already: leave out --{given[0]}, or give a training's.")
-    return load_adapted(request.ckpt, trust=request.trust)
-
-
-def _of_pictures(learner: FewShotLearner | AdaptedLearner, request: Request) -> tuple[AdaptedLearner, Answers]:
+def _of_pictures(
+    learner: FewShotLearner | AdaptedLearner, support: Path, query: Path, steps: int | None
+) -> tuple[AdaptedLearner, Answers]:
     reader = learner.data
     if not isinstance(reader, SampleReader):
         raise ConfigError(
@@ -58,41 +69,43 @@ def _of_pictures(learner: FewShotLearner | AdaptedLearner, request: Request) -> 
             "read_sample, or adapt in Python, dmaml_pl.load(FILE).adapt(x, y)."
         )
     if isinstance(learner, AdaptedLearner):
-        query = find_query(request.query, [str(name) for name in learner.classes])
-        x = query.read(reader)
+        asked = find_pictures("--query", query, [str(name) for name in learner.classes])
     else:
-        support = find_support(_support_of(request))
-        classes = sorted(set(support.classes or ()))
-        check_ways(classes, learner.shapes["output"][0])
-        query = find_query(request.query, classes)  # before pictures are read, which takes long
-        x = query.read(reader)
-        learner = learner.adapt(support.read(reader), support.classes or [], request.steps)
-    return learner, Answers.of_classes(query, learner.predict(x), [str(name) for name in learner.classes])
+        given = find_pictures("--support", support)
+        if given.classes is None:
+            raise DataError(
+                f"--support is {support}, which is not a folder of classes: one folder a class, with one or more "
+                "pictures in each, is expected in it."
+            )
+        asked = find_pictures("--query", query, sorted(set(given.classes)))  # before reading them, which takes long
+        learner = learner.adapt(given.read(reader), given.classes, steps)
+    names = [str(name) for name in learner.classes]
+    return learner, Answers.of_classes(asked, learner.predict(asked.read(reader)), names)
 
 
-def _of_columns(learner: FewShotLearner | AdaptedLearner, request: Request) -> tuple[AdaptedLearner, Answers]:
-    sample, output = learner.shapes["sample"], learner.shapes["output"]
-    if len(sample) != 1 or len(output) != 1:
+def _of_columns(
+    learner: FewShotLearner | AdaptedLearner, support: Path, query: Path, steps: int | None
+) -> tuple[AdaptedLearner, Answers]:
+    shapes = learner.shapes["sample"], learner.shapes["output"]
+    if any(len(shape) != 1 for shape in shapes):
         raise ConfigError(
-            f"The network takes samples of shape {tuple(sample)}, which no CSV file holds: adapt in Python, "
+            f"The network takes samples of shape {tuple(shapes[0])}, which no CSV file holds: adapt in Python, "
             "dmaml_pl.load(FILE).adapt(x, y)."
         )
+    (inputs,), (outputs,) = shapes
     names = (learner.data.inputs, learner.data.targets) if isinstance(learner.data, NamedColumns) else None
-    query = read_columns("--query", request.query, *sample, *output, needs_targets=False, names=names)
+    asked = read_columns("--query", query, inputs, outputs, names)
     if isinstance(learner, AdaptedLearner):
-        targets = query.targets or ["target" if output == [1] else f"target {number}" for number in range(output[0])]
+        targets = ["target" if outputs == 1 else f"target {number}" for number in range(outputs)]
+        targets = list(asked.columns[inputs:]) or targets
     else:
-        support = read_columns("--support", _support_of(request), *sample, *output, needs_targets=True, names=names)
-        targets, given, expected = support.targets, query.inputs + query.targets, support.inputs + support.targets
-        if given != expected[: len(given)]:
+        given = read_columns("--support", support, inputs, outputs, names, needs_targets=True)
+        targets, header = list(given.columns[inputs:]), list(asked.columns)
+        if header != list(given.columns[: len(header)]):
             raise DataError(
-                f"--query {request.query} has the columns {', '.join(given)}, but --support {', '.join(expected)}."
+                f"--query {query} has the columns {', '.join(header)}, but --support {', '.join(given.columns)}."
             )
-        learner = learner.adapt(support.x, support.y if support.y is not None else [], request.steps)
-    return learner, Answers.of_values(query, learner.predict(query.x), targets)
-
-
-def _support_of(request: Request) -> Path:
-    if request.support is None:
-        raise ConfigError(f"Not set: --support, the samples to adapt {request.ckpt} to. dmaml adapt --help says more.")
-    return request.support
+        x, y = torch.tensor(given.to_numpy()).split([inputs, outputs], dim=1)
+        learner = learner.adapt(x, y, steps)
+    values = learner.predict(torch.tensor(asked.to_numpy())[:, :inputs])
+    return learner, Answers.of_values(asked, values, targets)

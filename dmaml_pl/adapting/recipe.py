@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -20,23 +20,6 @@ TRUSTED = ("dmaml_pl", "data_modules", "torch.nn")
 EVERYTHING = "*"
 
 _FOR_TRAINING = ("meta_optimizer", "meta_schedule")
-
-Built = TypeVar("Built")
-
-
-def build(settings: Any, base: type[Built], trust: Sequence[str] = ()) -> Built:
-    """An object of the class that `settings` name.
-
-    Args:
-        settings: {"class_path": ..., "init_args": {...}} of plain values and further such settings.
-        base: what the class must be.
-        trust: further packages or modules whose classes may be made; "*" for all.
-
-    Raises:
-        CheckpointError: the class is not trusted, is missing, is of another kind, or refuses its arguments.
-    """
-    built: Built = _make(settings, (base,), trust)
-    return built
 
 
 def of_today(model: Any) -> Any:
@@ -64,7 +47,12 @@ def is_trusted(name: str, trusted: Sequence[str]) -> bool:
     return EVERYTHING in trusted or any(name == each or name.startswith(f"{each}.") for each in trusted)
 
 
-def _make(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str]) -> Any:
+def build(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str] = ()) -> Any:
+    """An object of the class that settings name, as {"class_path": ..., "init_args": {...}}; of one of some kinds.
+
+    Raises:
+        CheckpointError: the class is not trusted, is missing, is of another kind, or refuses its arguments.
+    """
     kind = " or ".join(each.__name__ for each in kinds)
     if not isinstance(settings, dict) or not isinstance(settings.get("class_path"), str):
         raise CheckpointError(f"it holds no configuration of a {kind}")
@@ -86,7 +74,7 @@ def _value(value: Any, trust: Sequence[str]) -> Any:
         return value
     if "class_path" not in value:
         return {name: _value(item, trust) for name, item in value.items()}
-    return _make(value, (nn.Module, Objective), trust)
+    return build(value, (nn.Module, Objective), trust)
 
 
 def _find(path: str, trusted: Sequence[str]) -> type[Any]:

@@ -26,12 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from dmaml_pl.algorithms import MAML
+from dmaml_pl.data import TaskDataModule
 from dmaml_pl.engines import EngineChoice
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
-from dmaml_pl.tasks import LabelledSource, TaskBatch, derive_seed, derive_seeds
-
-OnStep = Callable[[int, float], None]
+from dmaml_pl.tasks import LabelledSource, derive_seed, derive_seeds
 
 BATCH = 128
 """Samples of a step of its training, of all workers together, or a few more."""
@@ -101,50 +100,54 @@ class BaselineTraining:
         self._device: torch.device = strategy.root_device
         self._worker: int = getattr(strategy, "global_rank", 0)
         self._workers: int = getattr(strategy, "world_size", 1)
-        self._classifies = objective.name == "classification"
+        self._classifies = objective.name != "regression"
         self.refusal = _refusal(network, objective, data)
 
-    def steps_for(self, samples: float) -> int:
-        """Gradient steps that see so many samples, none of them more."""
-        return int(samples // (self._workers * self._own_samples()))
+    def steps_for(self, tasks: float) -> int:
+        """Gradient steps that see as many samples as so many tasks have, none of them more."""
+        return int(tasks * self._task_samples // (self._workers * self._own_samples))
 
-    def make(self, steps: int, adaptation_steps: int, on_step: OnStep = lambda done, loss: None) -> Baseline:
-        """Train, and choose the step size; a collective call.
+    def make(
+        self, steps: int, adaptation_steps: int, on_step: Callable[[int, float], None] = lambda done, loss: None
+    ) -> Baseline:
+        """Train for `steps` gradient steps, and choose the step size for I adaptation steps; a collective call.
 
-        Args:
-            steps: gradient steps.
-            adaptation_steps: I, up to which it is to be evaluated.
-            on_step: is told the number of steps made, and the loss.
+        `on_step` is told the number of steps made, and the loss.
         """
         trained = self._train(steps, on_step)
         step_size = self._best_step_size(trained, adaptation_steps)
         learner, engine = _fine_tuned_by(step_size, trained, self._objective, adaptation_steps)
         classes = self._data.sample_labelled(1, 0).classes if self._classifies else None
-        samples = steps * self._workers * self._own_samples()
+        samples = steps * self._workers * self._own_samples
         return Baseline(learner, engine, step_size, steps, samples, classes)
 
     @cached_property
-    def _own_tasks(self) -> int:
-        """Tasks of one worker at one step of a regression, which takes whole ones."""
-        return math.ceil(BATCH / self._workers / _samples_of(self._data))
+    def _task_samples(self) -> int:
+        """S + Q of a task."""
+        task = self._data.sample_task("train", 0)
+        return len(task.support_x) + len(task.query_x)
 
+    @property
     def _own_samples(self) -> int:
-        """Samples of one worker at one step: its share of `BATCH`, or a few more."""
-        if self._classifies:
-            return math.ceil(BATCH / self._workers)
-        return self._own_tasks * _samples_of(self._data)
+        """Samples of one worker at one step: its share of `BATCH`, or a few more; of whole tasks in a regression."""
+        each = 1 if self._classifies else self._task_samples
+        return math.ceil(BATCH / self._workers / each) * each
 
     def _sample(self, step: int) -> tuple[Tensor, Tensor]:
         parts = (STREAM, self._data.seed, step, self._worker)
         if self._classifies:
-            samples = self._data.sample_labelled(self._own_samples(), derive_seed(*parts))
+            samples = self._data.sample_labelled(self._own_samples, derive_seed(*parts))
             return samples.x, samples.y
-        return _pooled(self._data.sample_tasks("train", derive_seeds(*parts, count=self._own_tasks)))
+        seeds = derive_seeds(*parts, count=self._own_samples // self._task_samples)
+        tasks = self._data.sample_tasks("train", seeds)
+        x, y = torch.cat([tasks.support_x, tasks.query_x], dim=1), torch.cat([tasks.support_y, tasks.query_y], dim=1)
+        return x.flatten(0, 1), y.flatten(0, 1)
 
-    def _train(self, steps: int, on_step: OnStep) -> nn.Module:
+    def _train(self, steps: int, on_step: Callable[[int, float], None]) -> nn.Module:
         """By Adam; the output layer of a classification is exchanged before and after."""
         device = self._device
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(_cuda(device)):
+        devices = [device] if device.type == "cuda" else []
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(derive_seed(STREAM, self._data.seed))  # of the new layer, and of dropout
             trained, ways = copy.deepcopy(self._network).to(device).train(), 0
             if self._classifies:
@@ -187,23 +190,21 @@ class BaselineTraining:
                 curve = executing.adaptation_curve(learner, tasks, adaptation_steps).metric
                 value = float(curve[:, 1:].mean()) * (1 if self._objective.better == "max" else -1)
                 values[step_size] = value if math.isfinite(value) else -math.inf
-        gather = getattr(self._strategy, "gather", None)
-        for share in [values] if gather is None else gather(values):
+        for share in self._strategy.gather(values) if self._workers > 1 else ():
             values |= share
         return max(values, key=lambda step_size: (values[step_size], -step_size))
 
 
 def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
-    if not (hasattr(data, "sample_tasks") and hasattr(data, "evaluation_tasks")):
+    if not isinstance(data, TaskDataModule):
         return "it needs a data module of data_modules"
     if objective.name == "regression":
         return None
     if not isinstance(data, LabelledSource):
         return f"{type(data).__name__} does not say of which class a training sample is (sample_labelled)"
-    if _head_of(network) is None:
-        return f"{type(network).__name__} has no linear layer (nn.Linear) at its end to exchange"
     samples, changed = data.sample_labelled(2, 0), copy.deepcopy(network)
-    _exchange_head(changed, samples.classes)
+    if not _exchange_head(changed, samples.classes):
+        return f"{type(network).__name__} has no linear layer (nn.Linear) at its end to exchange"
     weight = next(changed.parameters())
     with torch.no_grad():
         shape = changed(_like(samples.x.to(weight.device), weight)).shape
@@ -224,43 +225,17 @@ def _like(tensor: Tensor, weight: Tensor) -> Tensor:
     return tensor.to(weight.dtype) if tensor.is_floating_point() else tensor
 
 
-def _samples_of(data: Any) -> int:
-    """S + Q of a task."""
-    task = data.sample_tasks("train", [0])
-    return int(task.support_x.shape[1] + task.query_x.shape[1])
-
-
-def _pooled(tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-    """All samples of all tasks, (T * (S + Q), ...), and their targets."""
-    x = torch.cat([tasks.support_x, tasks.query_x], dim=1)
-    y = torch.cat([tasks.support_y, tasks.query_y], dim=1)
-    return x.flatten(0, 1), y.flatten(0, 1)
-
-
-def _head_of(network: nn.Module) -> tuple[nn.Module, str] | None:
-    """The last linear layer as its owner and its name there; None if there is none."""
-    names = [name for name, layer in network.named_modules() if type(layer) is nn.Linear]
-    if not names:
-        return None
-    owner, _, name = names[-1].rpartition(".")
-    return network.get_submodule(owner), name
-
-
 def _exchange_head(network: nn.Module, outputs: int, *, to_zero: bool = False) -> int:
-    """Put another linear layer in the place of the last; returns the outputs of the one before."""
-    found = _head_of(network)
-    assert found is not None, "asked for by why_not"  # noqa: S101
-    owner, name = found
-    old: nn.Linear = getattr(owner, name)
+    """Put another linear layer in the place of the last; returns the outputs of the one before, 0 if there was none."""
+    layers = [(name, layer) for name, layer in network.named_modules() if name and type(layer) is nn.Linear]
+    if not layers:
+        return 0
+    name, old = layers[-1]
     new = nn.Linear(
         old.in_features, outputs, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype
     )
     if to_zero:
         for parameter in new.parameters():
             nn.init.zeros_(parameter)
-    setattr(owner, name, new)
+    network.set_submodule(name, new)
     return old.out_features
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

@@ -85,11 +85,6 @@ class MetaTest:
         return self.metrics[TRAINED]
 
     @property
-    def untrained(self) -> Tensor:
-        """The same from the weights before training."""
-        return self.metrics[UNTRAINED]
-
-    @property
     def tasks(self) -> int:
         """N."""
         return len(self.trained)
@@ -99,10 +94,6 @@ class MetaTest:
         """I."""
         return self.trained.shape[1] - 1
 
-    def table_steps(self) -> list[int]:
-        """The adaptation steps that a table shows: 0, 1, 5, 10 as in the MAML paper, the training's, and the last."""
-        return sorted({step for step in (0, 1, 5, 10, self.inner_steps, self.steps) if step <= self.steps})
-
     def row(self, step: int) -> dict[str, float]:
         """Mean and half width of the 95 % confidence interval after `step` steps, of each network."""
         row: dict[str, float] = {"step": step}
@@ -110,13 +101,18 @@ class MetaTest:
             row |= {name: float(values[:, step].mean()), f"{name}_ci95": float(half_width(values)[step])}
         return row
 
-    def advantage(self, other: str, step: int) -> tuple[float, float]:
-        """How much better the trained network is than another after `step` steps; greater than zero is better.
+    @property
+    def advantage(self) -> tuple[float, float] | None:
+        """How much better the trained network is than the baseline after the training's number of steps; None without.
 
         Returns:
-            The mean of the differences on the same tasks, and half the width of its 95 % confidence interval, which is
-            narrower than those of the two means suggest, as a hard task is hard for both.
+            The mean of the differences on the same tasks, greater than zero where it is better, and half the width of
+            its 95 % confidence interval, which is narrower than those of the two means suggest, as a hard task is hard
+            for both.
         """
-        sign = 1 if self.objective.better == "max" else -1
-        differences = sign * (self.trained - self.metrics[other])
-        return float(differences[:, step].mean()), float(half_width(differences)[step])
+        if BASELINE not in self.metrics:
+            return None
+        differences = self.trained - self.metrics[BASELINE]
+        if self.objective.better == "min":
+            differences = -differences
+        return float(differences[:, self.inner_steps].mean()), float(half_width(differences)[self.inner_steps])

@@ -14,27 +14,18 @@ import pytorch_lightning as pl
 from dmaml_pl.provenance.commands import command, meta_test_command
 from dmaml_pl.provenance.environment import GitState, packages
 
-SHOWN_PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "numpy")
-
 
 def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
-    """Facts by heading and name; values are plain.
-
-    Args:
-        trainer: in a meta-test.
-        module: what it evaluates.
-    """
+    """Facts of a meta-test by heading and name; values are plain."""
     data = getattr(trainer, "datamodule", None)
-    network = module.network
     checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
-    versions = packages()
-    git = GitState.current()
+    versions, git = packages(), GitState.current()
     trackers = [logger for logger in trainer.loggers if hasattr(logger, "ui_command")]
     return {
         "data": {} if data is None else {"class": type(data).__name__, **settings_of(data)},
         "model": {
-            "network": type(network).__name__,
-            "parameters": sum(p.numel() for p in network.parameters()),
+            "network": type(module.network).__name__,
+            "parameters": sum(p.numel() for p in module.network.parameters()),
             "objective": module.objective.name,
             "algorithm": type(module.algorithm).__name__,
             **settings_of(module.algorithm),
@@ -58,7 +49,7 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
         "versions": {
             "dmaml_pl": versions.get("dmaml-pl", versions.get("dmaml_pl", "unknown")),
             "python": platform.python_version(),
-            **{name: versions.get(name, "unknown") for name in SHOWN_PACKAGES},
+            **{name: versions.get(name, "unknown") for name in ("torch", "pytorch-lightning", "learn2learn", "numpy")},
             "git commit": git.commit,
             "git clean": git.clean,
         },

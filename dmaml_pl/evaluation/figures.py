@@ -6,9 +6,8 @@ Legend: T tasks, S support points, Q query points, I adaptation steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,46 +21,29 @@ if TYPE_CHECKING:
 BLUE, LIGHT_BLUE, GREY, BLACK, RED, ORANGE = "#1f5fa8", "#6fb1e8", "#b0b0b0", "#2b2b2b", "#d1495b", "#d98b1f"
 
 MANY_WAYS = 12
-"""From more ways on, a confusion matrix is shown by its colours alone."""
+"""With more ways, a confusion matrix is shown by its colours alone."""
 
 
-class Plot(NamedTuple):
-    """A figure of a report: its path from the report, and its caption."""
-
-    file: str
-    caption: str
-
-
-def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder: Path) -> list[Plot]:
-    """All figures of a meta-test, in `figures/` below a folder.
-
-    Args:
-        result: the outcome.
-        module: that was tested.
-        data: the data module, whose tasks are shown where it gives some.
-        count: T, tasks to show.
-        folder: of the report.
-    """
+def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder: Path) -> dict[str, str]:
+    """Plot a meta-test below a folder, with `count` tasks where the data module gives some; captions by file."""
     curve, some, confused = (f"figures/{name}.png" for name in ("adaptation_curve", "tasks", "confusion"))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     plot_adaptation_curve(result, folder / curve)
-    plots = [Plot(curve, "The metric over adaptation steps")]
+    captions = {curve: "The metric over adaptation steps"}
     plotted: PlottedTasks | None = data.tasks_to_plot(count) if hasattr(data, "tasks_to_plot") else None
     if plotted is None:
-        return plots
-    tasks = plotted.tasks
-    predictions = module.predictions_from(tasks).cpu()
+        return captions
+    predictions = module.predictions_from(plotted.tasks).cpu()
     if result.objective.name == "regression":
         shown = tuple(sorted({0, min(1, result.steps), result.steps}))
         plot_regression_tasks(plotted, predictions, shown, folder / some)
-        return [*plots, Plot(some, "Some tasks, before and after adaptation")]
-    plot_image_tasks(tasks, predictions, result.steps, folder / some)
-    plot_confusion(tasks, predictions, result.steps, folder / confused)
-    return [
-        *plots,
-        Plot(some, "Some tasks: support, queries, and what they were taken for"),
-        Plot(confused, "Which classes of a task are taken for which others"),
-    ]
+        return captions | {some: "Some tasks, before and after adaptation"}
+    plot_image_tasks(plotted.tasks, predictions, result.steps, folder / some)
+    plot_confusion(plotted.tasks, predictions, result.steps, folder / confused)
+    return captions | {
+        some: "Some tasks: support, queries, and what they were taken for",
+        confused: "Which classes of a task are taken for which others",
+    }
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -81,9 +63,7 @@ def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
             mean, width = values.mean(dim=0), half_width(values)
             axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=TITLES[name])
             axes.fill_between(steps, mean - width, mean + width, color=colour, alpha=0.2, linewidth=0)
-    axes.set_xticks(list(steps))
-    axes.set_xlabel("adaptation steps")
-    axes.set_ylabel(f"{result.objective.title} on query samples")
+    axes.set(xticks=steps, xlabel="adaptation steps", ylabel=f"{result.objective.title} on query samples")
     axes.set_title(f"Adaptation to {result.tasks} held-out tasks (mean, 95 % confidence)", fontsize=10)
     axes.set_ylim(0, 1 if result.objective.metric == "accuracy" else None)
     axes.spines[["top", "right"]].set_visible(False)
@@ -92,20 +72,16 @@ def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
 
 
 def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tuple[int, ...], path: Path) -> None:
-    """Some tasks with their truth, the support points, and the predictions before and after adaptation.
+    """Tasks of one input and one output: the truth, the support points, and the predictions after some steps.
 
-    Args:
-        plotted: T tasks of one input and one output, and how they read.
-        predictions: (T, I + 1, Q, 1), after 0 .. I steps.
-        shown: the numbers of steps to plot.
-        path: the PNG file.
+    `predictions` are (T, I + 1, Q, 1).
     """
     tasks = plotted.tasks
     figure = _figure(3.3 * tasks.tasks, 3.2)
     panels = figure.subplots(1, tasks.tasks, sharey=True, squeeze=False)[0]
     for number, axes in enumerate(panels):
         task = tasks.task(number)
-        x, truth = task.query_x.squeeze(-1), task.query_y.squeeze(-1)
+        x, truth, *support = (each.squeeze(-1) for each in (task.query_x, task.query_y, task.support_x, task.support_y))
         if plotted.queries_are_curves:
             axes.plot(x, truth, color=BLACK, linewidth=1.5, label="true curve")
         else:
@@ -113,13 +89,12 @@ def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tup
         for place, step in enumerate(shown):
             axes.plot(
                 x,
-                predictions[number, step].squeeze(-1).cpu(),
+                predictions[number, step].squeeze(-1),
                 color=GREY if step == 0 else BLUE if place == len(shown) - 1 else LIGHT_BLUE,
                 linestyle="--" if step == 0 else "-",
                 linewidth=1.2,
                 label="before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}",
             )
-        support = task.support_x.squeeze(-1), task.support_y.squeeze(-1)
         axes.scatter(*support, color=RED, s=18, zorder=5, label="support points")
         axes.set_title(f"task {number}", fontsize=9)
         axes.set_xlabel(plotted.x_label)
@@ -131,13 +106,9 @@ def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tup
 
 
 def plot_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
-    """Some classification tasks: a support image of each class, and query images framed by right and wrong.
+    """Tasks of images (C, H, W): one support image of each class, and query images framed by right and wrong.
 
-    Args:
-        tasks: T tasks of images (C, H, W); the support sets are grouped by class.
-        predictions: logits (T, I + 1, Q, N) after 0 .. I steps.
-        step: the number of steps to show.
-        path: the PNG file.
+    `predictions` are logits (T, I + 1, Q, N), of which those after `step` steps are shown.
     """
     count, ways = tasks.tasks, predictions.shape[-1]
     queries = min(10, tasks.query_y.shape[1])
@@ -146,43 +117,30 @@ def plot_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
     grid = figure.subplots(count, columns, squeeze=False)
     for row in range(count):
         task = tasks.task(row)
-        guess = predictions[row, step].argmax(dim=-1).cpu()
-        pick = torch.linspace(0, len(task.query_y) - 1, queries).long()
-        for column in range(columns):
-            axes = grid[row][column]
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column < ways:
-                where = int((task.support_y == column).nonzero()[0])
-                axes.imshow(_picture(task.support_x[where]), cmap="gray_r")
-                axes.set_title(f"class {column}", fontsize=7)
-                continue
-            query = int(pick[column - ways])
-            right = bool(guess[query] == task.query_y[query])
-            axes.imshow(_picture(task.query_x[query]), cmap="gray_r")
-            axes.set_title(f"{int(guess[query])}", fontsize=8, color=BLUE if right else RED)
+        guess = predictions[row, step].argmax(dim=-1).tolist()
+        pick = torch.linspace(0, len(task.query_y) - 1, queries).long().tolist()
+        firsts = [int((task.support_y == way).nonzero()[0]) for way in range(ways)]
+        pictures = [*task.support_x[firsts], *task.query_x[pick]]
+        for axes, picture in zip(grid[row], pictures, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray_r")  # which takes (H, W, 1) for grey, too
+            axes.set(xticks=[], yticks=[])
+        for way in range(ways):
+            grid[row][way].set_title(f"class {way}", fontsize=7)
+        for axes, query in zip(grid[row][ways:], pick, strict=True):
+            colour = BLUE if guess[query] == task.query_y[query] else RED
+            axes.set_title(f"{guess[query]}", fontsize=8, color=colour)
             for spine in axes.spines.values():
-                spine.set_color(BLUE if right else RED)
-                spine.set_linewidth(2)
-    figure.suptitle(
-        f"A support sample per class, and queries with their predicted class after {step} adaptation steps "
-        "(blue right, red wrong)",
-        fontsize=9,
-    )
+                spine.set(color=colour, linewidth=2)
+    title = f"A support sample per class, and queries with their predicted class after {step} adaptation steps"
+    figure.suptitle(f"{title} (blue right, red wrong)", fontsize=9)
     figure.savefig(path)
 
 
 def plot_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
-    """Which classes of a task are taken for which others: a matrix a task, beside a support picture of each class.
+    """Which classes of a task are taken for which others, after `step` steps: a matrix a task.
 
-    Args:
-        tasks: T tasks of images (C, H, W).
-        predictions: logits (T, I + 1, Q, N) after 0 .. I steps.
-        step: the number of steps to show.
-        path: the PNG file.
+    `predictions` are logits (T, I + 1, Q, N). The classes have the numbers that `plot_image_tasks` shows.
     """
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: PLC0415 - with the rest of matplotlib
-
     count, ways = tasks.tasks, predictions.shape[-1]
     size = min(max(2.6, 0.42 * ways + 1.0), 7.0)
     figure = _figure(size * count, size + 0.5)
@@ -191,25 +149,14 @@ def plot_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path)
         task = tasks.task(number)
         matrix = confusion(predictions[number, step], task.query_y)
         axes.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=max(int(matrix.sum(dim=1).max()), 1))
-        most = int(matrix.max())
-        for true in range(ways):
-            for said in range(ways):
-                times = int(matrix[true, said])
-                if times and ways <= MANY_WAYS:
-                    colour = "white" if times > most / 2 else BLACK
-                    axes.text(said, true, str(times), ha="center", va="center", color=colour, fontsize=8)
-            if ways > MANY_WAYS:
-                continue
-            picture = _picture(task.support_x[int((task.support_y == true).nonzero()[0])])
-            for place, shift in (((-0.5, true), (-13, 0)), ((true, ways - 0.5), (0, -13))):
-                box = OffsetImage(picture, zoom=18 / max(picture.shape[:2]), cmap="gray_r")
-                box.image.axes = axes
-                axes.add_artist(AnnotationBbox(box, place, xybox=shift, boxcoords="offset points", frameon=False))
-        axes.set_xticks([])
-        axes.set_yticks([])
+        for true, said in matrix.nonzero().tolist() if ways <= MANY_WAYS else ():
+            times = int(matrix[true, said])
+            colour = "white" if times > matrix.max() / 2 else BLACK
+            axes.text(said, true, str(times), ha="center", va="center", color=colour, fontsize=8)
         axes.set_title(f"task {number}: {float(matrix.trace() / matrix.sum()):.2f}", fontsize=9)
-        axes.set_xlabel("predicted class", labelpad=26, fontsize=8)
-        axes.set_ylabel("true class", labelpad=26, fontsize=8)
+        axes.set_xlabel("predicted class", fontsize=8)
+        axes.set_ylabel("true class", fontsize=8)
+        axes.locator_params(integer=True, nbins=MANY_WAYS)
     figure.suptitle(f"Confusion within a task: query samples after {step} adaptation steps", fontsize=9)
     figure.savefig(path)
 
@@ -219,9 +166,3 @@ def confusion(logits: Tensor, targets: Tensor) -> Tensor:
     ways = logits.shape[-1]
     pairs = targets.cpu() * ways + logits.cpu().argmax(dim=-1)
     return torch.bincount(pairs, minlength=ways * ways).reshape(ways, ways)
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """(C, H, W) as matplotlib wants it."""
-    picture: np.ndarray = (image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy()
-    return picture

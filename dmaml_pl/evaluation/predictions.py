@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 
 from dmaml_pl.checks import require_file, unwritable
 from dmaml_pl.runs import strategy_of_runs
@@ -17,7 +16,7 @@ from dmaml_pl.tasks import TaskBatch
 SETTING = "predictions.file"
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(pl.Callback):
     """Keeps the query predictions of each test task after the last adaptation step, and writes them in task order.
 
     Args:
@@ -43,9 +42,9 @@ class PredictionWriter(Callback):
         last = outputs[:, -1].cpu()
         values = last.argmax(dim=-1, keepdim=True) if pl_module.objective.name == "classification" else last
         numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
-        for number, targets, predicted in zip(numbers.tolist(), batch.query_y, values, strict=True):
-            for query, (target, value) in enumerate(zip(targets, predicted, strict=True)):
-                self._rows.append([number, query, *target.reshape(-1).tolist(), *value.reshape(-1).tolist()])
+        for number, *task in zip(numbers.tolist(), batch.query_y, values, strict=True):
+            sides = (side.reshape(len(side), -1).tolist() for side in task)
+            self._rows += [[number, query, *y, *said] for query, (y, said) in enumerate(zip(*sides, strict=True))]
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Join the workers' shares; worker 0 writes.
@@ -65,8 +64,7 @@ class PredictionWriter(Callback):
         path = Path(self.file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", newline="") as stream:
-                csv.writer(stream).writerows([["task", "query", *names], *rows])
+            pd.DataFrame(rows, columns=["task", "query", *names]).to_csv(path, index=False)
         except OSError as error:
             raise unwritable(SETTING, path, error) from error
         print(f"Predictions of {rows[-1][0] + 1} tasks: {self.file}")

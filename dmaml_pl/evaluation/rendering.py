@@ -12,7 +12,6 @@ from jinja2 import StrictUndefined, Template
 
 from dmaml_pl.console.tables import markdown, print_table
 from dmaml_pl.evaluation.curves import BASELINE, TITLES, MetaTest
-from dmaml_pl.evaluation.figures import Plot
 
 Facts = Mapping[str, Mapping[str, Any]]
 
@@ -23,7 +22,9 @@ JSON_VERSION = 2
 def print_result(result: MetaTest) -> None:
     """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks."""
     title = f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks"
-    print_table(_rows(result, result.table_steps()), title)
+    # As in the MAML paper, and the training's, and the last.
+    steps = sorted({step for step in (0, 1, 5, 10, result.inner_steps, result.steps) if step <= result.steps})
+    print_table(_rows(result, steps), title)
     print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted")
     if BASELINE in result.metrics:
         print(f"baseline: {result.about_baseline}.\n{_advantage(result)}")
@@ -31,8 +32,8 @@ def print_result(result: MetaTest) -> None:
         print(f"No baseline to compare with: {result.about_baseline}.")
 
 
-def as_markdown(result: MetaTest, facts: Facts, plots: Sequence[Plot]) -> str:
-    """The report as a page that can be read without anything else: how it was made, and plots by paths from it."""
+def as_markdown(result: MetaTest, facts: Facts, plots: Mapping[str, str]) -> str:
+    """The report as a page that can be read without anything else: how it was made, and plots with captions."""
     template: Template = Template(
         Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8"),
         undefined=StrictUndefined,
@@ -59,10 +60,9 @@ def as_markdown(result: MetaTest, facts: Facts, plots: Sequence[Plot]) -> str:
     )
 
 
-def as_json(result: MetaTest, facts: Facts, plots: Sequence[Plot], *, per_task: bool = False) -> str:
+def as_json(result: MetaTest, facts: Facts, plots: Mapping[str, str], *, per_task: bool = False) -> str:
     """The report for machines, if asked for with the metric of every single task."""
-    has_baseline = BASELINE in result.metrics
-    ahead = result.advantage(BASELINE, result.inner_steps) if has_baseline else None
+    ahead = result.advantage
     content: dict[str, Any] = {
         "version": JSON_VERSION,
         "metric": result.objective.metric,
@@ -70,15 +70,16 @@ def as_json(result: MetaTest, facts: Facts, plots: Sequence[Plot], *, per_task: 
         "tasks": result.tasks,
         "inner_steps": result.inner_steps,
         "networks": list(result.metrics),
-        "baseline": result.about_baseline if has_baseline else None,
+        "baseline": None if ahead is None else result.about_baseline,
         "steps": [result.row(step) for step in range(result.steps + 1)],
         "ahead_of_baseline": None if ahead is None else {"mean": ahead[0], "ci95": ahead[1]},
-        "figures": [plot.file for plot in plots],
+        "figures": list(plots),
         **facts,
     }
     if per_task:
         content["per_task"] = {name: values.tolist() for name, values in result.metrics.items()}
-    return json.dumps(_finite(content), indent=1) + "\n"
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no words for what is not
+    return json.dumps(finite, indent=1) + "\n"
 
 
 def _rows(result: MetaTest, steps: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,28 +96,16 @@ def _cell(result: MetaTest, network: str, step: int) -> str:
 
 def _advantage(result: MetaTest) -> str:
     """How much the meta-trained network is ahead of the baseline, in a sentence; empty where nothing can be said."""
-    if BASELINE not in result.metrics:
+    if result.advantage is None or math.isnan(result.advantage[1]):
         return ""
-    step = result.inner_steps
-    mean, width = result.advantage(BASELINE, step)
-    if math.isnan(width):
-        return ""
+    mean, width = result.advantage
     word = "higher" if (mean > 0) == (result.objective.better == "max") else "lower"
     sure = "" if abs(mean) > width else ", which is within chance"
     return (
-        f"After {_steps(step)} the {result.objective.title} of the meta-trained network is {word} by {abs(mean):.4f} ± "
-        f"{width:.4f} than that of the baseline, on the same tasks{sure}."
+        f"After {_steps(result.inner_steps)} the {result.objective.title} of the meta-trained network is {word} by "
+        f"{abs(mean):.4f} ± {width:.4f} than that of the baseline, on the same tasks{sure}."
     )
 
 
 def _steps(count: int) -> str:
     return f"{count} step{'s' if count > 1 else ''}"
-
-
-def _finite(value: Any) -> Any:
-    """Values that JSON has no words for as null."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

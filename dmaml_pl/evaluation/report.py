@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from dmaml_pl.checks import require_folder, unwritable
+from dmaml_pl.checks import require_folder, require_positive, unwritable
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.baseline import BaselineTraining
@@ -43,8 +44,7 @@ class MetaTestReport(pl.Callback):
     def __init__(
         self, folder: str | None = None, tasks: int = 4, baseline_budget: float = 0.25, per_task: bool = False
     ) -> None:
-        if tasks < 1:
-            raise ConfigError(f"report.tasks is {tasks}, but must be greater than 0.")
+        require_positive(**{"report.tasks": tasks})
         if not 0 <= baseline_budget < float("inf"):
             raise ConfigError(f"report.baseline_budget is {baseline_budget}, but must be 0 or greater, and finite.")
         self.folder = folder
@@ -73,20 +73,26 @@ class MetaTestReport(pl.Callback):
         pl_module.baseline = None
         self._about_baseline = self._train_baseline(trainer, pl_module)
 
-    def _train_baseline(self, trainer: pl.Trainer, module: Any) -> str:
+    def _train_baseline(self, trainer: Any, module: Any) -> str:
         """Give the module its baseline; returns what it is, or why there is none."""
         if not self.baseline_budget:
             return "report.baseline_budget is 0"
-        data: Any = getattr(trainer, "datamodule", None)
+        data = getattr(trainer, "datamodule", None)
         training = BaselineTraining(module.untrained.network, module.objective, data, trainer.strategy)
         if training.refusal is not None:
             return training.refusal
-        task = data.evaluation_task("val", 0)
-        seen = module.tasks_seen * (len(task.support_x) + len(task.query_x))
-        steps = training.steps_for(self.baseline_budget * seen)
+        steps = training.steps_for(self.baseline_budget * module.tasks_seen)
         if steps < 1:
             return "the training has seen too few samples for it"
-        module.baseline = training.make(steps, module.evaluation_steps, _told_of_steps(trainer, module, steps))
+        strategy = strategy_of_runs(trainer)
+        listeners = [each for each in trainer.callbacks if hasattr(each, "on_baseline_step")]
+
+        def tell(done: int, loss: float) -> None:
+            module.answer_the_outside(strategy)
+            for listener in listeners:
+                listener.on_baseline_step(trainer, module, done, steps, loss)
+
+        module.baseline = training.make(steps, module.evaluation_steps, tell)
         about: str = module.baseline.about()
         return about
 
@@ -110,15 +116,15 @@ class MetaTestReport(pl.Callback):
             data.write_text(as_json(result, facts, plots, per_task=self.per_task), encoding="utf-8")
         except OSError as error:
             raise unwritable(SETTING, folder, error) from error
-        files = [report, data, *(folder / plot.file for plot in plots)]
+        files = [report, data, *(folder / file for file in plots)]
         trackers = [logger for logger in trainer.loggers if hasattr(logger, "log_artifact")]
         for tracker in trackers:
-            tracker.log_artifact(report)
-            tracker.log_artifact(data)
-            for plot in plots:
-                tracker.log_artifact(folder / plot.file, "figures")
+            for file in files:
+                tracker.log_artifact(file, "" if file.parent == folder else file.parent.name)
         where = "Report and figures, also in MLflow" if trackers else "Report and figures"
-        print(f"\n{where}:", *(f"  {_shown(file)}" for file in files), sep="\n")
+        # Paths from here, where they lie below, so that they can be copied from the terminal.
+        shown = [str(file.resolve()).removeprefix(f"{Path.cwd()}{os.sep}") for file in files]
+        print(f"\n{where}:", *(f"  {file}" for file in shown), sep="\n")
         for tracker in trackers:
             if hasattr(tracker, "ui_command"):
                 print(f"\nSee this training in MLflow:\n  {tracker.ui_command()}\n", flush=True)
@@ -126,38 +132,10 @@ class MetaTestReport(pl.Callback):
     def _folder(self, trainer: pl.Trainer) -> Path:
         if self.folder is not None:
             return Path(self.folder)
-        checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if not checkpoints:
-            return Path(trainer.default_root_dir)
-        own = Path(checkpoints)
-        return own.parent if own.name == "checkpoints" else own
-
-
-def _told_of_steps(trainer: pl.Trainer, module: Any, steps: int) -> Callable[[int, float], None]:
-    """Tells callbacks with `on_baseline_step` of each step, and ends at once where a worker is lost, or on SIGTERM."""
-    listeners = [
-        callback.on_baseline_step
-        for callback in trainer.callbacks  # type: ignore[attr-defined]  # Lightning declares it nowhere
-        if hasattr(callback, "on_baseline_step")
-    ]
-    strategy = strategy_of_runs(trainer)
-
-    def tell(done: int, loss: float) -> None:
-        module.answer_the_outside(strategy)
-        for listener in listeners:
-            listener(trainer, module, done, steps, loss)
-
-    return tell
+        checkpoints = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir)
+        return checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
 
 
 def print_metrics(metrics: Mapping[str, Tensor]) -> None:
     """Print metrics by name, such as those of a validation."""
     print_table([{"metric": name, "value": float(value)} for name, value in metrics.items()], "Validation")
-
-
-def _shown(path: Path) -> str:
-    """The path from here, where it lies below, so that it can be copied from the terminal."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
