@@ -20,7 +20,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from dmaml_pl.studies.processes import server
+from dmaml_pl.studies.runner import server
 
 
 class Command:

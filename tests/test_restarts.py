@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_without_torchrun_there_is_nothing_to_go_on_with() -> None:
-    restarts.remember_begun("an-id")
+    restarts.remember(restarts.BEGUN, '"an-id"')
     assert restarts.current() is None
     assert not restarts.was_refused()
 
@@ -39,17 +40,17 @@ def test_a_first_start_is_no_restart() -> None:
 @pytest.mark.usefixtures("agent")
 @pytest.mark.parametrize("run_id", ["an-id", None])
 def test_a_restart_knows_the_mlflow_run_and_the_last_checkpoint(run_id: str | None) -> None:
-    restarts.remember_begun(run_id)
-    assert restarts.current() == restarts.Restart(run_id, None)
+    restarts.remember(restarts.BEGUN, json.dumps(run_id))
+    assert restarts.current() == restarts.Origin(None, run_id)
     Path("last.ckpt").touch()
-    restarts.remember_last(Path("last.ckpt"))
-    assert restarts.current() == restarts.Restart(run_id, Path("last.ckpt").absolute())
+    restarts.remember(restarts.LAST, "last.ckpt")
+    assert restarts.current() == restarts.Origin(Path("last.ckpt"), run_id)
 
 
 @pytest.mark.usefixtures("agent")
 def test_a_machine_that_does_not_share_the_disk_is_told_what_to_set() -> None:
-    restarts.remember_begun(None)
-    restarts.remember_last(Path("elsewhere/last.ckpt"))
+    restarts.remember(restarts.BEGUN, "null")
+    restarts.remember(restarts.LAST, "elsewhere/last.ckpt")
     with pytest.raises(
         CheckpointError, match=r"set checkpoint\.dirpath .* to a folder on a disk that all machines share"
     ):
@@ -57,11 +58,9 @@ def test_a_machine_that_does_not_share_the_disk_is_told_what_to_set() -> None:
 
 
 @pytest.mark.usefixtures("agent")
-def test_a_mistake_of_the_user_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_the_user_is_told_once() -> None:
     assert not restarts.was_refused()
-    restarts.remember_refused()
-    assert not restarts.was_refused()  # another worker of the same attempt, which is silent for its own reason
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    restarts.remember(restarts.REFUSED)
     assert restarts.was_refused()
 
 
@@ -71,7 +70,7 @@ def _meet(agent: Any, workers: int) -> list[Any]:
 
     def worker(rank: int) -> None:
         own = TCPStore("127.0.0.1", agent.port, is_master=False, wait_for_workers=False)
-        store = restarts.fresh_store(own, rank=rank, workers=workers, timeout=30, check=lambda: None)
+        store = restarts.meet(own, rank=rank, workers=workers, timeout=30, check=lambda: None)
         before = store.check(["address"])
         if rank == 0:
             store.set("address", "new")
@@ -93,7 +92,7 @@ def test_an_attempt_sees_nothing_that_attempts_before_have_left(agent: Any) -> N
 def test_a_worker_that_does_not_come_is_an_error_in_time(agent: Any) -> None:
     for rank in (0, 1):
         with pytest.raises(WorkerLostError, match=r"has waited 0\.1 s for the other 1 worker"):
-            restarts.fresh_store(agent, rank=rank, workers=2, timeout=0.1, check=lambda: None)
+            restarts.meet(agent, rank=rank, workers=2, timeout=0.1, check=lambda: None)
 
 
 def test_torchrun_restarts_a_training_whose_worker_was_killed_and_it_ends_bit_identical_in_the_same_mlflow_run(

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from dmaml_pl.studies.command import main
-from dmaml_pl.studies.processes import server
+from dmaml_pl.studies.runner import server
 
 TINY = """\
 data: {init_args: {meta_batch: 2, val_tasks: 4}}
@@ -240,7 +240,7 @@ def test_own_settings_that_make_no_sense_are_told_in_one_line(
 def test_a_failed_training_is_told_and_made_again_by_the_same_command(
     repository: Path, fragile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill = "if os.environ['RANK'] + os.environ['PL_GLOBAL_SEED'] == '11': os.kill(os.getpid(), signal.SIGKILL)"
+    kill = "if os.environ['LOCAL_RANK'] + os.environ['PL_GLOBAL_SEED'] == '11': os.kill(os.getpid(), signal.SIGKILL)"
     monkeypatch.setenv("DO", kill)
     first = study(repository, fragile, capsys, "workers", "--workers", "2", "--seeds", "2", NETWORK)
     assert first.code == 1

@@ -184,7 +184,7 @@ class RunCheckpoint(ModelCheckpoint):
                 keep()
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if trainer.is_global_zero and not self._told_of_last:
-            restarts.remember_last(Path(self.last_model_path))
+            restarts.remember(restarts.LAST, str(Path(self.last_model_path).absolute()))
             self._told_of_last = True
         if self.every_n_runs is None:
             self._cost = trainer.strategy.broadcast(time.perf_counter() - began)

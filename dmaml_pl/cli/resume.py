@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +15,7 @@ from dmaml_pl.checkpoints import check_fits, check_resumable, find_checkpoint, r
 from dmaml_pl.cli.preflight import check_not_done
 from dmaml_pl.cli.recorder import RUN_ID_KEY, trackers
 from dmaml_pl.errors import CheckpointError
-from dmaml_pl.launching import restarts
+from dmaml_pl.launching.restarts import Origin, current
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
 
 AUTO = "auto"
@@ -23,18 +23,6 @@ AUTO = "auto"
 
 RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
 """Environment variable by which worker 0 tells the workers that it starts which file `last` or `best` was."""
-
-
-class Origin(NamedTuple):
-    """What a command starts from.
-
-    Attributes:
-        checkpoint: the file; None: from the beginning.
-        mlflow_run_id: the MLflow run that it belongs to, if one is known.
-    """
-
-    checkpoint: Path | None
-    mlflow_run_id: str | None
 
 
 def find_origin(
@@ -53,10 +41,10 @@ def find_origin(
         CheckpointError: there is none, or it does not fit.
         ConfigError: the training has been made already.
     """
-    restart = restarts.current() if stage == "fit" else None
+    restart = current() if stage == "fit" else None
     path = _find(wanted, stage, trainer) if restart is None else restart.checkpoint
     if path is None:
-        return Origin(None, None if restart is None else restart.mlflow_run_id)
+        return restart or Origin(None, None)
     os.environ[RESOLVED_CHECKPOINT] = str(path)
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, path)

@@ -51,7 +51,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         if _speaks(error, prepared=prepared.is_set()):
             print(f"dmaml: error: {_one_line(error)}", file=sys.stderr, flush=True)
             if not prepared.is_set():
-                restarts.remember_refused()
+                restarts.remember(restarts.REFUSED)
         return 1
     finally:
         sys.argv = words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.clusters import Launch
-from dmaml_pl.launching.signals import raised_at_sigterm
+from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
@@ -184,7 +186,7 @@ class DmamlCLI(LightningCLI):
         """Lightning's; what fails outside the Trainer leaves no MLflow run that seems to be running."""
         try:
             try:
-                with raised_at_sigterm(SIGTERMException):
+                with raised_at(SIGTERMException, signal.SIGTERM):
                     self._prepare(subcommand)
                     super()._run_subcommand(subcommand)
             except RuntimeError:
@@ -253,5 +255,5 @@ class DmamlCLI(LightningCLI):
             for tracker in opened:
                 tracker.open(origin.mlflow_run_id)
             if stage == "fit":
-                restarts.remember_begun(opened[0].version if opened else None)
+                restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))
         self._prepared.set()

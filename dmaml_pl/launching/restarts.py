@@ -1,4 +1,4 @@
-"""Restarts by torchrun: what this attempt must know of the attempts before it.
+"""What a key-value store tells workers of each other: that all have come, and what attempts before this one have left.
 
 `torchrun --max-restarts N` starts every worker again when one has died. The key-value store of its agent outlives the
 workers, so there a training leaves which MLflow run it belongs to and where its last checkpoint is: a restart goes on
@@ -12,10 +12,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -28,19 +27,20 @@ START_SECONDS = 120.0
 """So long workers wait for each other at the start at least, however soon they are to notice a lost one later."""
 
 BEGUN, LAST, REFUSED = "begun", "last", "refused"
+"""Names in the agent's store: the id of the MLflow run, as JSON; the last checkpoint; whether the user was told of a
+mistake, which a restart does not mend."""
 
 
-@dataclass(frozen=True)
-class Restart:
-    """A training that an attempt before this one has begun.
+class Origin(NamedTuple):
+    """What a command starts from.
 
     Attributes:
-        mlflow_run_id: its MLflow run; None if it is not tracked.
-        checkpoint: its last checkpoint; None if it had kept none yet.
+        checkpoint: the file; None: from the beginning.
+        mlflow_run_id: the MLflow run that it belongs to, if one is known.
     """
 
-    mlflow_run_id: str | None
     checkpoint: Path | None
+    mlflow_run_id: str | None
 
 
 def agent_store() -> Any:
@@ -51,7 +51,20 @@ def agent_store() -> Any:
     return PrefixStore("dmaml", TCPStore(address, port, is_master=False, timeout=CONNECT, wait_for_workers=False))
 
 
-def current() -> Restart | None:
+def remember(name: str, value: str = "") -> None:
+    """Tell later attempts something, by one of the names above."""
+    store = agent_store()
+    if store is not None:
+        store.set(name, value)
+
+
+def was_refused() -> bool:
+    """Whether the user has been told of a mistake, by an attempt before this one or another worker of it."""
+    store = agent_store()
+    return store is not None and bool(store.check([REFUSED]))
+
+
+def current() -> Origin | None:
     """The training that torchrun is restarting; None at its first start, or without torchrun.
 
     Raises:
@@ -62,54 +75,25 @@ def current() -> Restart | None:
         return None
     run_id = json.loads(store.get(BEGUN))
     if not store.check([LAST]):
-        return Restart(run_id, None)
+        return Origin(None, run_id)
     path = Path(store.get(LAST).decode())
     if not path.is_file():
         raise CheckpointError(
             f"torchrun has restarted this training, but its last checkpoint {path} is not on this machine: set "
             "checkpoint.dirpath (or trainer.logger.init_args.save_dir) to a folder on a disk that all machines share."
         )
-    return Restart(run_id, path)
+    return Origin(path, run_id)
 
 
-def remember_begun(mlflow_run_id: str | None) -> None:
-    """Tell later attempts that the training has begun."""
-    _tell(BEGUN, json.dumps(mlflow_run_id))
-
-
-def remember_last(path: Path) -> None:
-    """Tell later attempts where the last checkpoint is."""
-    _tell(LAST, str(path.absolute()))
-
-
-def remember_refused() -> None:
-    """Tell later attempts that the user has been told of a mistake, which a restart does not mend."""
-    _tell(REFUSED, "")
-
-
-def was_refused() -> bool:
-    """Whether an attempt before this one has found a mistake of the user."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        return False
-    store = agent_store()
-    return store is not None and bool(store.check([REFUSED]))
-
-
-def _tell(name: str, value: str) -> None:
-    store = agent_store()
-    if store is not None:
-        store.set(name, value)
-
-
-def fresh_store(store: Any, *, rank: int, workers: int, timeout: float, check: Callable[[], None]) -> Any:
-    """A corner of the agent's store for the workers of this attempt, apart from what attempts before have left there.
+def meet(store: Any, *, rank: int, workers: int, timeout: float, check: Callable[[], None]) -> Any:
+    """Wait until all workers have come; returns a corner of the store for them, apart from what attempts before left.
 
     PyTorch's process group finds the addresses of workers that are dead where an earlier attempt used the same store.
     torchrun's count of restarts cannot tell attempts apart, as the agents of several machines count differently, and
     machines that join do not count. So each worker asks worker 0 under a name that was never used before.
 
     Args:
-        store: the agent's.
+        store: the agent's, or one for this training alone.
         rank: of this worker.
         workers: how many there are.
         timeout: seconds to wait for the others.

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning_fabric.utilities.distributed import _init_dist_connection
-from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -26,9 +26,9 @@ from torch import Tensor
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
-from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher, started_by_us
+from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher
 from dmaml_pl.strategies.elastic import Membership
-from dmaml_pl.strategies.loopback import local_store, loopback_interface
+from dmaml_pl.strategies.loopback import LOOPBACK, loopback_interface, own_store
 
 WorkerFailure = Literal["stop", "continue"]
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
@@ -80,7 +80,7 @@ class WorkerGroupStrategy(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
-        ours = started_by_us() or not self.cluster_environment.creates_processes_externally
+        ours = isinstance(self.cluster_environment, LightningEnvironment)
         if self.on_worker_failure == "continue" and not (
             ours and self._start_method == "popen" and self.num_nodes == 1
         ):
@@ -104,8 +104,6 @@ class WorkerGroupStrategy(DDPStrategy):
         Raises:
             WorkerLostError: one has ended before.
         """
-        if self._workers is not None and self.membership is None:
-            self._workers.await_workers(self.check_workers)
         super().setup_environment()
         if self.on_worker_failure == "continue" and self.world_size > 1 and self.membership is None:
             self.membership = Membership(
@@ -127,28 +125,26 @@ class WorkerGroupStrategy(DDPStrategy):
     def setup_distributed(self) -> None:
         """Lightning's, by a key-value store that no other machine reaches where all workers are on this one.
 
-        Under torchrun the store is its agent's: apart from what an attempt before may have left behind there.
+        Under torchrun the store is its agent's. Only when all workers are there are they handed to PyTorch, whose own
+        waiting for a worker that has died cannot be interrupted, neither by a signal nor by a thread.
         """
         if not torch.distributed.is_initialized():
             self.set_world_ranks()
             environment, device = cast("ClusterEnvironment", self.cluster_environment), self.root_device
-            agents, store = restarts.agent_store(), None
+            timeout = max(self.timeout, restarts.START_SECONDS)
+            address = environment.main_address
             if self.num_nodes == 1:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
-            if agents is not None:
-                store = restarts.fresh_store(
-                    agents,
-                    rank=self.global_rank,
-                    workers=self.world_size,
-                    timeout=max(self.timeout, restarts.START_SECONDS),
-                    check=self.check_workers,
-                )
-            elif self.num_nodes == 1:
-                store = local_store(environment.main_port, self.global_rank, self.world_size, self.timeout)
+                address = LOOPBACK
+            store = restarts.agent_store() or own_store(
+                address, environment.main_port, self.global_rank, timedelta(seconds=timeout)
+            )
             _init_dist_connection(
                 environment,
                 self._get_process_group_backend(),
-                store=store,
+                store=restarts.meet(
+                    store, rank=self.global_rank, workers=self.world_size, timeout=timeout, check=self.check_workers
+                ),
                 timeout=self._timeout,
                 device_id=None if device.type == "cpu" else device,
             )

@@ -14,21 +14,18 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # PyTorch 
 LOOPBACK = "127.0.0.1"
 
 
-def local_store(port: int, rank: int, workers: int, seconds: float) -> TCPStore:
-    """The key-value store of the workers of this machine; worker 0 keeps it.
+def own_store(address: str, port: int, rank: int, timeout: timedelta) -> TCPStore:
+    """The key-value store of a training whose launcher has none; worker 0 keeps it.
 
     Args:
+        address: of the machine where worker 0 is.
         port: where it listens.
         rank: of this worker.
-        workers: how many there are.
-        seconds: that a worker waits for the others.
+        timeout: that a worker waits for it.
     """
-    timeout = timedelta(seconds=seconds)
-    if rank:
-        return TCPStore(LOOPBACK, port, workers, is_master=False, timeout=timeout)
-    listening = socket.create_server((LOOPBACK, port))
     # The store closes the socket.
-    return TCPStore(LOOPBACK, port, workers, is_master=True, timeout=timeout, master_listen_fd=listening.detach())
+    here = socket.create_server((LOOPBACK, port)).detach() if address == LOOPBACK and rank == 0 else None
+    return TCPStore(address, port, is_master=rank == 0, timeout=timeout, wait_for_workers=False, master_listen_fd=here)
 
 
 def loopback_interface() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
-from dmaml_pl.launching.signals import interrupted_by
+from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.provenance.commands import command
 
 INTERRUPTED = 130
@@ -112,7 +112,7 @@ def main(words: list[str]) -> int:
     try:
         given, rest = _parser().parse_known_args(words)
         _check(given, rest)
-        with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        with raised_at(KeyboardInterrupt, signal.SIGINT, signal.SIGTERM):
             return _conduct(given, rest)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on: trainings that have finished are not made again.", file=sys.stderr)

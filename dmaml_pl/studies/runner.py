@@ -1,22 +1,26 @@
-"""Makes trainings one after another, or several at a time, and tells how each has ended."""
+"""Makes the trainings of a study, each in a process of its own, and tells how each has ended. Light: no PyTorch."""
 
 from __future__ import annotations
 
-import math
+import importlib
+import os
+import runpy
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from dmaml_pl.launching.server import Forked
-from dmaml_pl.studies import processes
+from dmaml_pl.console.meter import PLAIN_SECONDS
+from dmaml_pl.launching.server import LAUNCHED, Forked, Server, started
 
 GRACE_S = 20.0
-"""Seconds that the workers of a training have to end after one of them has ended badly, or after SIGTERM."""
+"""Seconds that a training has to end after SIGTERM."""
 
 SHOWN_LINES = 8
 
@@ -26,26 +30,24 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """A command line of `dmaml fit` for some workers.
+    """A command line of `dmaml fit`.
 
     Attributes:
         key: by which whoever asks for it knows it again.
         words: the command line, from `fit` on.
-        workers: processes.
-        log: file for what the processes say.
+        log: file for all that its processes say.
         resolved: if given, the training is only checked, and its resolved configuration written to this file.
     """
 
     key: Any
     words: tuple[str, ...]
-    workers: int
     log: Path
     resolved: Path | None = None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that has ended: 0 if all its processes ended well, else the exit code of the first that did not."""
+    """A job that has ended, and its exit code."""
 
     job: Job
     code: int
@@ -64,24 +66,17 @@ class Ended:
         return self.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
-@dataclass
-class _Running:
-    job: Job
-    processes: list[Forked] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    deadline: float = math.inf
-    code: int = 0
+def load() -> None:
+    """Import what every training needs; nothing here may start a thread or touch a device: neither survives a fork."""
+    for name in ("dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store"):
+        importlib.import_module(name)
+    importlib.import_module("dmaml_pl._learn2learn").load()
+    importlib.import_module("dmaml_pl.provenance.environment").packages()  # which each training logs
 
-    def ended(self) -> bool:
-        """Whether all processes have ended; when one has ended badly, the others are given some time to do so."""
-        codes = [process.poll() for process in self.processes]
-        if not self.code and any(codes):
-            self.code = next(code for code in codes if code)
-            self.deadline = time.monotonic() + GRACE_S
-        if time.monotonic() > self.deadline:
-            _kill(self.processes)
-            return True
-        return None not in codes
+
+def server() -> Server:
+    """The server that a study, and whoever makes many trainings, has its processes forked from; started once."""
+    return started(load)
 
 
 def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], object] = lambda _: None) -> Iterator[Ended]:
@@ -92,42 +87,41 @@ def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], objec
         at_once: jobs at the same time; wall times are only comparable if it is 1.
         on_wait: is told every second which jobs are under way.
     """
-    waiting, running = deque(jobs), list[_Running]()
+    # Whoever has started the study has not started its trainings; the meter's last line is what the study shows.
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    environment = {"OMP_NUM_THREADS": "1", PLAIN_SECONDS: "5", **environment}
+    waiting, running = deque(jobs), dict[Forked, tuple[Job, float]]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                _start(waiting.popleft(), running)
-            alive = [process.sentinel for one in running for process in one.processes if process.poll() is None]
-            connection.wait(alive, LOOK_S if alive else 0.0)
-            on_wait([one.job for one in running])
-            for one in [one for one in running if one.ended()]:
-                running.remove(one)
-                yield Ended(one.job, one.code, time.monotonic() - one.began)
+                job = waiting.popleft()
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                job.log.write_bytes(b"")
+                running[server().fork(environment, partial(_run, job))] = job, time.monotonic()
+            connection.wait([process.sentinel for process in running], LOOK_S)
+            on_wait([job for job, _ in running.values()])
+            for process in [process for process in running if process.poll() is not None]:
+                job, began = running.pop(process)
+                yield Ended(job, process.wait() or 0, time.monotonic() - began)
     finally:
-        _stop([process for one in running for process in one.processes])
+        for process in running:
+            process.send_signal(signal.SIGTERM)  # which a training answers within a meta-iteration
+        deadline = time.monotonic() + GRACE_S
+        for process in running:
+            process.wait(max(deadline - time.monotonic(), 0.0))
+            process.kill()
+            process.wait()
 
 
-def _start(job: Job, running: list[_Running]) -> None:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.log.write_bytes(b"")
-    one = _Running(job)
-    running.append(one)  # before there is a process, so that none can be forgotten
-    for process in processes.fork(job.words, job.workers, job.log, job.resolved):
-        one.processes.append(process)
-
-
-def _stop(some: list[Forked]) -> None:
-    """End processes in good order: a training answers SIGTERM within a meta-iteration."""
-    for process in some:
-        process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S
-    for process in some:
-        process.wait(max(deadline - time.monotonic(), 0.0))
-    _kill(some)
-
-
-def _kill(some: list[Forked]) -> None:
-    for process in some:
-        process.kill()
-    for process in some:
-        process.wait()
+def _run(job: Job) -> int:
+    """Be the training, or its check; returns the exit code."""
+    with job.log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if job.resolved is not None:
+        sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as the front door finds them
+        check: Callable[[list[str], Path], int] = importlib.import_module("dmaml_pl.studies.checks").check
+        return check(list(job.words), job.resolved)
+    sys.argv = ["dmaml", *job.words]
+    runpy.run_module("dmaml_pl", run_name="__main__", alter_sys=True)  # as which it may be started again for workers
+    return 0

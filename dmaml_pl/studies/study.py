@@ -17,11 +17,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.studies import processes
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
 from dmaml_pl.studies.plan import Point, Request, Training
-from dmaml_pl.studies.runner import Job, make
+from dmaml_pl.studies.runner import Job, make, server
 from dmaml_pl.studies.settings_files import Settings
 from dmaml_pl.studies.watch import Watch, say
 
@@ -57,10 +56,10 @@ class Study:
         for config in request.configs:  # before seconds go into imports
             if not Path(config).is_file():
                 raise ConfigError(f"--config is {config}, but there is no such file.")
-        processes.server()
+        server()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
         alone = Point("the configuration", 1)
-        (settings,) = _resolve({alone.label: (1, request.command(last=alone.overrides))})
+        (settings,) = _resolve({alone.label: request.command(last=alone.overrides)})
         return cls(request, Configuration(settings))
 
     def check(self, points: Sequence[Point]) -> None:
@@ -69,7 +68,7 @@ class Study:
         Raises:
             ConfigError: names the setting, and the point where that is not the number of workers alone.
         """
-        _resolve({p.label: (p.workers, self._command(Training(p, self.base.seed), "", "")) for p in points})
+        _resolve({p.label: self._command(Training(p, self.base.seed), "", "") for p in points})
 
     # -- its MLflow run --------------------------------------------------------------------------------------------
 
@@ -159,7 +158,7 @@ class Study:
 
     def _job(self, training: Training, digest: str) -> Job:
         log = self.folder / "logs" / (re.sub(r"[^\w.+-]+", "-", training.label) + ".log")
-        return Job(training, self._command(training, digest, self.ledger.parent.run_id), training.point.workers, log)
+        return Job(training, self._command(training, digest, self.ledger.parent.run_id), log)
 
     def _command(self, training: Training, digest: str, parent: str) -> tuple[str, ...]:
         tags = {
@@ -191,16 +190,16 @@ class Study:
         return self.base.store.ui_command(self.base.save_dir, page)
 
 
-def _resolve(planned: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[Any]:
+def _resolve(planned: Mapping[str, tuple[str, ...]]) -> list[Any]:
     """Check trainings in processes of their own, and return their resolved configurations, nested.
 
     Args:
-        planned: the workers and the command line of each, by the label of its point.
+        planned: the command line of each, by the label of its point.
     """
     with tempfile.TemporaryDirectory(prefix="dmaml-study-", ignore_cleanup_errors=True) as folder:
         jobs = [
-            Job(label, words, workers, Path(folder, f"{number}.log"), Path(folder, f"{number}.yaml"))
-            for number, (label, (workers, words)) in enumerate(planned.items())
+            Job(label, words, Path(folder, f"{number}.log"), Path(folder, f"{number}.yaml"))
+            for number, (label, words) in enumerate(planned.items())
         ]
         for ended in make(jobs, os.cpu_count() or 1):
             if ended.code:

@@ -18,7 +18,7 @@ from typing import IO
 
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.launching.signals import interrupted_by
+from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.tracking.store import check_database, check_path
 
 _STOP_TIMEOUT_S = 10.0
@@ -105,7 +105,7 @@ def _server(folder: Path, host: str, port: int, words: IO[str]) -> Iterator[subp
     # In a session of its own, Ctrl-C reaches this process only, and none of the server's prints its farewell.
     with (
         # A closed terminal, too; else the server would outlive this process.
-        interrupted_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        raised_at(KeyboardInterrupt, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
         subprocess.Popen(  # noqa: S603 (our own arguments)
             command, stdout=words, stderr=words, env=environment, text=True, start_new_session=True
         ) as server,
