@@ -68,24 +68,20 @@ def main(arguments: list[str] | None = None) -> int:
         if words[0] in LIGHT:
             command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
             return command(words[1:])
-        return _train_or_test(words)
+        if str(Path.cwd()) not in sys.path and "" not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
+        if sys.stderr.isatty():
+            print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
+        from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+        from dmaml_pl.cli.training import DmamlCLI  # noqa: PLC0415 - the same
+        from dmaml_pl.launching.server import stand_by  # noqa: PLC0415 - the same
+
+        return run(words, partial(DmamlCLI, parsed=stand_by))
     except DmamlError as error:
         print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:  # before there is anything to save
         return 130
-
-
-def _train_or_test(words: list[str]) -> int:
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
-    if sys.stderr.isatty():
-        print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
-    from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
-    from dmaml_pl.cli.training import DmamlCLI  # noqa: PLC0415 - the same
-    from dmaml_pl.launching.server import stand_by  # noqa: PLC0415 - the same
-
-    return run(words, partial(DmamlCLI, parsed=stand_by))
 
 
 if __name__ == "__main__":

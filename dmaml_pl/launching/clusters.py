@@ -44,21 +44,17 @@ class Launch:
         if "LOCAL_RANK" in os.environ:  # by our own launcher
             return None
         if _is_srun_used():
-            return cls._from_slurm()
+            tasks, machines = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
+            if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+                raise ConfigError(
+                    f"SLURM has started {tasks} tasks without saying how many on each machine: give sbatch "
+                    "--ntasks-per-node (workers of a machine), not --ntasks."
+                )
+            # Lightning's own requeueing would keep a checkpoint in the middle of a run, from within the signal handler.
+            return cls(machines, tasks // machines, SLURMEnvironment(auto_requeue=False))
         if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():  # a PyTorchJob without torchrun
             return cls(int(os.environ["WORLD_SIZE"]), 1, KubeflowEnvironment())
         return None
-
-    @classmethod
-    def _from_slurm(cls) -> Launch:
-        tasks, machines = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
-        if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-            raise ConfigError(
-                f"SLURM has started {tasks} tasks without saying how many on each machine: give sbatch "
-                "--ntasks-per-node (workers of a machine), not --ntasks."
-            )
-        # Lightning's own requeueing would write a checkpoint in the middle of a run, from within the signal handler.
-        return cls(machines, tasks // machines, SLURMEnvironment(auto_requeue=False))
 
     def apply(self, trainer: Any) -> None:
         """Let the launcher's numbers stand in the configuration of the Trainer."""

@@ -29,16 +29,7 @@ from typing import Any, NoReturn
 PATIENCE_S = 20.0
 """Seconds that processes have to end in good order after the one that had them forked has died."""
 
-LAUNCHED = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "NODE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "SLURM_PROCID",
-    "SLURM_NTASKS",
-)
+ROLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS")
 """The variables by which torchrun, SLURM, Kubernetes and Lightning tell the workers of a training who they are."""
 
 _THREADS = Path("/proc/self/task")

@@ -28,7 +28,7 @@ from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher
 from dmaml_pl.strategies.elastic import Membership
-from dmaml_pl.strategies.loopback import LOOPBACK, loopback_interface, own_store
+from dmaml_pl.strategies.loopback import LOOPBACK, LOOPBACK_INTERFACE, own_store
 
 WorkerFailure = Literal["stop", "continue"]
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
@@ -132,10 +132,9 @@ class WorkerGroupStrategy(DDPStrategy):
             self.set_world_ranks()
             environment, device = cast("ClusterEnvironment", self.cluster_environment), self.root_device
             timeout = max(self.timeout, restarts.START_SECONDS)
-            address = environment.main_address
             if self.num_nodes == 1:
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
-                address = LOOPBACK
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
+            address = LOOPBACK if self.num_nodes == 1 else environment.main_address
             store = restarts.agent_store() or own_store(
                 address, environment.main_port, self.global_rank, timedelta(seconds=timeout)
             )

@@ -6,12 +6,13 @@ PyTorch's key-value store has no password, and listens on every interface unless
 from __future__ import annotations
 
 import socket
+import sys
 from datetime import timedelta
 
-import psutil
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # PyTorch does not say that it exports it
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def own_store(address: str, port: int, rank: int, timeout: timedelta) -> TCPStore:
@@ -26,9 +27,3 @@ def own_store(address: str, port: int, rank: int, timeout: timedelta) -> TCPStor
     # The store closes the socket.
     here = socket.create_server((LOOPBACK, port)).detach() if address == LOOPBACK and rank == 0 else None
     return TCPStore(address, port, is_master=rank == 0, timeout=timeout, wait_for_workers=False, master_listen_fd=here)
-
-
-def loopback_interface() -> str:
-    """The name of the loopback interface: `lo` on Linux, `lo0` on macOS."""
-    addresses = psutil.net_if_addrs()
-    return next(name for name, own in addresses.items() if any(one.address == LOOPBACK for one in own))

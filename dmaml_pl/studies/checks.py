@@ -28,10 +28,5 @@ class _Check(DmamlCLI):
 
 
 def check(words: list[str], path: Path) -> int:
-    """Make every check that `dmaml fit` makes before a training; returns the exit code, and tells as it does.
-
-    Args:
-        words: the command line, from `fit` on.
-        path: where the resolved configuration is written, as YAML.
-    """
+    """Make all checks of a `dmaml fit`; returns the exit code. The resolved configuration goes to `path`, as YAML."""
     return run(words, partial(_Check, path=path))

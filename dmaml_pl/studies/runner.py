@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dmaml_pl.console.meter import PLAIN_SECONDS
-from dmaml_pl.launching.server import LAUNCHED, Forked, Server, started
+from dmaml_pl.launching.server import ROLES, Forked, Server, started
 
 GRACE_S = 20.0
 """Seconds that a training has to end after SIGTERM."""
@@ -88,7 +88,7 @@ def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], objec
         on_wait: is told every second which jobs are under way.
     """
     # Whoever has started the study has not started its trainings; the meter's last line is what the study shows.
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    environment = {name: value for name, value in os.environ.items() if name not in ROLES}
     environment = {"OMP_NUM_THREADS": "1", PLAIN_SECONDS: "5", **environment}
     waiting, running = deque(jobs), dict[Forked, tuple[Job, float]]()
     try:
