@@ -53,25 +53,19 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end at most so many seconds; returns the exit code, None if the process still runs."""
-        with self._lock:
-            return self._look(timeout)
-
-    def poll(self) -> int | None:
-        """The exit code; None if the process still runs."""
-        if self._lock.acquire(blocking=False):  # a signal handler cannot wait for what it has interrupted
+        if self._lock.acquire(blocking=timeout != 0):  # a signal handler cannot wait for what it has interrupted
             try:
-                self._look(0.0)
+                if self.returncode is None and self.sentinel.poll(timeout):
+                    self.returncode = self.sentinel.recv()
+            except EOFError:  # the server was killed, and nobody else knows
+                self.returncode = -signal.SIGKILL
             finally:
                 self._lock.release()
         return self.returncode
 
-    def _look(self, timeout: float | None) -> int | None:
-        if self.returncode is None and self.sentinel.poll(timeout):
-            try:
-                self.returncode = self.sentinel.recv()
-            except EOFError:  # the server was killed, and nobody else knows
-                self.returncode = -signal.SIGKILL
-        return self.returncode
+    def poll(self) -> int | None:
+        """The exit code; None if the process still runs."""
+        return self.wait(0)
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process still runs."""
