@@ -150,8 +150,7 @@ class DMAMLStrategy(WorkerStrategy):
         report["end"] = self._module().trainer.global_step
         finished: RunReport = {"loss": report["loss"]}
         if self._under_way is not None:
-            sent = self._under_way
-            finished, start = self._take_in(state, sent)
+            finished, start = self._take_in(state, self._under_way)
         offer = self._offer(state, start, report, self._weight(report))
         self._under_way = self.together(lambda: self._send(offer))
         return finished
@@ -178,10 +177,7 @@ class DMAMLStrategy(WorkerStrategy):
         return self._under_way is not None
 
     def wait_for_merge(self) -> None:
-        """Finish the merge under way, if there is one: afterwards all workers hold the same weights.
-
-        A collective call where runs overlap; nothing else.
-        """
+        """Finish the merge under way, if there is one: afterwards all workers hold the same weights."""
         if self._under_way is not None:
             report, _ = self._take_in(self._merged_state(), self._under_way)
             self._module().log_merged_run(report)
