@@ -341,7 +341,7 @@ def test_a_resumed_training_first_sends_what_the_killed_one_left(store: Path) ->
     first.open()
     run_id = first.version or ""
     first.finalize("success")
-    outbox = Outbox.claim(store, run_id, {"run_id": run_id, "run_name": "x", "tracking_uri": "", "has_password": False})
+    outbox = Outbox.claim(store, run_id, {"run_id": run_id, "run_name": "x", "tracking_uri": ""})
     outbox.append({"do": "set_tags", "tags": {"order": "old"}})
     outbox.append({"do": "end", "status": "FAILED", "time_ms": 1})
     outbox.close()
@@ -394,7 +394,7 @@ def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.Ca
 def test_a_server_that_is_still_away_is_told_and_all_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": "http://127.0.0.1:9", "has_password": False}
+    about = {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": "http://127.0.0.1:9"}
     outbox = Outbox.claim(tmp_path, "a" * 32, about)
     outbox.append({"do": "log_metrics", "rows": [["a", 1.0, 1, 0]]})
     outbox.append({"do": "end", "status": "FINISHED", "time_ms": 1})
@@ -406,6 +406,15 @@ def test_a_server_that_is_still_away_is_told_and_all_is_kept(
         assert "1 metric value and the status FINISHED. No MLflow server can be used at http://127.0.0.1:9" in error
         assert error.count("\n") == 1
     assert len(list(Outbox.claim(tmp_path, "a" * 32, about).everything())) == 2
+
+
+def test_sync_has_to_be_told_a_password_that_was_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": "http://***@127.0.0.1:9"}
+    outbox = Outbox.claim(tmp_path, "a" * 32, about)
+    outbox.append({"do": "end", "status": "FINISHED", "time_ms": 1})
+    outbox.close()
+    assert main(["sync", "--save_dir", str(tmp_path)]) == 1
+    assert "give --tracking_uri (http://***@127.0.0.1:9)." in capsys.readouterr().err
 
 
 # Nothing waits for ever
@@ -517,9 +526,7 @@ def test_the_servers_password_is_not_printed_at_the_end_of_a_training_and_of_syn
         tracker.open()
         tracker.log_metrics({"a": 1.0}, 0)
         tracker.finalize("success")
-        outbox = Outbox.claim(
-            tmp_path, "b", {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": address, "has_password": True}
-        )
+        outbox = Outbox.claim(tmp_path, "b", {"run_id": "a" * 32, "run_name": "mine", "tracking_uri": address})
         outbox.append({"do": "end", "status": "FINISHED", "time_ms": 1})
         outbox.close()
         assert main(["sync", "--save_dir", str(tmp_path), "--tracking_uri", address]) == 0

@@ -24,15 +24,9 @@ def may_describe(note: str | None) -> bool:
 def describe_training(
     figures: Mapping[str, float], outcome: str, error: str, command: str, commit: str, experiment_id: str
 ) -> str:
-    """The description as Markdown.
+    """The description as Markdown: the last values of metrics by name, MLflow's status, what started the training.
 
-    Args:
-        figures: the last values of its metrics, by name.
-        outcome: how the training ended, as MLflow's status.
-        error: what it ended with, if it failed.
-        command: what started it.
-        commit: the git commit it was started from, or "unknown".
-        experiment_id: of its experiment, whose views show its curves beside those of other trainings.
+    An `error` may be empty, a `commit` "unknown"; the experiment's views show curves beside those of others.
     """
     counts = [
         f"{figures[name]:,.0f} {what}".replace(",", " ")

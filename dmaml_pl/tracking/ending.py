@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
@@ -28,18 +29,6 @@ class Outcome(StrEnum):
     FAILED = "FAILED"
     KILLED = "KILLED"
 
-    @classmethod
-    def of(cls, status: str, error: BaseException | None) -> Outcome:
-        """Translate what Lightning tells a logger.
-
-        Its "failed" stands for any exception, Ctrl-C and SIGTERM too; "finished" comes before SLURM requeues.
-        """
-        if status == "success":
-            return cls.FINISHED
-        if status == "failed" and not isinstance(error, KeyboardInterrupt | SIGTERMException):
-            return cls.FAILED
-        return cls.KILLED
-
 
 PATIENCE_S = {Outcome.FINISHED: 10.0, Outcome.FAILED: 10.0, Outcome.KILLED: 2.0}
 """Seconds that the end of a training waits for a store that is away; who is killed may not have long."""
@@ -50,13 +39,9 @@ class Ending:
 
     Args:
         sender: to the MLflow run.
-        figures: the last values of its metrics before this process, by name.
+        figures: the last values of its metrics by name, kept up to date by whoever logs them.
         note: the description that it has already, if any; one that a person wrote stays.
         save_dir: folder of the tracking as the user wrote it.
-
-    Attributes:
-        outcome: how it ended; RUNNING as long as it has not.
-        figures: the last values of its metrics, kept up to date by whoever logs them.
     """
 
     def __init__(self, sender: Sender, figures: Mapping[str, float], note: str | None, save_dir: str) -> None:
@@ -73,15 +58,10 @@ class Ending:
         self._callbacks[callback.state_key] = callback
 
     def write(self, status: str, error: BaseException | None) -> None:
-        """Write the end, send what waits, and say so where that cannot be; never raises.
-
-        Once FAILED or KILLED, the outcome stays until `go_on`.
-
-        Args:
-            status: Lightning's word, as for `MLflowTracker.finalize`.
-            error: the exception that ended the training, if one did.
-        """
-        outcome, sender = Outcome.of(status, error), self._sender
+        """Write the end as for `MLflowTracker.finalize`, send what waits, and say so where that cannot be."""
+        failed = status == "failed" and not isinstance(error, KeyboardInterrupt | SIGTERMException)
+        outcome = Outcome.FINISHED if status == "success" else Outcome.FAILED if failed else Outcome.KILLED
+        sender = self._sender
         if self.outcome not in (Outcome.FAILED, Outcome.KILLED):
             self.outcome = outcome
             message = "" if error is None else redact(f"{type(error).__name__}: {error}")
@@ -91,8 +71,7 @@ class Ending:
             if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
                 self._put_checkpoints()
             sender.put(end(outcome))
-            if outcome != Outcome.FINISHED:
-                self._put_checkpoints()
+            self._put_checkpoints()
         self._leave(outcome)
 
     def go_on(self) -> None:
@@ -119,10 +98,14 @@ class Ending:
     def _put_checkpoints(self) -> None:
         """Upload the best and the last checkpoint, unless they are there already."""
         files: dict[str, Path] = {}
+        found = []
+        for callback in self._callbacks.values():
+            with suppress(ReferenceError):  # the trainer that owned it is gone
+                rank = not getattr(callback, "decides", False), callback.monitor is None
+                found.append((rank, {"best.ckpt": callback.best_model_path, "last.ckpt": callback.last_model_path}))
         # The training's own decides; one without a monitor calls its latest file the best, and is asked last.
-        alive = filter(_alive, self._callbacks.values())
-        for callback in sorted(alive, key=lambda one: (not getattr(one, "decides", False), one.monitor is None)):
-            for name, path in (("best.ckpt", callback.best_model_path), ("last.ckpt", callback.last_model_path)):
+        for _, paths in sorted(found, key=lambda one: one[0]):
+            for name, path in paths.items():
                 if path and Path(path).is_file():
                     files.setdefault(name, Path(path))
         for name, file in files.items():
@@ -141,11 +124,3 @@ class Ending:
                 own_command("sync", self._save_dir),
             )
         sender.stop()
-
-
-def _alive(callback: ModelCheckpoint) -> bool:
-    try:
-        callback.monitor  # noqa: B018 (any access tells)
-    except ReferenceError:  # the trainer that owned it is gone
-        return False
-    return True

@@ -33,12 +33,7 @@ _MODEL_KEY = "dmaml.model_key"
 
 
 class MLflowRun:
-    """A client on one MLflow run.
-
-    Args:
-        client: client on the store.
-        run: the MLflow run as the store has it.
-        resumed: how many processes have continued it; 0 for the process that made it.
+    """A client on one MLflow run, which so many processes have `resumed`; 0 for the process that made it.
 
     Attributes:
         model_versions: those of models that were registered here, by their key.
@@ -101,10 +96,9 @@ class MLflowRun:
             self.client.log_batch(self.run_id, metrics=[Metric(*row) for row in rows], synchronous=True)
 
     def log_params(self, params: Mapping[str, str]) -> bool:
-        """Log parameters. MLflow keeps the first value of each for ever; the tag `dmaml.changed_params` has new ones.
+        """Log parameters, and return whether any was new or had another value before.
 
-        Returns:
-            Whether any parameter was new or had another value before.
+        MLflow keeps the first value of each for ever; the tag `dmaml.changed_params` has new ones.
         """
         from mlflow.entities import Param  # noqa: PLC0415 (slow import)
 
@@ -161,12 +155,9 @@ class MLflowRun:
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_model(self, path: Path, name: str, key: str) -> None:
-        """Log a model, and register it as a new version of the registered model of the same name.
+        """Log the model that MLflow saved at `path`, and register it as a new version of the registered model `name`.
 
-        Args:
-            path: its folder, as MLflow's functions save one; the record in it is made that of the MLflow run.
-            name: of both.
-            key: names this model for ever: what was done of it before is not done again.
+        The `key` names this model for ever: what was done of it before is not done again.
         """
         with brief_requests(UPLOAD_TIMEOUT_S):
             client = self.client

@@ -22,25 +22,21 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"
 
 
 def metrics(values: Mapping[str, float], step: int) -> Operation:
-    """Values of some metrics, with the time of now; they may be infinite or not a number."""
-    now = _now_ms()
+    """Values of some metrics, with the time of now in ms since 1970; they may be infinite or not a number."""
+    now = time.time_ns() // 1_000_000
     rows = [[clean_name(name), float(value), now, step] for name, value in values.items()]
     return {"do": "log_metrics", "rows": rows}
 
 
 def end(status: str) -> Operation:
     """The final status, and the time of now as the end."""
-    return {"do": "end", "status": status, "time_ms": _now_ms()}
+    return {"do": "end", "status": status, "time_ms": time.time_ns() // 1_000_000}
 
 
 def first_request(entries: Sequence[Entry], folder: Path) -> tuple[Sequence[Entry], str, dict[str, Any]]:
     """The first operations that go to the store together, and which method of `MLflowRun` with which arguments that is.
 
-    Metrics that follow each other go together, up to 1000 values of them; all else goes alone.
-
-    Args:
-        entries: what waits, at least one.
-        folder: of the outbox, where staged files are.
+    Metrics that follow each other go together, up to 1000 values; all else goes alone. `folder` has the staged files.
     """
     taken: list[Entry] = []
     rows: list[Any] = []
@@ -84,8 +80,3 @@ def describe(operations: Iterable[Operation]) -> str:
     parts = [f"{number} {name}{'s' if number > 1 else ''}" for name, number in count.items() if number]
     parts += status
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "nothing"
-
-
-def _now_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -106,10 +106,7 @@ class Outbox:
     def stage(self, path: Path, *, replaced_whole: bool) -> str:
         """Keep a file or folder as it is now; returns what to call it in an operation.
 
-        Args:
-            path: the file or folder.
-            replaced_whole: whether whoever changes the file later puts a new one in its place, so that a second name
-                for it keeps its content without a copy.
+        A file that is later `replaced_whole`, by a new one in its place, needs no copy: a second name keeps it.
         """
 
         def copy(kept: Path) -> None:

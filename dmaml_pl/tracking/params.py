@@ -33,14 +33,9 @@ def clean_name(name: str) -> str:
 def flatten(config: Mapping[str, Any] | Namespace) -> dict[str, str]:
     """Flatten a configuration to parameters that MLflow keeps whole.
 
-    Args:
-        config: nested dicts, lists and namespaces; list items are named by their index
-            (`trainer.callbacks.0.monitor`). `None` becomes `null`, booleans `true` and `false`, as in YAML; other
-            values their `str`.
-
-    Returns:
-        Names and values. A value longer than 6000 characters goes on in `<name>.part2`, `<name>.part3`, ..., so that
-        none is cut short.
+    List items are named by their index (`trainer.callbacks.0.monitor`). `None` becomes `null`, booleans `true` and
+    `false`, as in YAML; other values their `str`. A value longer than 6000 characters goes on in `<name>.part2`,
+    `<name>.part3`, ..., so that none is cut short.
     """
     flat: dict[str, str] = {}
     for name, value in _leaves("", config):

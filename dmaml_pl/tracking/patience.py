@@ -18,7 +18,6 @@ _CHATTER = {
     "urllib3.connectionpool": logging.ERROR,
 }
 
-
 _BOUNDS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "",  # as the block says
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -45,7 +44,14 @@ def brief_requests(timeout_s: int | None = None) -> Iterator[None]:
     timeout = timeout_s or REQUEST_TIMEOUT_S
     with _mutex:
         if not _timeouts:
-            _bound()
+            for name, level in _CHATTER.items():
+                logger = logging.getLogger(name)
+                _undo.callback(logger.setLevel, logger.level)
+                logger.setLevel(level)
+            for name, value in _BOUNDS.items():
+                before = os.environ.get(name)
+                _undo.callback(*((os.environ.pop, name) if before is None else (os.environ.__setitem__, name, before)))
+                os.environ[name] = value
         _timeouts.append(timeout)
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(_timeouts))
     try:
@@ -55,14 +61,3 @@ def brief_requests(timeout_s: int | None = None) -> Iterator[None]:
             _timeouts.remove(timeout)
             if not _timeouts:
                 _undo.close()
-
-
-def _bound() -> None:
-    for name, level in _CHATTER.items():
-        logger = logging.getLogger(name)
-        _undo.callback(logger.setLevel, logger.level)
-        logger.setLevel(level)
-    for name, value in _BOUNDS.items():
-        before = os.environ.get(name)
-        _undo.callback(*((os.environ.pop, name) if before is None else (os.environ.__setitem__, name, before)))
-        os.environ[name] = value

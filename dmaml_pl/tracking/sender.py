@@ -28,14 +28,9 @@ def pause_after(seconds: float) -> float:
 
 
 def deliver(run: MLflowRun, outbox: Outbox, at_most: int = AT_ONCE) -> None:
-    """Send the first request that waits, if any does, and write down that it was taken.
+    """Send the first request that waits, of `at_most` so many operations, and write down that it was taken.
 
     What the store refuses for good is told and kept apart, and what comes after it is sent.
-
-    Args:
-        run: the MLflow run.
-        outbox: what waits for it.
-        at_most: how many operations to send; fewer where no more go into one request.
 
     Raises:
         Exception: whatever sending raises, as when the store is away; the request waits still.
@@ -62,21 +57,13 @@ def deliver(run: MLflowRun, outbox: Outbox, at_most: int = AT_ONCE) -> None:
 
 
 def deliver_all(run: MLflowRun, outbox: Outbox) -> None:
-    """Send all that waits, or raise whatever sending raises; what was not sent waits still."""
+    """Send all that waits, or raise as `deliver` does."""
     while outbox.waits:
         deliver(run, outbox)
 
 
 def deliver_left(save_dir: Path, run: MLflowRun) -> None:
-    """Send what ended processes have left for an MLflow run, as a training that could not wait for a busy store.
-
-    Args:
-        save_dir: folder of the tracking, below which outboxes are.
-        run: the MLflow run.
-
-    Raises:
-        Exception: whatever sending raises; what was not sent waits still.
-    """
+    """Send what ended processes left in `save_dir` for an MLflow run, as they could not wait for a busy store."""
     for folder in find_outboxes(save_dir):
         outbox = Outbox(folder)
         if folder.name.startswith(run.run_id) and outbox.adopt():
@@ -87,12 +74,7 @@ def deliver_left(save_dir: Path, run: MLflowRun) -> None:
 
 
 class Sender:
-    """A thread that sends what waits, and lives as long as something does.
-
-    Args:
-        run: the MLflow run.
-        outbox: what waits for it.
-    """
+    """A thread that sends what waits in an outbox for an MLflow run, and lives as long as something does."""
 
     def __init__(self, run: MLflowRun, outbox: Outbox) -> None:
         self.run = run
@@ -113,14 +95,7 @@ class Sender:
             self._changed.notify_all()
 
     def put_file(self, path: Path, folder: str, name: str | None = None, *, replaced_whole: bool = False) -> None:
-        """As `put`, for the upload of a file or folder, which is kept as it is now.
-
-        Args:
-            path: the file or folder.
-            folder: of the artifacts.
-            name: what to call it there, if not as here.
-            replaced_whole: as for `Outbox.stage`.
-        """
+        """As `put`: upload a file or folder as it is now into a folder of the artifacts, as `name` if one is given."""
         if not path.exists():
             _log.warning("MLflow does not get %s: there is no such file. The training goes on.", path)
             return

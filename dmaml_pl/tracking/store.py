@@ -34,19 +34,12 @@ _LOCK_TIMEOUT_S = 120  # making a store takes 2 s; on a busy machine, behind oth
 
 @dataclass(frozen=True)
 class Store:
-    """Where MLflow runs are kept.
+    """Where MLflow runs are kept."""
 
-    Args:
-        uri: MLflow's tracking URI, absolute for a SQLite file.
-        file: the SQLite file, None for a server or another database.
-        artifacts: folder for the files of the MLflow runs; None lets the server decide.
-        is_default: whether it is the store that `save_dir` alone implies.
-    """
-
-    uri: str
-    file: Path | None
-    artifacts: Path | None
-    is_default: bool
+    uri: str  # MLflow's tracking URI, absolute for a SQLite file
+    file: Path | None  # the SQLite file, None for a server or another database
+    artifacts: Path | None  # folder for the files of the MLflow runs; None lets the server decide
+    is_default: bool  # whether it is the store that `save_dir` alone implies
 
     @classmethod
     def find(cls, tracking_uri: str | None, save_dir: str) -> Store:
@@ -65,12 +58,7 @@ class Store:
         return f"{SETTING}.{'save_dir' if self.is_default else 'tracking_uri'}"
 
     def ui_command(self, save_dir: str, page: str | None) -> str:
-        """The command that opens the UI on an MLflow run of this store, or the address where a server shows it.
-
-        Args:
-            save_dir: folder of the store as the user wrote it.
-            page: path of the MLflow run's page; None for the store as a whole.
-        """
+        """The command that opens the UI on a page of an MLflow run, if any, or the address where a server shows it."""
         if self.uri.startswith("http"):
             return redact(self.uri) if page is None else f"{redact(self.uri).rstrip('/')}/{page}"
         if not self.is_default:
@@ -86,12 +74,11 @@ class Store:
             TrackingError: the folder cannot be written, the file is not MLflow's, the server does not answer.
         """
         if self.file is None:
-            problem = f"No MLflow server can be used at {redact(self.uri)}"
             remedy = (
                 f"Start it, or set {self.setting} (or MLFLOW_TRACKING_URI) to the address of one that runs, such as "
-                "http://127.0.0.1:5000, or unset both for a local store."
             )
-            with told_in_one_line(problem, remedy):
+            remedy += "http://127.0.0.1:5000, or unset both for a local store."
+            with told_in_one_line(f"No MLflow server can be used at {redact(self.uri)}", remedy):
                 client = _client(self.uri)
                 client.search_experiments(max_results=1)  # the client alone does not ask the server
                 return client

@@ -45,7 +45,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> bool:
         if not about:  # a process was killed as it began
             return True
         name, wanted = f"{about['run_name']} ({name})", describe(outbox.everything())
-        if tracking_uri is None and about["has_password"]:
+        if tracking_uri is None and "://***@" in about["tracking_uri"]:
             raise TrackingError(  # noqa: TRY301 (told below, like all that keeps it from being sent)
                 "The server's address had a password, which is not kept: give --tracking_uri "
                 f"({about['tracking_uri']})."

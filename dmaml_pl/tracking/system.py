@@ -16,13 +16,8 @@ _STOP_TIMEOUT_S = 5.0
 class SystemMetrics:
     """Samples with MLflow's monitor, but hands over what it finds: the monitor's own thread ends if the store is away.
 
-    There is a sample every 10 s, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise. In an MLflow run that
-    has samples already their numbers go on.
-
-    Args:
-        run_id: of the MLflow run.
-        tracking_uri: of its store.
-        log: takes the metrics of a sample and its number.
+    There is a sample every 10 s, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise; `log` takes its metrics
+    and its number. In an MLflow run that has samples already their numbers go on.
     """
 
     def __init__(self, run_id: str, tracking_uri: str, log: Callable[[Mapping[str, float], int], object]) -> None:

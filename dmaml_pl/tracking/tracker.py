@@ -133,12 +133,7 @@ class MLflowTracker(Logger):
             run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
         else:
             run = self._run = MLflowRun.resume(store, run_id)
-        about = {
-            "run_id": run.run_id,
-            "run_name": run.name,
-            "tracking_uri": redact(store.uri),
-            "has_password": redact(store.uri) != store.uri,
-        }
+        about = {"run_id": run.run_id, "run_name": run.name, "tracking_uri": redact(store.uri)}
         sender = self._sender = Sender(run, Outbox.claim(Path(self._save_dir), run.run_id, about))
         if sender.outbox.waits:  # what a process left that was killed, or whose store was away until its end
             sender.put({"do": "restart"})
@@ -273,8 +268,8 @@ class MLflowTracker(Logger):
             staged = sender.outbox.make("model", lambda folder: save(folder, Model(run_id=run.run_id)))
             sender.put({"do": "log_model", "staged": staged, "name": name, "key": key})
 
-        if self._attempt(f"the model {name}", put):
-            sender.wait(patience_s=0)
+        self._attempt(f"the model {name}", put)
+        sender.wait(patience_s=0)
         return run.model_versions.get(key)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -295,14 +290,12 @@ class MLflowTracker(Logger):
 
     # Failures
 
-    def _attempt(self, what: str, action: Callable[[], object]) -> bool:
-        """Do what the training can do without, and tell a failure in one line; returns whether it was done."""
+    def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        """Do what the training can do without, and tell a failure in one line."""
         try:
             action()
         except Exception as error:  # whatever it is, hours of training are worth more
             _log.warning("MLflow did not take %s: %s The training goes on.", what, reason(error))
-            return False
-        return True
 
     @contextmanager
     def _required(self, what: str) -> Iterator[None]:

@@ -28,8 +28,7 @@ _POLL_S = 0.2
 def main(words: list[str]) -> int:
     """Serve MLflow's UI until Ctrl-C, as the words after `dmaml ui` say.
 
-    Returns:
-        Exit code: 0 after Ctrl-C, else that of the server, whose last words are then on stderr.
+    Returns 0 after Ctrl-C, else the exit code of the server, whose last words are then on stderr.
 
     Raises:
         TrackingError: there is no store in the folder, or no such MLflow run in it, or the port cannot be had.
@@ -51,7 +50,15 @@ def main(words: list[str]) -> int:
             "--save_dir to the folder of another."
         )
     check_database(store, "--save_dir")
-    page = "" if given.run is None else _page_of(store, given.run)
+    page = ""
+    if given.run is not None:
+        with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+            row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (given.run,)).fetchone()
+        if row is None:
+            raise TrackingError(
+                f"There is no MLflow run {given.run} in {folder}: leave out --run, or give the id of one."
+            )
+        page = f"/#/experiments/{row[0]}/runs/{given.run}"
     _check_port(host, port)
     reached_at = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 (a comparison)
     with tempfile.TemporaryFile("w+") as said, _server(folder, host, port, said) as server:
@@ -67,15 +74,6 @@ def main(words: list[str]) -> int:
         said.seek(0)
         print("".join(said.readlines()[-20:]), file=sys.stderr)
         return code
-
-
-def _page_of(store: Path, run: str) -> str:
-    """Path of an MLflow run's page, which also names its experiment."""
-    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
-        row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (run,)).fetchone()
-    if row is None:
-        raise TrackingError(f"There is no MLflow run {run} in {store.parent}: leave out --run, or give the id of one.")
-    return f"/#/experiments/{row[0]}/runs/{run}"
 
 
 def _check_port(host: str, port: int) -> None:
