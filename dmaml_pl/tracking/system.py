@@ -10,8 +10,6 @@ from typing import Any
 
 from dmaml_pl.tracking.patience import brief_requests
 
-_STOP_TIMEOUT_S = 5.0
-
 
 class SystemMetrics:
     """Samples with MLflow's monitor, but hands over what it finds: the monitor's own thread ends if the store is away.
@@ -47,4 +45,4 @@ class SystemMetrics:
     def stop(self) -> None:
         """End the sampling; a sample that takes longer than 5 s is not waited for."""
         self._stopping.set()
-        self._thread.join(_STOP_TIMEOUT_S)
+        self._thread.join(5.0)
