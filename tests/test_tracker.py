@@ -31,7 +31,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.provenance.environment import GitState
+from dmaml_pl.provenance.environment import git_state
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.description import wrap
@@ -243,7 +243,7 @@ def test_git_commit_is_logged(folder: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(("told", "clean"), [("0a1b2c", "true"), ("0a1b2c-dirty", "false")])
 def test_an_image_says_of_which_commit_it_was_made(told: str, clean: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMAML_GIT_COMMIT", told)
-    assert GitState.current() == GitState("0a1b2c", clean)
+    assert git_state() == ("0a1b2c", clean)
 
 
 # Failures at the start: one error that names the setting

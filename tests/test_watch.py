@@ -74,7 +74,7 @@ def test_training_validation_baseline_and_meta_test_tell_run_metric_rate_and_tim
         val_check_interval=1,
         check_val_every_n_epoch=None,
         enable_progress_bar=True,
-        callbacks=[MetaTestReport(folder="r", baseline_budget=50.0), RunProgress(refresh_per_second=1e9)],
+        callbacks=[MetaTestReport(folder="r", baseline_budget=50.0), RunProgress()],
     )
     trainer.fit(module, data)
     trainer.validate(module, data, verbose=False)

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +14,9 @@ from rich.table import Column
 
 PLAIN_SECONDS = "DMAML_PROGRESS_SECONDS"
 """Environment variable: seconds between two plain lines, 60 by default."""
+
+REFRESH_PER_SECOND = 5
+"""A terminal's bar is drawn so often at most."""
 
 WINDOW_SECONDS = 30.0
 """The rate is that of so many seconds before now."""
@@ -29,7 +31,6 @@ class Meter:
         done: units that were done before.
         unit: of the work, for a plain line.
         tasks: few-shot tasks before.
-        refresh_per_second: how often a terminal's bar is drawn at most.
         announce: whether to tell of the beginning where there is no terminal.
     """
 
@@ -41,7 +42,6 @@ class Meter:
         done: float = 0,
         unit: str = "",
         tasks: float = 0,
-        refresh_per_second: float = 5.0,
         announce: bool = True,
     ) -> None:
         self._total = total
@@ -49,7 +49,6 @@ class Meter:
         self._unit = unit
         self._began = self._last_line = time.monotonic()
         self._next_look = 0.0
-        self._pause = 1.0 / refresh_per_second
         self._between = float(os.environ.get(PLAIN_SECONDS, "60"))
         self._tasks = deque([(self._began, tasks)])
         self._bar: Progress | None = None
@@ -67,7 +66,7 @@ class Meter:
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
-            refresh_per_second=refresh_per_second,
+            refresh_per_second=REFRESH_PER_SECOND,
             transient=True,
             expand=True,
             redirect_stdout=sys.stdout.isatty(),  # else what is printed meanwhile would not reach its file
@@ -83,7 +82,7 @@ class Meter:
         now = time.monotonic()
         if now < self._next_look:
             return False
-        self._next_look = now + self._pause
+        self._next_look = now + min(1 / REFRESH_PER_SECOND, self._between)
         return True
 
     def show(self, done: float, text: str, tasks: float | None = None) -> None:
@@ -100,20 +99,7 @@ class Meter:
         elif time.monotonic() - self._last_line >= self._between:
             self._last_line = time.monotonic()
             of = "" if math.isinf(self._total) else f"/{self._total:.0f}"
-            say(
-                ", ".join(
-                    part for part in (text, f"{self._unit} {done:.0f}{of}".strip(), rate, self._left(done)) if part
-                )
-            )
-
-    def above(self, speak: Callable[[], None]) -> None:
-        """Let something be printed while the bar is out of the way."""
-        if self._bar is None:
-            speak()
-            return
-        self._bar.stop()
-        speak()
-        self._bar.start()
+            say(", ".join(filter(None, (text, f"{self._unit} {done:.0f}{of}".strip(), rate, self._left(done)))))
 
     def close(self) -> None:
         """Leave the terminal as it was."""

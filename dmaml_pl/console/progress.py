@@ -14,19 +14,14 @@ from dmaml_pl.tasks import TaskBatch
 
 
 class RunProgress(ProgressBar):
-    """Shows the run, the metric, the tasks per second and the time left, on standard error.
+    """Shows the run, the metric, the tasks per second and the time left, on standard error."""
 
-    Args:
-        refresh_per_second: how often a terminal's bar is drawn at most.
-    """
-
-    def __init__(self, refresh_per_second: float = 5.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.refresh_per_second = refresh_per_second
         self._shown = True
         self._meter: Meter | None = None
         self._began = 0.0
-        self._judged = 0
+        self._judged = 0.0
         self._validation = ""
 
     def enable(self) -> None:
@@ -67,7 +62,7 @@ class RunProgress(ProgressBar):
     ) -> None:
         """One batch of validation tasks more, in a training or alone."""
         if trainer.state.fn != "fit":
-            self._count_judged(trainer, pl_module, batch, "validation", _loader(trainer.val_dataloaders))
+            self._count_judged(trainer, pl_module, batch, "validation", trainer.val_dataloaders)
             return
         self._judged += batch.tasks * trainer.world_size
         if self._meter is not None and not trainer.sanity_checking and self._meter.wants():
@@ -117,12 +112,7 @@ class RunProgress(ProgressBar):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
     ) -> None:
         """One batch of meta-test tasks more."""
-        self._count_judged(trainer, pl_module, batch, "meta-test", _loader(trainer.test_dataloaders))
-
-    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Open the bar with the first batch, when nothing comes before any more."""
-        if self._meter is None:
-            self._open("meta-test", _tasks(trainer, _loader(trainer.test_dataloaders)), unit="task")
+        self._count_judged(trainer, pl_module, batch, "meta-test", trainer.test_dataloaders)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar before the report is printed."""
@@ -132,17 +122,18 @@ class RunProgress(ProgressBar):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
     ) -> None:
         """One batch of predicted tasks more."""
-        self._count_judged(trainer, pl_module, batch, "prediction", _loader(trainer.predict_dataloaders))
+        self._count_judged(trainer, pl_module, batch, "prediction", trainer.predict_dataloaders)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar before the file is told of."""
         self._close()
 
-    def _count_judged(self, trainer: pl.Trainer, module: Any, batch: TaskBatch, what: str, loader: Any) -> None:
-        total = _tasks(trainer, loader)
+    def _count_judged(self, trainer: pl.Trainer, module: Any, batch: TaskBatch, what: str, loaders: Any) -> None:
+        loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+        total = float(getattr(loader, "tasks", math.inf))  # of all workers together
         if self._meter is None:
             self._open(what, total, unit="task")
-        self._judged = min(self._judged + batch.tasks * trainer.world_size, int(min(total, 2**62)))
+        self._judged = min(self._judged + batch.tasks * trainer.world_size, total)
         if self._meter is not None and self._meter.wants():
             value = module.metric_so_far()
             text = what if value is None else f"{what}, {module.objective.metric} {value:.3f}"
@@ -154,22 +145,12 @@ class RunProgress(ProgressBar):
         self._close()
         self._judged = 0
         if self._shown:
-            refresh = self.refresh_per_second
-            self._meter = Meter(title, total, done=done, unit=unit, tasks=tasks, refresh_per_second=refresh)
+            self._meter = Meter(title, total, done=done, unit=unit, tasks=tasks)
 
     def _close(self) -> None:
         if self._meter is not None:
             self._meter.close()
             self._meter = None
-
-
-def _loader(loaders: Any) -> Any:
-    return loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
-
-
-def _tasks(trainer: pl.Trainer, loader: Any) -> float:
-    """Tasks that all workers judge together; infinite where nothing says so."""
-    return float(getattr(loader, "tasks", math.inf))
 
 
 def _planned_iterations(trainer: pl.Trainer, module: Any) -> float:

@@ -12,14 +12,14 @@ from typing import Any
 import pytorch_lightning as pl
 
 from dmaml_pl.provenance.commands import command, meta_test_command
-from dmaml_pl.provenance.environment import GitState, packages
+from dmaml_pl.provenance.environment import git_state, packages
 
 
 def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
     """Facts of a meta-test by heading and name; values are plain."""
     data = getattr(trainer, "datamodule", None)
     checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
-    versions, git = packages(), GitState.current()
+    versions, git = packages(), git_state()
     trackers = [logger for logger in trainer.loggers if hasattr(logger, "ui_command")]
     return {
         "data": {} if data is None else {"class": type(data).__name__, **settings_of(data)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -29,18 +30,10 @@ def command(words: Sequence[str]) -> str:
 
 def without(words: Sequence[str], *options: str) -> list[str]:
     """Words without some options and their values, as `--NAME VALUE` and as `--NAME=VALUE`."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if skip and not word.startswith("--"):
-            skip = False
-        elif name in options:
-            skip = not equals
-        else:
-            skip = False
-            kept.append(word)
-    return kept
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(option, nargs="?")
+    return parser.parse_known_args(words)[1]
 
 
 def meta_test_command(words: Sequence[str], checkpoint: str) -> str | None:

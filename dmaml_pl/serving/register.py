@@ -26,7 +26,7 @@ from dmaml_pl.tasks import Scaling, TaskBatch
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 if TYPE_CHECKING:
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model
 
 SERVED = Path(__file__).with_name("model.py")
 OWN = ("dmaml_pl", "data_modules")
@@ -86,10 +86,11 @@ def save_model(learner: FewShotLearner, task: TaskBatch, folder: Path, model: Mo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # MLflow's, of type hints of its own
         import mlflow.pyfunc  # noqa: PLC0415 - takes seconds, and worker 0 alone needs it
+        from mlflow.models import infer_signature  # noqa: PLC0415 - the same
 
-    names = classes_named(learner.config)
     example = _example(task, learner.scaling)
     example["query_x"] = example["query_x"][:2]
+    answers = np.zeros((2, *learner.shapes["output"]), np.float32)
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary) / "weights.pt"
         learner.save(weights)
@@ -98,10 +99,10 @@ def save_model(learner: FewShotLearner, task: TaskBatch, folder: Path, model: Mo
             mlflow_model=model,
             python_model=str(SERVED),
             artifacts={"checkpoint": str(weights)},
-            signature=_signature(learner, example),
+            signature=infer_signature(example, answers, {"steps": learner.steps}),
             input_example=example,
             pip_requirements=_requirements(),
-            code_paths=_code(names),
+            code_paths=_code(classes_named(learner.config)),
         )
 
 
@@ -113,17 +114,6 @@ def _example(task: TaskBatch, scaling: Scaling | None) -> dict[str, np.ndarray]:
             inputs.values(task.support_x), scaling.values(task.support_y), inputs.values(task.query_x), task.query_y
         )
     return {name: getattr(task, name).cpu().numpy() for name in ("support_x", "support_y", "query_x")}
-
-
-def _signature(learner: FewShotLearner, example: dict[str, np.ndarray]) -> ModelSignature:
-    from mlflow.models import ModelSignature  # noqa: PLC0415 - slow
-    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: PLC0415 - slow
-
-    inputs: list[Any] = [TensorSpec(array.dtype, (-1, *array.shape[1:]), name) for name, array in example.items()]
-    answers = TensorSpec(np.dtype(np.float32), (-1, *learner.shapes["output"]))
-    return ModelSignature(
-        Schema(inputs), Schema([answers]), ParamSchema([ParamSpec("steps", DataType.integer, learner.steps)])
-    )
 
 
 def _requirements() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +37,7 @@ class Watch:
     def ended(self, text: str) -> None:
         """Tell that a training is over, and its result, on standard output, above the bar."""
         self._done += 1
-        self._meter.above(lambda: say(text))
+        print(text, flush=True)
 
 
 def last_line(log: Path) -> str:
@@ -50,8 +49,3 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return lines[-1].strip() if lines else ""
-
-
-def say(text: str) -> None:
-    """A line on standard output, at once."""
-    print(text, file=sys.stdout, flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmaml_pl.errors import TrackingError
-from dmaml_pl.provenance.environment import Environment
+from dmaml_pl.provenance.environment import environment, environment_tags
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking.params import clean_name
 from dmaml_pl.tracking.patience import UPLOAD_TIMEOUT_S, brief_requests
@@ -126,11 +126,11 @@ class MLflowRun:
 
     def log_environment(self) -> None:
         """Log versions, machine, command and commit of this process: a file for each process, tags for the latest."""
-        environment = Environment.current()
+        facts = environment()
         name = f"environment.resumed-{self.resumed}.json" if self.resumed else "environment.json"
-        self.started_by = {COMMAND: environment.command, COMMIT: environment.git.commit} | self.started_by
-        self.set_tags(environment.to_tags() | self.started_by)
-        self.log_text(environment.to_json(), name)
+        self.started_by = {COMMAND: facts["command"], COMMIT: facts["git_commit"]} | self.started_by
+        self.set_tags(environment_tags(facts) | self.started_by)
+        self.log_text(json.dumps(facts, indent=2) + "\n", name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; MLflow cuts a text longer than 8000 characters."""
