@@ -32,9 +32,6 @@ def check_command(words: list[str], commands: list[str]) -> None:
 def check_config_files(words: list[str]) -> None:
     """Check that the files after --config can be read.
 
-    Args:
-        words: the command line.
-
     Raises:
         ConfigError: names the file, and the line where it is broken.
     """

@@ -140,11 +140,7 @@ def _beside(class_path: str) -> list[str]:
 
 
 def explain_interpolation(error: OmegaConfBaseException) -> str:
-    """One line out of an error of OmegaConf, which reads the references such as `${data.init_args.ways}`.
-
-    Args:
-        error: what was raised.
-    """
+    """One line out of an error of OmegaConf, which reads the references such as `${data.init_args.ways}`."""
     place = (error.full_key or "").split(".")[1:]  # without the command
     name = ".".join(part for part in place if part != "init_args")
     where = f"{name} refers" if name else "The configuration refers"
@@ -162,12 +158,7 @@ def explain_interpolation(error: OmegaConfBaseException) -> str:
 
 
 def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
-    """One line out of an error of Lightning's Trainer, which names none of its settings.
-
-    Args:
-        error: what the Trainer raised.
-        settings: its settings; the one without which it can be made is to blame.
-    """
+    """One line out of an error of Lightning's Trainer: the setting without which it can be made is to blame."""
     while error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
     reason = " ".join(str(error).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -104,17 +103,3 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
             raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
         if mode not in (None, callback.mode):
             raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")
-
-
-def check_not_done(trainer: pl.Trainer, checkpoint: dict[str, Any], path: Path) -> None:
-    """Check that there is something left to train.
-
-    Raises:
-        ConfigError: the checkpoint stands where the training would end.
-    """
-    done, limit = int(checkpoint.get("global_step", 0)), trainer.max_steps
-    if 0 <= limit <= done:
-        raise ConfigError(
-            f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher to "
-            "train on."
-        )

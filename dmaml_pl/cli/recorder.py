@@ -9,7 +9,6 @@ import yaml
 from pytorch_lightning.cli import SaveConfigCallback
 
 from dmaml_pl.checkpoints import CONFIG_KEY
-from dmaml_pl.modules import MetaLearning
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 RUN_ID_KEY = "mlflow_run_id"
@@ -32,17 +31,13 @@ class ConfigRecorder(SaveConfigCallback):
         for tracker in trackers(trainer):
             tracker.log_config(settings, text)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep what `model.engine: auto` came to."""
-        if isinstance(pl_module, MetaLearning):
-            for tracker in trackers(trainer):
-                tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
+        for tracker in trackers(trainer):
+            tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
 
     def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        checkpoint: dict[str, Any],
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """By the id a resumed training finds its MLflow run; the configuration makes the checkpoint enough."""
         if self._kept is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dmaml_pl.checkpoints import check_fits, check_resumable, find_checkpoint, read_checkpoint
-from dmaml_pl.cli.preflight import check_not_done
 from dmaml_pl.cli.recorder import RUN_ID_KEY, trackers
-from dmaml_pl.errors import CheckpointError
+from dmaml_pl.errors import CheckpointError, ConfigError
 from dmaml_pl.launching.restarts import Origin, current
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
 
@@ -28,7 +28,7 @@ RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
 def find_origin(
     wanted: str | None, stage: str, trainer: pl.Trainer, model: pl.LightningModule, optimizer: torch.optim.Optimizer
 ) -> Origin:
-    """Find and check the checkpoint to go on with, or to evaluate.
+    """Find and check the checkpoint to go on with, or to evaluate, and the MLflow run that it belongs to.
 
     Args:
         wanted: `--ckpt_path`.
@@ -50,12 +50,17 @@ def find_origin(
     check_fits(checkpoint, model, path)
     if stage == "fit":
         if restart is None and wanted != AUTO:  # a job that is started again may only have its meta-test left to make
-            check_not_done(trainer, checkpoint, path)
+            done, limit = int(checkpoint.get("global_step", 0)), trainer.max_steps
+            if 0 <= limit <= done:
+                raise ConfigError(
+                    f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher "
+                    "to train on."
+                )
         check_resumable(checkpoint, optimizer, path)
     if is_worker_zero():
         print(f"Using checkpoint {path}", file=sys.stderr)
     run_id = checkpoint.get(RUN_ID_KEY)
-    return Origin(path, run_id if isinstance(run_id, str) else None)
+    return Origin(run_id if isinstance(run_id, str) else None, path)
 
 
 def _find(wanted: str | None, stage: str, trainer: Any) -> Path | None:
@@ -105,24 +110,14 @@ def how_to_go_on(trainer: Any, folder: Path, *, launched: bool) -> str:
         )
     if kept is None or not kept.is_file():
         return "Stopped before anything was kept. The same command begins again."
-    where = f"Stopped. The last merge is kept in {_from_here(kept)}."
+    shown = os.path.relpath(kept) if kept.resolve().is_relative_to(Path.cwd()) else str(kept)
+    where = f"Stopped. The last merge is kept in {shown}."
     if launched:
         return f"{where} The same command with --ckpt_path last goes on from it."
-    return f"{where} To go on:\n  {resume_command(words, _shortest_name(kept, folder))}"
-
-
-def _shortest_name(kept: Path, folder: Path) -> str:
-    """`last`, where that means this file."""
-    try:
-        newest = find_checkpoint("last", folder)
-    except CheckpointError:
-        return _from_here(kept)
-    return "last" if newest.samefile(kept) else _from_here(kept)
-
-
-def _from_here(path: Path) -> str:
-    """The path from here, where it lies below."""
-    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+    with suppress(CheckpointError):
+        if find_checkpoint("last", folder).samefile(kept):
+            shown = "last"
+    return f"{where} To go on:\n  {resume_command(words, shown)}"
 
 
 def is_worker_zero() -> bool:

@@ -48,8 +48,11 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
             return _stopped(INTERRUPTED, stop)
         raise
     except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
-        if _speaks(error, prepared=prepared.is_set()):
-            print(f"dmaml: error: {_one_line(error)}", file=sys.stderr, flush=True)
+        # What every worker knows alike is told once.
+        alike = not prepared.is_set() or isinstance(error, NonFiniteError | WorkerLostError)
+        if not alike or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+            text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
+            print("dmaml: error:", *text.split(), file=sys.stderr, flush=True)
             if not prepared.is_set():
                 restarts.remember(restarts.REFUSED)
         return 1
@@ -62,16 +65,3 @@ def _stopped(code: int, stop: BaseException) -> int:
     if is_worker_zero():
         print(*getattr(stop, "__notes__", ["Stopped."]), sep="\n", file=sys.stderr, flush=True)
     return code
-
-
-def _one_line(error: Exception) -> str:
-    text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
-    return " ".join(text.split())
-
-
-def _speaks(error: Exception, *, prepared: bool) -> bool:
-    """Whether this process tells the user; what every worker knows alike is told once."""
-    first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
-    if isinstance(error, NonFiniteError) or not prepared:
-        return first
-    return first or not isinstance(error, WorkerLostError)

@@ -32,7 +32,6 @@ from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
-from dmaml_pl.tracking.tracker import MLflowTracker
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "dmaml_pl.MLflowTracker"},
@@ -151,20 +150,21 @@ class DmamlCLI(LightningCLI):
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
         callbacks = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        for name in ("callbacks", "plugins"):
+            given = config.get(name) or []
+            config[name] = given if isinstance(given, list) else [given]
         # Lightning takes the first that keeps checkpoints for the one that decides, even if a user has added another.
         decides = [callback for callback in callbacks if isinstance(callback, RunCheckpoint)]
         callbacks = [callback for callback in callbacks if callback not in decides]
         if config.get("enable_checkpointing") is not False:
-            given = config.get("callbacks") or []
-            config["callbacks"] = [*decides, *(given if isinstance(given, list) else [given])]
+            config["callbacks"] = [*decides, *config["callbacks"]]
         if config.get("enable_progress_bar") is not False and not config.get("barebones"):
             callbacks.append(RunProgress())
         register = self._get(self.config_init, "register")
         if register is not None and self.subcommand == "fit":
             callbacks.append(ModelRegistrar(register))
         if self._launch is not None and self._launch.environment is not None:
-            given = config.get("plugins") or []
-            config["plugins"] = [*(given if isinstance(given, list) else [given]), self._launch.environment]
+            config["plugins"] = [*config["plugins"], self._launch.environment]
         try:
             return self._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -197,18 +197,19 @@ class DmamlCLI(LightningCLI):
         except BaseException as error:
             self._tell_trackers(error)
             if isinstance(error, SIGTERMException | SystemExit | KeyboardInterrupt):
-                error.add_note(self._how_to_go_on())
+                again = "Stopped. The same command begins it again."
+                if subcommand == "fit":
+                    again = resume.how_to_go_on(self.trainer, self._folder, launched=self._launch is not None)
+                error.add_note(again)
             raise
 
     def _tell_trackers(self, error: BaseException) -> None:
-        if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
-            for tracker in self._trackers():
+        for tracker in trackers(self.trainer):
+            if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
                 tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
-        if isinstance(error, SIGTERMException):
-            for tracker in self._trackers():
+            if isinstance(error, SIGTERMException):
                 tracker.was_stopped()
-        if not self.trainer.interrupted:  # else the Trainer has told its loggers
-            for tracker in self._trackers():
+            if not self.trainer.interrupted:  # else the Trainer has told its loggers
                 tracker.finalize("failed")
 
     def after_fit(self) -> None:
@@ -232,14 +233,6 @@ class DmamlCLI(LightningCLI):
         """Predict; the predictions go to a file, not through memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
-    def _how_to_go_on(self) -> str:
-        if self.subcommand != "fit":
-            return "Stopped. The same command begins it again."
-        return resume.how_to_go_on(self.trainer, self._folder, launched=self._launch is not None)
-
-    def _trackers(self) -> list[MLflowTracker]:
-        return trackers(self.trainer)
-
     def _prepare(self, stage: str) -> None:
         """Check everything, and open the MLflow run, before workers are started."""
         self._folder = resume.checkpoint_folder(self.trainer)
@@ -251,7 +244,7 @@ class DmamlCLI(LightningCLI):
         origin = resume.find_origin(wanted, stage, self.trainer, self.model, optimizer)
         self.config_init[self.subcommand]["ckpt_path"] = origin.checkpoint and str(origin.checkpoint)
         if resume.is_worker_zero():
-            opened = self._trackers()
+            opened = trackers(self.trainer)
             for tracker in opened:
                 tracker.open(origin.mlflow_run_id)
             if stage == "fit":

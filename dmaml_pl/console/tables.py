@@ -25,12 +25,7 @@ _NUMBER = re.compile(r"(-|nan|[-+]?\d[\d.,]*(e[-+]?\d+)?( ± (nan|[\d.,]+(e[-+]?
 
 
 def print_table(rows: Rows, title: str = "") -> None:
-    """Print a table on standard output, folded to the width of a terminal where there is one.
-
-    Args:
-        rows: by column name.
-        title: a line above it.
-    """
+    """Print a table on standard output, below its title, folded to the width of a terminal where there is one."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNBOUND)
     if title:
         console.print(Text(f"\n{title}"))

@@ -20,11 +20,7 @@ def program() -> list[str]:
 
 
 def command(words: Sequence[str]) -> str:
-    """A command line of this program as a shell takes it, without secrets.
-
-    Args:
-        words: those after the program's name.
-    """
+    """A command line of this program as a shell takes it, without secrets, of the words after the program's name."""
     return redact(shlex.join([*program(), *words]))
 
 
@@ -37,15 +33,7 @@ def without(words: Sequence[str], *options: str) -> list[str]:
 
 
 def meta_test_command(words: Sequence[str], checkpoint: str) -> str | None:
-    """The command that makes the meta-test of a `dmaml fit` or `dmaml test` again.
-
-    Args:
-        words: of the command, after the program's name.
-        checkpoint: the file that was judged.
-
-    Returns:
-        None if the words are those of another program.
-    """
+    """The command that meta-tests a checkpoint as a `dmaml fit` or `dmaml test` did; None after another program."""
     if not words or words[0] not in ("fit", "test"):
         return None
     rest = without(words[1:], "--ckpt_path", "--meta_test", "--register")

@@ -18,7 +18,6 @@ COMMIT_VARIABLE = "DMAML_GIT_COMMIT"
 """Environment variable with the commit that the code was made from, where there is no repository, as in an image: the
 hash, and `-dirty` at its end if files had been changed (`git describe --always --abbrev=40 --exclude '*' --dirty`)."""
 
-_DIRTY = "-dirty"
 _GIT_TIMEOUT_S = 10  # a status on a slow network drive must not hold up a training
 
 
@@ -37,7 +36,7 @@ class GitState(NamedTuple):
 def git_state() -> GitState:
     """What `DMAML_GIT_COMMIT` says, or else git about the repository of the current directory; never raises."""
     if told := os.environ.get(COMMIT_VARIABLE, "").strip():
-        return GitState(told.removesuffix(_DIRTY), str(not told.endswith(_DIRTY)).lower())
+        return GitState(told.removesuffix("-dirty"), str(not told.endswith("-dirty")).lower())
     commit = _git("rev-parse", "--verify", "HEAD")
     changes = None if commit is None else _git("status", "--porcelain")
     return GitState(commit or "unknown", "unknown" if changes is None else str(not changes).lower())
