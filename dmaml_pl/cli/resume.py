@@ -60,7 +60,7 @@ def find_origin(
     if is_worker_zero():
         print(f"Using checkpoint {path}", file=sys.stderr)
     run_id = checkpoint.get(RUN_ID_KEY)
-    return Origin(run_id if isinstance(run_id, str) else None, path)
+    return Origin(path, run_id if isinstance(run_id, str) else None)
 
 
 def _find(wanted: str | None, stage: str, trainer: Any) -> Path | None:
