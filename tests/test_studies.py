@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from dmaml_pl.studies.command import main
+from dmaml_pl.__main__ import main
 from dmaml_pl.studies.runner import server
 
 TINY = """\
@@ -92,7 +92,7 @@ def words_of(repository: Path, folder: Path, kind: str, *words: str) -> list[str
     tiny.write_text(TINY)
     store = f"--trainer.logger.save_dir={folder / 'mlruns'}"
     configs = ["--config", str(repository / "configs/sinusoid.yaml"), "--config", str(tiny)]
-    return [kind, *configs, store, *words]
+    return ["study", kind, *configs, store, *words]
 
 
 def study(repository: Path, folder: Path, capsys: Any, kind: str, *words: str) -> Studied:
@@ -293,7 +293,7 @@ def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragi
     doing = "Path('told').exists() or (Path('told').touch(), os.kill(int(os.environ['STUDY']), signal.SIGKILL))"
     code = (
         f"import os; os.environ.update(STUDY=str(os.getpid()), DO={doing!r});"
-        f"from dmaml_pl.studies.command import main; main({[*words, '--trainer.max_steps=1000000']!r})"
+        f"from dmaml_pl.__main__ import main; main({[*words, '--trainer.max_steps=1000000']!r})"
     )
     process = server().fork(dict(os.environ), partial(exec, code))
     assert process.wait(200) == -signal.SIGKILL
@@ -400,7 +400,7 @@ def test_bad_words_are_told_in_one_line_at_once(
     words: list[str], told: str, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ["--config", str(repository / "configs/sinusoid.yaml")] if words[0] != "weather" else []
-    assert main([words[0], *config, *words[1:]]) == 1
+    assert main(["study", words[0], *config, *words[1:]]) == 1
     said = capsys.readouterr().err
     assert told in said
     assert said.startswith("dmaml: error: ")
@@ -430,7 +430,7 @@ def test_a_space_that_makes_no_sense_is_told_in_one_line(
 ) -> None:
     (tmp_path / "space.yaml").write_text(entry)
     config = ["--config", str(repository / "configs/sinusoid.yaml")]
-    assert main(["sweep", *config, "--space", "space.yaml"]) == 1
+    assert main(["study", "sweep", *config, "--space", "space.yaml"]) == 1
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1

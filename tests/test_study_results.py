@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.plan import Point, Request, Training
 from dmaml_pl.studies.report import as_shown, number
-from dmaml_pl.studies.results import Curve, Group, curve_of, final, is_reached, smooth
-from dmaml_pl.studies.search import cost
+from dmaml_pl.studies.results import Curve, Group, curve_of, final, smooth
+from dmaml_pl.studies.search import runs_to
 from dmaml_pl.studies.space import Space, corners, extremes, read_space
 
 RUNS = {
@@ -62,9 +62,10 @@ def test_the_final_metric_is_the_mean_of_the_last_tenth() -> None:
 
 
 def test_better_is_down_for_losses_and_up_for_accuracies() -> None:
-    values = pd.Series([0.2, 0.5, 0.4])
-    assert is_reached(values, 0.45, "max").tolist() == [False, True, False]
-    assert is_reached(values, 0.4, "min").tolist() == [True, False, True]
+    only = (curve(0, 0.3, 0.5, 0.2),)
+    assert Group("a", only, "max").cost(0.4)["run_to_target"] == 2
+    assert Group("a", only, "min").cost(0.25)["run_to_target"] == 3
+    assert Group("a", only, "min").cost(0.3)["run_to_target"] == 1
 
 
 def test_a_validation_that_is_not_finite_is_not_left_out_of_a_mean() -> None:
@@ -103,10 +104,10 @@ def test_the_cost_of_a_target_is_where_the_mean_over_the_seeds_reaches_it() -> N
 
 def test_a_target_that_is_missed_costs_more_than_any_training_and_the_more_the_further() -> None:
     reached, near, far = curve(0, 3.0, 2.0, 1.0), curve(0, 3.0, 2.5, 1.2), curve(0, 3.0, 3.0, 3.0)
-    costs = [cost(one, 1.0, "run", "min", most=30) for one in (reached, near, far)]
+    costs = [runs_to(one, 1.0, "min", most=30) for one in (reached, near, far)]
     assert costs[0] == 3
     assert 30 < costs[1] < costs[2] < 60
-    assert cost(far, 0.0, "run", "min", most=30) == 60
+    assert runs_to(far, 0.0, "min", most=30) == 60
 
 
 values = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=3)
@@ -118,7 +119,7 @@ def test_what_reaches_a_target_costs_less_than_what_misses_it_and_what_ends_near
     one: list[float], other: list[float], target: float
 ) -> None:
     curves = [curve(0, *one), curve(0, *other)]
-    costs = [cost(each, target, "run", "min", most=3) for each in curves]
+    costs = [runs_to(each, target, "min", most=3) for each in curves]
     missed = [min(metrics) > target for metrics in (one, other)]
     assert [each > 3 for each in costs] == missed
     if all(missed) and one[-1] <= other[-1]:
@@ -130,18 +131,19 @@ def test_a_digest_changes_with_settings_and_not_with_comments(tmp_path: Path) ->
     config.write_text("a: 1")
     request = Request("workers", "name", (str(config),), ("--b", "2"), seeds=1, jobs=1)
     training = Training(Point("one", 1), 0)
-    digest = training.digest(request, ())
+    digest = request.digest(training.overrides)
     config.write_text("a: 1  # one")
-    assert training.digest(Request("scaling", "other", (str(config),), ("--b", "2"), seeds=9, jobs=3), ()) == digest
+    assert (
+        Request("scaling", "other", (str(config),), ("--b", "2"), seeds=9, jobs=3).digest(training.overrides) == digest
+    )
     others = [
-        Training(Point("one", 2), 0).digest(request, ()),
-        Training(Point("one", 1), 1).digest(request, ()),
-        Training(Point("one", 1, (("c", "3"),)), 0).digest(request, ()),
-        training.digest(Request("workers", "name", (str(config),), ("--b", "3"), seeds=1, jobs=1), ()),
-        training.digest(request, (("model.evaluation_steps", "1"),)),
+        request.digest(Training(Point("one", 2), 0).overrides),
+        request.digest(Training(Point("one", 1), 1).overrides),
+        request.digest(Training(Point("one", 1, (("c", "3"),)), 0).overrides),
+        Request("workers", "name", (str(config),), ("--b", "3"), seeds=1, jobs=1).digest(training.overrides),
     ]
     config.write_text("a: 2")
-    others.append(training.digest(request, ()))
+    others.append(request.digest(training.overrides))
     assert digest not in others
     assert len(set(others)) == len(others)
 

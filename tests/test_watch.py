@@ -14,7 +14,7 @@ from dmaml_pl import DMAMLStrategy
 from dmaml_pl.console.meter import PLAIN_SECONDS, Meter
 from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.evaluation.report import MetaTestReport
-from dmaml_pl.studies.watch import last_line
+from dmaml_pl.studies.study import last_line
 from tests.recipes import small_data, small_maml, small_trainer
 from tests.terminal import CTRL_C, Terminal
 from tests.trainings import SMALL, flags
@@ -97,6 +97,7 @@ def test_training_validation_baseline_and_meta_test_tell_run_metric_rate_and_tim
 
 def test_a_study_shows_the_last_line_that_a_training_has_said(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
+    log.touch()
     assert last_line(log) == ""
     log.write_text("first\n" + "x" * 10_000 + "\nrun 3 (1/10), loss 0.5\n")
     assert last_line(log) == "run 3 (1/10), loss 0.5"

@@ -14,8 +14,6 @@ from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.provenance.commands import command
 
-INTERRUPTED = 130
-
 _OWN = {
     "--trainer.devices": "--workers says how many workers there are",
     "--trainer.num_nodes": "a study's trainings run on one machine",
@@ -27,8 +25,8 @@ _OWN = {
 _FURTHER = """\
 All other settings, as --trainer.max_steps 2000, are passed on to `dmaml fit` for every training. Trainings are compared
 by the metric of checkpoint.monitor after every run (trainer.val_check_interval), without a meta-test or checkpoints;
-every worker has one thread, unless OMP_NUM_THREADS is set. The same command again goes on: trainings that have finished
-are not made again.
+every worker has one thread, unless OMP_NUM_THREADS is set. Results are in mlruns/studies/NAME, and in MLflow. The same
+command again goes on: trainings that have finished are not made again.
 """
 
 
@@ -51,76 +49,62 @@ def _name(text: str) -> str:
 def _parser() -> Options:
     parser = Options("dmaml study", description="Experiments made of many trainings.", allow_abbrev=False)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=Options)
-    workers = _add(kinds, "workers", "the validation metric over runs, for several numbers of workers")
-    workers.add_argument(
-        "--workers",
-        type=whole(1),
-        nargs="+",
-        default=[1, 2, 4, 8],
-        metavar="W",
-        help="numbers of workers; the others are compared with the first (default: 1 2 4 8)",
-    )
-    workers.add_argument("--own", type=Path, metavar="FILE", help="YAML: W: {NAME: VALUE}, settings of W workers alone")
-    workers.add_argument(
-        "--target", type=_finite, metavar="X", help="count the runs to this metric, not to what the first ends with"
-    )
-    scaling = _add(kinds, "scaling", "a factor of tasks more, through each knob in turn: what it costs and gains")
-    scaling.add_argument("--factor", type=whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
-    scaling.add_argument(
-        "--workers", type=whole(1), default=1, metavar="W", help="of the training to compare with (default: 1)"
-    )
-    sweep = _add(kinds, "sweep", "the best setting of each number of workers, found by Optuna")
-    add = sweep.add_argument
-    add(
-        "--space",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="YAML: NAME: {int: [5, 200], log: true}, or float, or choice",
-    )
-    add("--workers", type=whole(1), nargs="+", default=[1, 4], metavar="W", help="each searched alone (default: 1 4)")
-    add("--trials", type=whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")
-    add("--startup", type=whole(1), default=8, metavar="N", help="of these, sampled at random first (default: 8)")
-    add("--sampler_seed", type=whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
-    add("--target", type=_finite, metavar="X", help="search for the fewest runs to this metric, not the best final one")
-    add(
-        "--count",
-        choices=["runs", "meta_iterations", "tasks"],
-        default="runs",
-        help="what --target counts (default: runs)",
-    )
-    return parser
-
-
-def _add(kinds: argparse._SubParsersAction[Options], kind: str, summary: str) -> Options:
-    parser = kinds.add_parser(kind, help=summary, description=summary, epilog=_FURTHER, allow_abbrev=False)
-    add = parser.add_argument
-    add("-c", "--config", action="append", required=True, metavar="FILE", help="as of `dmaml fit`; may be repeated")
-    add("--seeds", type=whole(1), default=3, metavar="N", help="trainings that differ in the seed only (default: 3)")
-    add("--name", type=_name, help=f"of the study (default: {kind}-CONFIG); the same name goes on with it")
-    add("--output", metavar="DIR", help="folder for the results (default: mlruns/studies/NAME)")
-    add("--jobs", type=whole(1), default=1, metavar="J", help="trainings at the same time (default: 1)")
+    for kind, summary in (
+        ("workers", "the validation metric over runs, for several numbers of workers"),
+        ("scaling", "a factor of tasks more, through each knob in turn: what it costs and gains"),
+        ("sweep", "the best setting of each number of workers, found by Optuna"),
+    ):
+        add = kinds.add_parser(
+            kind, help=summary, description=summary, epilog=_FURTHER, allow_abbrev=False
+        ).add_argument
+        if kind == "workers":
+            compared = "numbers of workers; the others are compared with the first (default: 1 2 4 8)"
+            add("--workers", type=whole(1), nargs="+", default=[1, 2, 4, 8], metavar="W", help=compared)
+            add("--own", type=Path, metavar="FILE", help="YAML: W: {NAME: VALUE}, settings of W workers alone")
+            reach = "count the runs to this metric, not to what the first ends with"
+            add("--target", type=_finite, metavar="X", help=reach)
+        elif kind == "scaling":
+            add("--factor", type=whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
+            alone = "of the training to compare with (default: 1)"
+            add("--workers", type=whole(1), default=1, metavar="W", help=alone)
+        else:
+            form = "YAML: NAME: {int: [5, 200], log: true}, or float, or choice"
+            add("--space", type=Path, required=True, metavar="FILE", help=form)
+            each = "each searched alone (default: 1 4)"
+            add("--workers", type=whole(1), nargs="+", default=[1, 4], metavar="W", help=each)
+            add("--trials", type=whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")
+            add("--startup", type=whole(1), default=8, metavar="N", help="of these, random ones first (default: 8)")
+            add("--sampler_seed", type=whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
+            fewest = "search for the fewest runs to this metric, not the best final one"
+            add("--target", type=_finite, metavar="X", help=fewest)
+        add("-c", "--config", action="append", required=True, metavar="FILE", help="as of `dmaml fit`; may be repeated")
+        add(
+            "--seeds", type=whole(1), default=3, metavar="N", help="trainings that differ in the seed only (default: 3)"
+        )
+        add("--name", type=_name, help=f"of the study (default: {kind}-CONFIG); the same name goes on with it")
+        add("--jobs", type=whole(1), default=1, metavar="J", help="trainings at the same time (default: 1)")
     return parser
 
 
 def main(words: list[str]) -> int:
-    """Run a study; returns the exit code, which is 1 if one of its trainings failed.
+    """Run a study; returns the exit code.
 
     Args:
         words: the command line after `dmaml study`.
+
+    Raises:
+        DmamlError: it cannot be made, or one of its trainings failed.
     """
+    given, rest = _parser().parse_known_args(words)
+    _check(given, rest)
     try:
-        given, rest = _parser().parse_known_args(words)
-        _check(given, rest)
         with raised_at(KeyboardInterrupt, signal.SIGINT, signal.SIGTERM):
-            return _conduct(given, rest)
+            _conduct(given, rest)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on: trainings that have finished are not made again.", file=sys.stderr)
         print(f"  {command(['study', *words])}", file=sys.stderr)
-        return INTERRUPTED
-    except DmamlError as error:
-        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return 130
+    return 0
 
 
 def _check(given: argparse.Namespace, rest: list[str]) -> None:
@@ -130,19 +114,18 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
             raise ConfigError(f"{name} cannot be set in a study: {_OWN[name]}.")
     if not all(word.startswith("--") for word in rest[:1]):
         raise ConfigError(f"{rest[0]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.")
-    numbers = getattr(given, "workers", [])
-    if isinstance(numbers, list) and len(set(numbers)) < len(numbers):
-        raise ConfigError(f"--workers is {' '.join(map(str, numbers))}, but each number may be given once.")
+    if isinstance(given.workers, list) and len(set(given.workers)) < len(given.workers):
+        raise ConfigError(f"--workers is {' '.join(map(str, given.workers))}, but each number may be given once.")
 
 
-def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
+def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
     # Loaded after the help was asked for, and after the command line was read; Optuna for sweeps only.
     from dmaml_pl.studies.plan import Request  # noqa: PLC0415
     from dmaml_pl.studies.study import Study  # noqa: PLC0415
 
     stem = re.sub(r"[^\w.+-]", "-", Path(given.config[0]).stem)
     name = given.name or f"{given.kind}-{stem}"
-    request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs, given.output)
+    request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs)
     if given.kind == "workers":
         from dmaml_pl.studies import settings_files, workers  # noqa: PLC0415
 
@@ -157,14 +140,12 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> int:
     else:
         from dmaml_pl.studies import search, space, sweep  # noqa: PLC0415
 
-        count, searched = search.COUNTS[given.count], space.read_space(given.space)
         options = search.Options(
-            searched, tuple(given.workers), given.trials, given.startup, given.sampler_seed, given.target, count
+            space.read_space(given.space), given.trials, given.startup, given.sampler_seed, given.target
         )
         study = Study.prepare(request)
-        sweep.conduct(study, options)
+        sweep.conduct(study, given.workers, options)
     if study.failed:
         labels = "; ".join(child.training.label for child in study.failed)
         many = f"{len(study.failed)} training{'s' if len(study.failed) > 1 else ''} failed"
-        print(f"dmaml: error: {many}: {labels}. The same command tries again.", file=sys.stderr)
-    return 1 if study.failed else 0
+        raise DmamlError(f"{many}: {labels}. The same command tries again.")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmaml_pl.console.options import Options
-from dmaml_pl.errors import ConfigError, DmamlError, TrackingError
+from dmaml_pl.errors import ConfigError, TrackingError
 from dmaml_pl.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-INTERRUPTED = 130
 
 PLOTTED = ("run", "tasks_seen", "wall_seconds")
 _ID = re.compile(r"[0-9a-f]{4,32}")
@@ -32,6 +29,9 @@ def main(words: list[str]) -> int:
 
     Args:
         words: the command line after `dmaml compare`.
+
+    Raises:
+        DmamlError: they cannot be compared as asked.
     """
     parser = Options(
         "dmaml compare",
@@ -44,41 +44,27 @@ def main(words: list[str]) -> int:
     add("--output", type=Path, default=Path("comparison.png"), metavar="FILE", help="PNG (default: comparison.png)")
     add("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
     add("--tracking_uri", help="of another store (default: MLFLOW_TRACKING_URI, or the one in --save_dir)")
-    try:
-        given = parser.parse_args(words)
-        if given.output.suffix != ".png":
-            raise ConfigError(f"--output is {given.output}, but must be a .png file.")
-        if not given.output.parent.is_dir():
-            raise ConfigError(f"--output is {given.output}, but there is no folder {given.output.parent}.")
-        client = _client(given.tracking_uri, given.save_dir)
-        trainings = _named(client, given.runs)
-        print(table(trainings))
-        plotted = plot(client, trainings, given.metric, given.output)
-        print(f"\nCurves of {plotted}: {given.output}")
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except DmamlError as error:
-        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
-        return 1
+    given = parser.parse_args(words)
+    if given.output.suffix != ".png":
+        raise ConfigError(f"--output is {given.output}, but must be a .png file.")
+    if not given.output.parent.is_dir():
+        raise ConfigError(f"--output is {given.output}, but there is no folder {given.output.parent}.")
+    store = Store.find(given.tracking_uri, given.save_dir)
+    if store.file is not None and not store.file.is_file():
+        raise TrackingError(
+            f"There is no tracking store in {given.save_dir} yet: `dmaml fit --config <file>` makes one. Or set "
+            "--save_dir to the folder of another, or --tracking_uri."
+        )
+    client = store.connect()
+    trainings = _named(client, given.runs)
+    print(_table(trainings))
+    plotted = _plot(client, trainings, given.metric, given.output)
+    print(f"\nCurves of {plotted}: {given.output}")
     return 0
 
 
-def _client(tracking_uri: str | None, save_dir: str) -> MlflowClient:
-    store = Store.find(tracking_uri, save_dir)
-    if store.file is not None and not store.file.is_file():
-        raise TrackingError(
-            f"There is no tracking store in {save_dir} yet: `dmaml fit --config <file>` makes one. Or set --save_dir "
-            "to the folder of another, or --tracking_uri."
-        )
-    return store.connect()
-
-
 def _named(client: MlflowClient, wanted: Sequence[str]) -> dict[str, Run]:
-    """The MLflow runs meant, in the order asked for, by name, with as much of the id as tells them apart.
-
-    Raises:
-        ConfigError: one is not there, is meant twice, or could be several.
-    """
+    """The MLflow runs meant, in the order asked for, by name, with as much of the id as tells them apart."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     everything = client.search_runs(experiments, max_results=50_000, order_by=["attributes.start_time DESC"])
     runs: dict[str, Run] = {}
@@ -104,7 +90,7 @@ def _named(client: MlflowClient, wanted: Sequence[str]) -> dict[str, Run]:
     }
 
 
-def table(trainings: Mapping[str, Run]) -> str:
+def _table(trainings: Mapping[str, Run]) -> str:
     """What differs, and the metrics, as a Markdown table with a column for each training."""
     import pandas as pd  # noqa: PLC0415 - after the help was asked for
 
@@ -130,13 +116,8 @@ def table(trainings: Mapping[str, Run]) -> str:
     return markdown(lines.rename_axis("").reset_index().to_dict("records"))
 
 
-def plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None, path: Path) -> str:
-    """Plot a metric of all trainings over runs, tasks and time; returns the metric's name.
-
-    Raises:
-        ConfigError: they have no such metric in common.
-        TrackingError: the file cannot be written.
-    """
+def _plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None, path: Path) -> str:
+    """Plot a metric of all trainings over runs, tasks and time; returns the metric's name."""
     from dmaml_pl.studies.plots import plot_curves  # noqa: PLC0415 - after the help was asked for
     from dmaml_pl.studies.results import RUN_METRICS, Group, curve_of  # noqa: PLC0415 - after the help was asked for
 

@@ -8,8 +8,6 @@ from typing import Any, Literal
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tracking.store import Store
 
-TRACKER = "dmaml_pl.MLflowTracker"
-
 
 class Configuration:
     """Gives what a study asks of its configuration.
@@ -25,6 +23,7 @@ class Configuration:
         save_dir: the folder of the store, `mlruns` by default.
         store: where MLflow runs are kept.
         tags: that the configuration gives its MLflow runs.
+        run_length_setting: the name of the setting that decides about H.
 
     Raises:
         ConfigError: a study cannot be made of it.
@@ -34,7 +33,8 @@ class Configuration:
         self._settings = settings
         logger, seed = self.find("trainer.logger"), self.find("seed_everything")
         if not isinstance(logger, Mapping) or not str(logger.get("class_path", "")).endswith("MLflowTracker"):
-            raise ConfigError(f"trainer.logger must be {TRACKER} for a study, which reads its results from MLflow.")
+            must = "must be dmaml_pl.MLflowTracker for a study"
+            raise ConfigError(f"trainer.logger {must}, which reads its results from MLflow.")
         self.metric = str(self.find("checkpoint.monitor"))
         self.better: Literal["min", "max"] = "max" if self.find("checkpoint.mode") == "max" else "min"
         self.seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else 0
@@ -42,6 +42,8 @@ class Configuration:
         self.save_dir = str(self.find("trainer.logger.save_dir"))
         self.store = Store.find(self.find("trainer.logger.tracking_uri"), self.save_dir)
         self.tags: dict[str, str] = dict(self.find("trainer.logger.tags") or {})
+        of_strategy = self.find("trainer.strategy.run_length")
+        self.run_length_setting = "model.run_length" if of_strategy is None else "trainer.strategy.run_length"
         if not self.metric.startswith("val/"):
             raise ConfigError(
                 f"checkpoint.monitor is {self.metric}, but a study compares by it, and so it must be a metric of the "
@@ -62,30 +64,9 @@ class Configuration:
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
 
-    def has(self, name: str) -> bool:
-        """Whether there is such a setting, whatever its value."""
-        above, _, last = name.rpartition(".")
-        node = self.find(above)
-        return isinstance(node, Mapping) and (last in node or last in (node.get("init_args") or {}))
-
     def whole(self, name: str) -> int:
-        """A setting that is a whole number greater than zero.
-
-        Raises:
-            ConfigError: it is not.
-        """
+        """A setting that must be a whole number greater than zero."""
         value = self.find(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value}, but must be a whole number of at least 1 for this study.")
         return value
-
-    @property
-    def run_length(self) -> int:
-        """H: the strategy's, where it sets one, else the model's."""
-        return self.whole(self.run_length_setting)
-
-    @property
-    def run_length_setting(self) -> str:
-        """The name of the setting that decides about H."""
-        of_strategy = self.find("trainer.strategy.run_length")
-        return "model.run_length" if of_strategy is None else "trainer.strategy.run_length"

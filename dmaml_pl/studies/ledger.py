@@ -18,6 +18,7 @@ from dmaml_pl.tracking.sender import deliver_left
 from dmaml_pl.tracking.store import reason
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 PARENT = "mlflow.parentRunId"
@@ -26,7 +27,6 @@ PARENT = "mlflow.parentRunId"
 STUDY, KIND, ROLE = "dmaml.study", "dmaml.study.kind", "dmaml.study.role"
 POINT, SEED, DIGEST = "dmaml.study.point", "dmaml.study.seed", "dmaml.study.digest"
 _DIVERGED = "NonFiniteError"
-_MOST = 50_000  # more MLflow does not return at a time
 
 
 @dataclass(frozen=True)
@@ -64,98 +64,77 @@ def _requests() -> Iterator[None]:
 class Ledger:
     """The trainings of a study as their MLflow runs tell of them.
 
+    Whoever makes it must be alone at the study: what seems to be under way is taken for killed.
+
     Args:
-        parent: the MLflow run of the study.
-        save_dir: folder where its trainings keep what they could not send.
+        request: what the study makes; its parent MLflow run is made, or gone on with.
+        base: where.
+
+    Raises:
+        TrackingError: the store cannot be used.
     """
 
-    def __init__(self, parent: MLflowRun, save_dir: Path) -> None:
-        self.parent = parent
-        self._save_dir = save_dir
-        self._made: dict[str, tuple[str, str]] = {}  # by digest the id, and of one that diverged the error
-
-    @classmethod
-    def open(cls, request: Request, base: Configuration) -> Ledger:
-        """Make the parent MLflow run, or go on with the one of the same study, and look at its trainings.
-
-        Whoever calls it must be alone at this study: what seems to be under way is taken for killed.
-
-        Raises:
-            TrackingError: the store cannot be used.
-        """
-        store = base.store
-        with _requests():
-            client = store.connect()
-            experiment = client.get_experiment_by_name(base.experiment_name)
-            known: list[Run] = []
-            if experiment is not None and experiment.lifecycle_stage != "deleted":
-                tags = {STUDY: request.name, KIND: request.kind, ROLE: "parent"}
-                wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-                known = client.search_runs([experiment.experiment_id], wanted, max_results=1)
+    @_requests()
+    def __init__(self, request: Request, base: Configuration) -> None:
+        self._save_dir = Path(base.save_dir)
+        self._client = base.store.connect()
+        experiment = self._client.get_experiment_by_name(base.experiment_name)
+        tags = {STUDY: request.name, KIND: request.kind, ROLE: "parent"}
+        known: list[Run] = []
+        if experiment is not None and experiment.lifecycle_stage != "deleted":
+            known = _search(self._client, experiment.experiment_id, tags)
         if known:
-            ledger = cls(MLflowRun.resume(store, known[0].info.run_id), Path(base.save_dir))
-            ledger._look()
+            self.parent = MLflowRun.resume(base.store, known[0].info.run_id)
         else:
-            ledger = cls(MLflowRun.create(store, base.experiment_name, request.name), Path(base.save_dir))
-            ledger.parent.set_tags({STUDY: request.name, KIND: request.kind, ROLE: "parent"})
-        return ledger
-
-    def _look(self) -> None:
-        for run in reversed(self._search()):
+            self.parent = MLflowRun.create(base.store, base.experiment_name, request.name)
+            self.parent.set_tags(tags)
+        for run in self._trainings():
             if run.info.status == "RUNNING":
-                with _requests():
-                    self.parent.client.set_terminated(run.info.run_id, "KILLED")
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _trainings(self, **tags: str) -> list[Run]:
+        return _search(self._client, self.parent.experiment_id, {PARENT: self.parent.run_id, **tags})
+
+    @_requests()
+    def made(self, *, divergence_counts: bool) -> dict[str, tuple[str, str]]:
+        """The id and the error of each training that need not be made again, by its digest.
+
+        One that diverged would do so again: where that is a result, it counts.
+        """
+        found: dict[str, tuple[str, str]] = {}
+        for run in self._trainings():
             digest, error = run.data.tags.get(DIGEST, ""), run.data.tags.get(ERROR, "")
             if run.info.status == "FINISHED":
-                self._made[digest] = (run.info.run_id, "")
-            elif error.startswith(_DIVERGED):
-                self._made.setdefault(digest, (run.info.run_id, error))
+                found[digest] = (run.info.run_id, "")
+            elif divergence_counts and error.startswith(_DIVERGED):
+                found.setdefault(digest, (run.info.run_id, error))
+        return found
 
-    def _search(self, condition: str = "") -> list[Run]:
-        """The study's trainings, the newest first."""
-        wanted, newest = f"tags.`{PARENT}` = '{self.parent.run_id}'{condition}", ["attributes.start_time DESC"]
-        with _requests():
-            return list(
-                self.parent.client.search_runs([self.parent.experiment_id], wanted, max_results=_MOST, order_by=newest)
-            )
-
-    def known(self, training: Training, digest: str, *, divergence_counts: bool) -> Child | None:
-        """The training, if it was made before.
-
-        Args:
-            training: the training.
-            digest: of it.
-            divergence_counts: whether one that diverged was made; it would diverge again.
-        """
-        child = Child(training, *self._made.get(digest, (None, "")))
-        return child if child.run_id and (divergence_counts or not child.diverged) else None
-
+    @_requests()
     def outcome(self, ended: Ended, digest: str) -> Child:
         """What became of a training that has just ended; one that was killed could not write it itself."""
-        training: Training = ended.job.key
-        run = next(iter(self._search(f" and tags.`{DIGEST}` = '{digest}'")), None)
+        run = next(iter(self._trainings(**{DIGEST: digest})), None)
         if run is None:
-            return Child(training, None, ended.error())
-        run_id = run.info.run_id
+            return Child(ended.job.key, None, ended.error())
         if run.info.status == "RUNNING":
-            with _requests():
-                deliver_left(self._save_dir, MLflowRun(self.parent.client, run, resumed=0))
-                run = self.parent.client.get_run(run_id)
+            deliver_left(self._save_dir, MLflowRun(self._client, run, resumed=0))
+            run = self._client.get_run(run.info.run_id)
         if ended.code == 0 and run.info.status == "FINISHED":
-            self._made[digest] = (run_id, "")
-            return Child(training, run_id)
+            return Child(ended.job.key, run.info.run_id)
         error = run.data.tags.get(ERROR) or f"a worker ended with exit code {ended.code}"
         if run.info.status == "RUNNING":
-            with _requests():
-                self.parent.client.set_tag(run_id, ERROR, error)
-                self.parent.client.set_terminated(run_id, "FAILED")
-        child = Child(training, run_id, error)
-        if child.diverged:
-            self._made[digest] = (run_id, error)
-        return child
+            self._client.set_tag(run.info.run_id, ERROR, error)
+            self._client.set_terminated(run.info.run_id, "FAILED")
+        return Child(ended.job.key, run.info.run_id, error)
 
+    @_requests()
     def history(self, child: Child, metric: str) -> dict[int, float]:
         """All values of a metric of a training, by step."""
-        with _requests():
-            history = self.parent.client.get_metric_history(child.run_id or "", metric)
-        return {entry.step: entry.value for entry in history}
+        return {entry.step: entry.value for entry in self._client.get_metric_history(child.run_id or "", metric)}
+
+
+def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> list[Run]:
+    """The MLflow runs with these tags, the newest first."""
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    most = 50_000  # more MLflow does not return at a time
+    return list(client.search_runs([experiment_id], wanted, max_results=most, order_by=["attributes.start_time DESC"]))

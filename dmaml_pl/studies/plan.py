@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ DEFAULTS = {
     "trainer.enable_checkpointing": "false",
     "trainer.enable_progress_bar": "false",
     "trainer.val_check_interval": "1",
+    "trainer.logger.system_metrics": "false",
+    "model.evaluation_steps": "1",
 }
 """Settings of all trainings of a study, which the user's own on the command line overrule: only the validation metric
 after each run counts, and what is not needed for it would take time from it."""
@@ -33,7 +36,6 @@ class Request:
         words: further words of the command line, passed on to `dmaml fit`.
         seeds: number of trainings that differ in the seed only.
         jobs: trainings at the same time.
-        output: folder for the results; None is `studies/NAME` below the store's folder.
     """
 
     kind: str
@@ -42,25 +44,20 @@ class Request:
     words: tuple[str, ...]
     seeds: int
     jobs: int
-    output: str | None = None
 
-    def command(self, own: Settings = (), *, last: Settings = ()) -> tuple[str, ...]:
+    def command(self, last: Settings, *, defaults: Mapping[str, str] = DEFAULTS) -> tuple[str, ...]:
         """The words after `dmaml`: configurations, our defaults, the user's words, and what may not be overruled."""
         files = [word for config in self.configs for word in ("--config", config)]
-        defaults = [f"--{name}={value}" for name, value in (*DEFAULTS.items(), *own)]
-        return ("fit", *files, *defaults, *self.words, *(f"--{name}={value}" for name, value in last))
+        ours, theirs = ([f"--{name}={value}" for name, value in some] for some in (defaults.items(), last))
+        return ("fit", *files, *ours, *self.words, *theirs)
 
-    def digest(self, own: Settings, *further: Any) -> str:
-        """A short text that is another one for all else that is asked: made of files, words and settings.
+    def digest(self, *further: Any) -> str:
+        """A short text that is another one for all else that is asked: made of files, words, and further plain data.
 
         What the files say counts, not how: their comments may change.
-
-        Args:
-            own: the study's own defaults.
-            further: what else makes the difference, of plain types.
         """
         files = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
-        made_of = [files, [*DEFAULTS.items(), *own], self.words, *further]
+        made_of = [files, [*DEFAULTS.items()], self.words, *further]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -100,10 +97,6 @@ class Training:
     def overrides(self) -> Settings:
         """All settings that make it this training."""
         return (*self.point.overrides, ("seed_everything", str(self.seed)))
-
-    def digest(self, request: Request, own: Settings) -> str:
-        """A short text that is another one for every other training."""
-        return request.digest(own, self.overrides)
 
 
 def label_of(workers: int) -> str:

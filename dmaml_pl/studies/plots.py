@@ -1,45 +1,24 @@
-"""Plots of the studies, by matplotlib, which is imported only when something is plotted."""
+"""Plots of the studies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dmaml_pl.studies.results import AXES, Group
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 COLOURS = ("#2b2b2b", "#1f5fa8", "#d1495b", "#3a9a5b", "#e0912f", "#7a4fa3", "#4aa7b5", "#8a6d4a")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second, and is seldom needed
-    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is seldom needed
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+DPI = 110
 
 
 def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title: str, path: Path) -> None:
-    """Plot the metric of each point over several axes, a panel each: the mean over seeds, and a band.
-
-    Args:
-        groups: a curve each.
-        axes: names of the horizontal ones (`results.AXES`).
-        metric: title of the vertical axis.
-        title: of the whole.
-        path: the PNG file.
-    """
+    """Plot the metric of each group, mean over seeds and a band, over several axes (`results.AXES`), a panel each."""
     rows, columns = (2, 2) if len(axes) == 4 else (1, len(axes))
-    figure = new_figure(4.6 * columns, 3.6 * rows + 0.6)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, panel in zip(axes, grid.flat, strict=True):
         for number, group in enumerate(groups):
@@ -50,7 +29,7 @@ def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title
         panel.set_xlabel(AXES[axis])
         if not axis.endswith("seconds"):
             panel.locator_params(axis="x", integer=True)
-        without_frame(panel)
+        panel.spines[["top", "right"]].set_visible(False)
     for row in grid:
         row[0].set_ylabel(metric)
     seeds = min(len(group.curves) for group in groups)
@@ -64,14 +43,10 @@ def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title
 def plot_costs(table: pd.DataFrame, label: str, metric: str, title: str, path: Path) -> None:
     """Plot wall times, measured and computed, as bars, and beside them the metric that they bought as points.
 
-    Args:
-        table: of means, and of their standard deviations, which are not there for a single seed.
-        label: the column that names the bars.
-        metric: the column of the points; its axis need not begin at zero.
-        title: of the whole.
-        path: the PNG file.
+    The table has means, and their standard deviations, which are not there for a single seed; its column `label` names
+    the bars. The axis of the metric, the column of the points, need not begin at zero.
     """
-    figure = new_figure(10.4, 1.9 + 0.55 * len(table))
+    figure = Figure(figsize=(10.4, 1.9 + 0.55 * len(table)), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     places, thickness = np.arange(len(table)), 0.375
     deviations = table.filter(regex="^sd$|_sd$").fillna(0.0)
@@ -88,13 +63,8 @@ def plot_costs(table: pd.DataFrame, label: str, metric: str, title: str, path: P
     left.set_yticks(places, table[label])
     left.invert_yaxis()
     for panel in (left, right):
-        without_frame(panel)
+        panel.spines[["top", "right"]].set_visible(False)
     right.grid(axis="x", linewidth=0.4, alpha=0.6)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(f"{title} (mean ± standard deviation over seeds)", fontsize=10)
     figure.savefig(path)
-
-
-def without_frame(axes: Axes) -> None:
-    """Leave out the lines that say nothing."""
-    axes.spines[["top", "right"]].set_visible(False)

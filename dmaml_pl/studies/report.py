@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from dmaml_pl.console.tables import NOTHING, markdown
-from dmaml_pl.studies.results import Group
+from dmaml_pl.studies.plan import Point
+from dmaml_pl.studies.results import Group, groups
 from dmaml_pl.studies.study import Study
 
 SMOOTHED = (
@@ -28,16 +29,6 @@ COMPUTED = (
 
 Columns = Mapping[str, str | tuple[str, str]]
 """What people see of a table: by heading a column, or a mean's column and that of its standard deviation."""
-
-_PAGE = """\
-# {title}
-
-`{command}`
-
-{table}
-
-{notes}
-"""
 
 
 @dataclass(frozen=True)
@@ -61,56 +52,55 @@ class Report:
     further: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
-def publish(study: Study, report: Report, groups: Sequence[Group]) -> None:
+def compare_points(
+    study: Study, points: Sequence[Point], options: dict[str, Any], report: Callable[[dict[Point, Group]], Report]
+) -> None:
+    """Train all points of a study, and publish the report on those that finished; the options are logged."""
+    study.check(points)
+    with study.open({**options, "seeds": study.request.seeds}):
+        found = groups(study, study.train(study.trainings(points)))
+        if found:
+            publish(study, report(found), [*found.values()])
+
+
+def publish(study: Study, report: Report, compared: Sequence[Group]) -> None:
     """Write everything, keep it in MLflow, and print the table."""
     curves = [
-        curve.validations.assign(point=curve.label, seed=curve.seed) for group in groups for curve in group.curves
+        curve.validations.assign(point=curve.label, seed=curve.seed) for group in compared for curve in group.curves
     ]
     tables = {"table.csv": report.table, "curves.csv": pd.concat(curves).set_index(["point", "seed"]).reset_index()}
     tables |= report.further
     for name, table in tables.items():
-        table.to_csv(study.output / name, index=False)
-    shown = markdown(as_shown(report.table, report.shown))
-    notes = "\n".join(f"- {note}" for note in [*report.notes, *_notes(study)])
-    given = shlex.join(["dmaml", *sys.argv[1:]]) if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
-    page = _PAGE.format(title=report.title, command=given, table=shown, notes=notes)
-    (study.output / "table.md").write_text(page, encoding="utf-8")
-    for name, plot in report.plots.items():
-        plot(study.output / name)
-    for name in (*tables, "table.md", *report.plots):
-        study.ledger.parent.log_file(study.output / name)
-    print(f"\n{report.title}\n\n{shown}\n\n{notes}")
-    print(f"\nResults: {study.output}\nMLflow:  {study.ui_command()}", flush=True)
-
-
-def _notes(study: Study) -> list[str]:
-    notes = []
-    if study.request.jobs > 1:
-        notes.append(f"{study.request.jobs} trainings ran at the same time: measured wall times are not comparable.")
+        table.to_csv(study.folder / name, index=False)
+    notes, jobs = list(report.notes), study.request.jobs
+    if jobs > 1:
+        notes.append(f"{jobs} trainings ran at the same time: measured wall times are not comparable.")
     if study.failed:
         notes.append(f"Not in the table, as they failed: {'; '.join(child.training.label for child in study.failed)}.")
-    return notes
+    shown = "\n\n".join([markdown(as_shown(report.table, report.shown)), "\n".join(f"- {note}" for note in notes)])
+    given = shlex.join(["dmaml", *sys.argv[1:]]) if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
+    (study.folder / "table.md").write_text(f"# {report.title}\n\n`{given}`\n\n{shown}\n", encoding="utf-8")
+    for name, plot in report.plots.items():
+        plot(study.folder / name)
+    parent = study.ledger.parent
+    for name in (*tables, "table.md", *report.plots):
+        parent.log_file(study.folder / name)
+    ui = study.base.store.ui_command(study.base.save_dir, f"#/experiments/{parent.experiment_id}/runs/{parent.run_id}")
+    print(f"\n{report.title}\n\n{shown}\n\nResults: {study.folder}\nMLflow:  {ui}", flush=True)
 
 
 def as_shown(table: pd.DataFrame, columns: Columns) -> list[dict[str, str]]:
-    """The rows of a table as people see them.
-
-    Args:
-        table: of numbers and texts.
-        columns: those that are shown.
-    """
-    return [
-        {
-            heading: _cell(name, row[name]) if isinstance(name, str) else with_spread(row[name[0]], row[name[1]])
-            for heading, name in columns.items()
-        }
-        for row in table.to_dict("records")
-    ]
+    """The rows of a table of numbers and texts as people see them."""
+    return [{heading: _cell(row, name) for heading, name in columns.items()} for row in table.to_dict("records")]
 
 
-def _cell(name: str, value: Any) -> str:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
+def _cell(row: Mapping[Any, Any], name: str | tuple[str, str]) -> str:
+    if not isinstance(name, str):  # the mean alone where there is no standard deviation over the seeds
+        mean, deviation = (row[column] for column in name)
+        return number(mean) if math.isnan(deviation) else f"{number(mean)} ± {deviation:.2g}"
+    value = row[name]
+    if isinstance(value, str):
+        return value
     return f"{value:.2f}" if name.startswith("times_") and math.isfinite(value) else number(value)
 
 
@@ -121,8 +111,3 @@ def number(value: float | None) -> str:
     if abs(value) < 1e15 and (float(value).is_integer() or abs(value) >= 1000):
         return f"{value:.0f}"
     return f"{value:.4g}"
-
-
-def with_spread(mean: float, deviation: float) -> str:
-    """Mean ± standard deviation over the seeds; the mean alone where there is none."""
-    return number(mean) if math.isnan(deviation) else f"{number(mean)} ± {deviation:.2g}"

@@ -19,6 +19,7 @@ import pandas as pd
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.studies.ledger import Child
+from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.study import Study
 
 Better = Literal["min", "max"]
@@ -81,7 +82,7 @@ def curve_of(
         label: of the point.
         seed: of the training.
         values: the metric at each validation.
-        runs: at the end of each run, by the metric's name.
+        runs: `RUN_METRICS` at the end of each run.
         communicates: whether there is more than one worker, so that there are merges.
     """
     ends = pd.DataFrame({name: pd.Series(runs[name], dtype=float) for name in RUN_METRICS})
@@ -147,11 +148,7 @@ class Group:
         return pd.DataFrame([{**curve.total, "final": final(curve.validations["metric"])} for curve in self.curves])
 
     def summary(self, metric: str) -> dict[str, float]:
-        """A row of a table: means over the seeds, and standard deviations of what differs.
-
-        Args:
-            metric: its name.
-        """
+        """A row of a table: means over the seeds, and standard deviations of what differs."""
         mean, spread = self.totals.mean(skipna=False), deviation(self.totals)
         values, times = self._validations["metric"], ["wall_seconds", "computed_wall_seconds"]
         return {
@@ -166,7 +163,8 @@ class Group:
 
     def cost(self, target: float) -> dict[str, float]:
         """Where, on each axis, the smoothed mean over the seeds is first as good as `target`; nan if nowhere."""
-        reached = is_reached(smooth(self.mean["metric"]), target, self.better)
+        smoothed = smooth(self.mean["metric"])
+        reached = smoothed >= target if self.better == "max" else smoothed <= target
         place = self.mean.loc[reached, list(AXES)].iloc[0] if reached.any() else pd.Series(np.nan, list(AXES))
         return {f"{axis}_to_target": float(value) for axis, value in place.items()}
 
@@ -188,15 +186,10 @@ def deviation(values: pd.Series | pd.DataFrame) -> Any:
         return values.std(skipna=False)
 
 
-def is_reached(values: pd.Series, target: float, better: Better) -> pd.Series:
-    """Whether each value is at least as good as `target`."""
-    return values >= target if better == "max" else values <= target
-
-
-def groups(study: Study, children: Sequence[Child]) -> list[Group]:
+def groups(study: Study, children: Sequence[Child]) -> dict[Point, Group]:
     """The finished trainings by point, in the order of the points."""
-    curves: dict[str, list[Curve]] = {}
+    curves: dict[Point, list[Curve]] = {}
     for child in children:
         if not child.error:
-            curves.setdefault(child.training.point.label, []).append(read_curve(study, child))
-    return [Group(label, tuple(some), study.base.better) for label, some in curves.items()]
+            curves.setdefault(child.training.point, []).append(read_curve(study, child))
+    return {point: Group(point.label, tuple(some), study.base.better) for point, some in curves.items()}

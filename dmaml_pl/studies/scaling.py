@@ -7,7 +7,7 @@ workers (parallel tasks), and all tasks at once in one process.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
@@ -15,8 +15,8 @@ import pandas as pd
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.plots import plot_costs
-from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, publish
-from dmaml_pl.studies.results import Group, groups
+from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, compare_points
+from dmaml_pl.studies.results import Group
 from dmaml_pl.studies.study import Study
 
 IN_STEP = (
@@ -31,76 +31,44 @@ _STEPS = "trainer.max_steps"
 
 
 def conduct(study: Study, factor: int, workers: int) -> None:
-    """Train the configuration as it is, and with each knob turned up.
-
-    Args:
-        study: checked, but not open.
-        factor: by which each knob multiplies the tasks seen.
-        workers: of the training that the others are compared with.
+    """Train the configuration as it is, with some workers, and with each knob turned up by a factor of tasks.
 
     Raises:
         ConfigError: the configuration does not say how long it trains.
     """
-    points = knobs(study.base, factor, workers)
-    study.check(points)
-    with study.open({"factor": factor, "workers": workers, "seeds": study.request.seeds}):
-        found = groups(study, study.train(study.trainings(points)))
-        if found and found[0].label == points[0].label:
-            publish(study, report(study, found, points, factor), found)
+    points, options = _knobs(study.base, factor, workers), {"factor": factor, "workers": workers}
+    compare_points(study, points, options, lambda found: _report(study, found, factor))
 
 
-def knobs(base: Configuration, factor: int, workers: int) -> list[Point]:
-    """Name the training to compare with, and one for each knob.
-
-    Args:
-        base: the configuration.
-        factor: of tasks.
-        workers: of the training to compare with.
-
-    Raises:
-        ConfigError: the configuration does not say how long it trains.
-    """
+def _knobs(base: Configuration, factor: int, workers: int) -> list[Point]:
+    """The training to compare with, and one for each knob."""
     batch, length, steps = (base.whole(name) for name in ("data.meta_batch", base.run_length_setting, _STEPS))
-    larger = (("data.meta_batch", str(batch * factor)),)
-    longer = ((_STEPS, str(steps * factor)),)
-    engines = base.has("model.engine")
-    one_by_one = f"{factor} x meta-batch, learn2learn" if engines else f"{factor} x meta-batch"
-    points = [
+    larger, longer = ("data.meta_batch", str(batch * factor)), (_STEPS, str(steps * factor))
+    shared = {
+        name: base.find(f"trainer.strategy.{name}") for name in ("timeout", "process_group_backend", "start_method")
+    }
+    settings = {"run_length": length, **{name: value for name, value in shared.items() if value is not None}}
+    parallel = json.dumps({"class_path": "dmaml_pl.TaskParallelStrategy", "init_args": settings})
+    return [
         Point("base", workers),
         Point(f"{factor} x workers", workers * factor),
-        Point(one_by_one, workers, larger + ((("model.engine", "learn2learn"),) if engines else ())),
-        Point(f"{factor} x run length", workers, ((base.run_length_setting, str(length * factor)), *longer)),
-        Point(f"{factor} x runs", workers, longer),
-        Point(f"{factor} x workers, task_parallel", workers * factor, (("trainer.strategy", _task_parallel(base)),)),
+        Point(f"{factor} x meta-batch, learn2learn", workers, (larger, ("model.engine", "learn2learn"))),
+        Point(f"{factor} x run length", workers, ((base.run_length_setting, str(length * factor)), longer)),
+        Point(f"{factor} x runs", workers, (longer,)),
+        Point(f"{factor} x workers, task_parallel", workers * factor, (("trainer.strategy", parallel),)),
+        Point(f"{factor} x meta-batch, vectorized", workers, (larger, ("model.engine", "vectorized"))),
     ]
-    if engines:
-        points.append(Point(f"{factor} x meta-batch, vectorized", workers, (*larger, ("model.engine", "vectorized"))))
-    return points
 
 
-def _task_parallel(base: Configuration) -> str:
-    """The strategy that averages meta-gradients, with the settings that it shares with the configuration's."""
-    shared = ("timeout", "process_group_backend", "start_method")
-    given = {name: base.find(f"trainer.strategy.{name}") for name in shared if base.has(f"trainer.strategy.{name}")}
-    settings = {"run_length": base.run_length, **given}
-    return json.dumps({"class_path": "dmaml_pl.TaskParallelStrategy", "init_args": settings})
-
-
-def report(study: Study, found: Sequence[Group], points: Sequence[Point], factor: int) -> Report:
-    """Make the table and the plot.
-
-    Args:
-        study: what was studied.
-        found: a group for each knob, the first for the training to compare with.
-        points: all knobs.
-        factor: of tasks.
-    """
-    metric, workers = study.base.metric, {point.label: point.workers for point in points}
+def _report(study: Study, found: Mapping[Point, Group], factor: int) -> Report:
+    """Make the table and the plot; what there is to compare with comes first, unless it failed."""
+    metric = study.base.metric
     table = pd.DataFrame(
-        [{"knob": group.label, "workers": workers[group.label], **group.summary(metric)} for group in found]
+        [{"knob": point.label, "workers": point.workers, **group.summary(metric)} for point, group in found.items()]
     )
     times = {"times_tasks": "tasks_seen", "times_wall": "wall_seconds", "times_computed_wall": "computed_wall_seconds"}
-    table = table.assign(**{times: table[column] / table[column].iloc[0] for times, column in times.items()})
+    base = table.where(table["knob"] == "base").iloc[0]
+    table = table.assign(**{ratio: table[column] / base[column] for ratio, column in times.items()})
     shown: Columns = {
         "knob": "knob",
         "workers": "workers",
@@ -114,6 +82,6 @@ def report(study: Study, found: Sequence[Group], points: Sequence[Point], factor
         f"final {metric}": (f"final {metric}", "sd"),
     }
     title = f"{factor} times the tasks, through each knob in turn"
-    notes = [SMOOTHED, COMPUTED, IN_STEP, *([SAME_UPDATES] if points[0].workers == 1 else [])]
+    notes = [SMOOTHED, COMPUTED, IN_STEP, *([SAME_UPDATES] if table["workers"].min() == 1 else [])]
     plot = partial(plot_costs, table, "knob", f"final {metric}", f"{study.base.experiment_name}: {title}")
     return Report(title, table, shown, notes, {"scaling.png": plot})

@@ -15,12 +15,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.importance import get_param_importances
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -33,12 +32,6 @@ from dmaml_pl.studies.settings_files import as_settings
 from dmaml_pl.studies.space import Space, extremes
 from dmaml_pl.studies.study import Study
 
-Count = Literal["run", "meta_iterations", "tasks_seen"]
-COUNTS: dict[str, Count] = {"runs": "run", "meta_iterations": "meta_iterations", "tasks": "tasks_seen"}
-
-_ENOUGH = 10
-"""Trials from which the importance of the settings is told."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -46,21 +39,17 @@ class Options:
 
     Attributes:
         space: what it searches.
-        workers: numbers of workers, each searched on its own.
         trials: settings tried for each number of workers.
         startup: of these, how many are sampled at random before the sampler learns from results.
         sampler_seed: of the sampler.
-        target: the metric to be reached as early as possible; None asks for the best final metric.
-        count: what is counted until the target is reached.
+        target: the metric to be reached in as few runs as possible; None asks for the best final metric.
     """
 
     space: Space
-    workers: tuple[int, ...]
     trials: int
     startup: int
     sampler_seed: int
     target: float | None
-    count: Count
 
 
 @dataclass
@@ -96,12 +85,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._most = math.inf if self.options.target is None else self._greatest()
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return label_of(self.workers)
+        self.label = label_of(self.workers)
+        self._most = math.inf if self.options.target is None else self._most_runs()
 
     @property
     def upwards(self) -> bool:
@@ -120,8 +105,8 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         options, file = self.options, self.study.folder / "optuna.journal"
         space = sorted((name, str(distribution)) for name, distribution in options.space.items())
-        asked = [space, options.startup, options.sampler_seed, options.target, options.count]
-        digest = self.study.request.digest(self.study.own, self.workers, self.study.request.seeds, asked)
+        asked = [space, options.startup, options.sampler_seed, options.target]
+        digest = self.study.request.digest(self.workers, self.study.request.seeds, asked)
         try:
             # A command that was killed may have left Optuna's lock; this one is alone at the study.
             file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
@@ -138,11 +123,7 @@ class Search:
             ) from error
 
     def ask(self, number: int) -> tuple[Trial, Point]:
-        """Return a trial and what is to be trained for it.
-
-        Args:
-            number: from 1; what an earlier command asked for is known.
-        """
+        """Return the trial of a number, from 1, and what is to be trained for it; an earlier command's is known."""
         # One that a process was stopped at while it asked has not all of the settings.
         known = [trial for trial in self.optuna_study.trials if trial.params.keys() == self.options.space.keys()]
         if number <= len(known):
@@ -162,28 +143,24 @@ class Search:
         worst = -math.inf if self.upwards else math.inf
         curves = [None if child.error else read_curve(self.study, child) for child in children]
         trial.scores = pd.Series([worst if curve is None else self._score(curve) for curve in curves]).fillna(worst)
-        finished = tuple(curve for curve in curves if curve is not None)
-        if len(finished) == len(curves):
-            trial.group = Group(self.label, finished, self.study.base.better)
+        if not any(child.error for child in children):
+            trial.group = Group(self.label, tuple(curve for curve in curves if curve), self.study.base.better)
         self.optuna_study.tell(trial.id, trial.scores.mean(), skip_if_finished=True)
 
     def _score(self, curve: Curve) -> float:
         if self.options.target is None:
             return final(curve.validations["metric"])
-        return cost(curve, self.options.target, self.options.count, self.study.base.better, self._most)
+        return runs_to(curve, self.options.target, self.study.base.better, self._most)
 
-    def _greatest(self) -> float:
-        """What no training of this search can exceed, of that which is counted until the target is reached."""
+    def _most_runs(self) -> int:
+        """More runs no training of this search can have."""
         base, space = self.study.base, self.options.space
         searched = {name.replace(".init_args", ""): (name, distribution) for name, distribution in space.items()}
 
         def bounds(name: str) -> tuple[float, float]:
             return extremes(*searched[name]) if name in searched else (base.whole(name), base.whole(name))
 
-        iterations = bounds("trainer.max_steps")[1]
-        if self.options.count == "run":
-            return math.ceil(iterations / bounds(base.run_length_setting)[0])
-        return iterations * (bounds("data.meta_batch")[1] * self.workers if self.options.count == "tasks_seen" else 1)
+        return math.ceil(bounds("trainer.max_steps")[1] / bounds(base.run_length_setting)[0])
 
     @property
     def best(self) -> Trial | None:
@@ -191,29 +168,14 @@ class Search:
         done = [trial for trial in self.trials if trial.group is not None]
         return (max if self.upwards else min)(done, key=lambda trial: trial.scores.mean(), default=None)
 
-    def importance(self) -> dict[str, float]:
-        """What part of the scores' variation follows from each setting; empty if there are few trials."""
-        finite = [score for trial in self.trials if math.isfinite(score := trial.scores.mean())]
-        if len(finite) < _ENOUGH or len(self.options.space) < 2 or len(set(finite)) < 2:
-            return {}
-        return dict(get_param_importances(self.optuna_study))
 
+def runs_to(curve: Curve, target: float, better: Better, most: float) -> float:
+    """Count the runs until the smoothed metric of a training reaches a target.
 
-def cost(curve: Curve, target: float, count: Count, better: Better, most: float) -> float:
-    """Count what it takes until the smoothed metric reaches a target.
-
-    Where it never does, more than any training can take, `most`: larger by the relative distance of the final metric
-    from the target, |f - t| / (|f| + |t|), so that the sampler sees which setting comes nearer.
-
-    Args:
-        curve: a training.
-        target: t.
-        count: the axis to count on.
-        better: which values of the metric are better.
-        most: the most that any training can take.
+    Where it never does, more than any training can have, `most`: larger by the relative distance of the final metric f
+    from the target t, |f - t| / (|f| + |t|), so that the sampler sees which setting comes nearer.
     """
-    alone = Group(curve.label, (curve,), better)
-    reached = alone.cost(target)[f"{count}_to_target"]
+    reached = Group(curve.label, (curve,), better).cost(target)["run_to_target"]
     if math.isfinite(reached):
         return reached
     last = final(curve.validations["metric"])

@@ -28,13 +28,8 @@ def text_of(value: Any) -> str:
 def read_settings(option: str, path: Path, form: str) -> dict[Any, Any]:
     """Read what a YAML file maps to what; not empty.
 
-    Args:
-        option: by which the user named the file.
-        path: the file.
-        form: what is expected in it, for messages.
-
     Raises:
-        ConfigError: names the option, the file, and what is wrong with it.
+        ConfigError: names the option, the file, and what is wrong with it, or the form that is expected.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,10 +47,6 @@ def read_own(path: Path | None, workers: Sequence[int]) -> dict[int, Settings]:
 
     1: {model.meta_optimizer.init_args.lr: 0.0008}
     4: {model.meta_optimizer.init_args.lr: 0.002}
-
-    Args:
-        path: the file; None for no settings.
-        workers: numbers of workers that there are.
 
     Raises:
         ConfigError: names the file, and what in it is not understood.

@@ -22,7 +22,7 @@ Space = dict[str, BaseDistribution]
 """What each setting may be, by its name; texts of choices are as on the command line."""
 
 _FORMS = "{int: [LOW, HIGH]}, {float: [LOW, HIGH]} (both with log: true, if wanted) or {choice: [A, B, ...]}"
-_TAKEN = ("trainer.devices", "trainer.num_nodes", "trainer.logger", "seed_everything", "checkpoint", "ckpt_path")
+_TAKEN = ("trainer.devices.", "trainer.num_nodes.", "trainer.logger.", "seed_everything.", "checkpoint.", "ckpt_path.")
 _LOG: tuple[dict[str, bool], ...] = ({}, {"log": True}, {"log": False})
 
 
@@ -34,7 +34,7 @@ def read_space(path: Path) -> Space:
     """
     content = read_settings("--space", path, f"lines of the form `NAME: {_FORMS}` are expected")
     for name in map(str, content):
-        if any(name == taken or name.startswith(f"{taken}.") for taken in _TAKEN):
+        if f"{name}.".startswith(_TAKEN):
             raise ConfigError(f"--space names {name}, which a sweep sets itself: leave it out.")
     return {str(name): _distribution(str(name), entry) for name, entry in content.items()}
 

@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from dmaml_pl.console.meter import Meter
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
 from dmaml_pl.studies.plan import Point, Request, Training
 from dmaml_pl.studies.runner import Job, make, server
-from dmaml_pl.studies.settings_files import Settings
-from dmaml_pl.studies.watch import Watch, say
 
 
 class Study:
@@ -40,10 +39,6 @@ class Study:
         self.request = request
         self.base = base
         self.folder = Path(base.save_dir) / "studies" / request.name
-        self.output = Path(request.output or self.folder)
-        # Evaluating more adaptation steps than those of training costs time, and no study looks at it.
-        few = (("model.evaluation_steps", "1"),) if base.has("model.evaluation_steps") else ()
-        self.own: Settings = (("trainer.logger.system_metrics", "false"), *few)
         self.failed: list[Child] = []
 
     @classmethod
@@ -53,13 +48,10 @@ class Study:
         Raises:
             ConfigError: it cannot be trained, or no study be made of it.
         """
-        for config in request.configs:  # before seconds go into imports
-            if not Path(config).is_file():
-                raise ConfigError(f"--config is {config}, but there is no such file.")
         server()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
-        alone = Point("the configuration", 1)
-        (settings,) = _resolve({alone.label: request.command(last=alone.overrides)})
+        alone = request.command(Point("the configuration", 1).overrides, defaults={})
+        (settings,) = _resolve({"the configuration": alone})
         return cls(request, Configuration(settings))
 
     def check(self, points: Sequence[Point]) -> None:
@@ -69,8 +61,6 @@ class Study:
             ConfigError: names the setting, and the point where that is not the number of workers alone.
         """
         _resolve({p.label: self._command(Training(p, self.base.seed), "", "") for p in points})
-
-    # -- its MLflow run --------------------------------------------------------------------------------------------
 
     @contextmanager
     def open(self, options: dict[str, Any]) -> Iterator[None]:
@@ -84,7 +74,7 @@ class Study:
             TrackingError: the store cannot be used.
         """
         with self._alone():
-            self.ledger = Ledger.open(self.request, self.base)
+            self.ledger = Ledger(self.request, self.base)
             parent = self.ledger.parent
             parent.log_environment()
             parent.log_params({f"study.{name}": str(value) for name, value in options.items()})
@@ -101,8 +91,7 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         try:
-            for folder in (self.folder, self.output):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
         except Timeout as error:
@@ -111,20 +100,15 @@ class Study:
             ) from error
         except OSError as error:
             what = f"{error.filename} cannot be written ({error.strerror})"
-            raise ConfigError(f"{what}: give another --output, or another trainer.logger.save_dir.") from error
-
-    # -- its trainings ---------------------------------------------------------------------------------------------
-
-    def seeds(self, point: Point) -> list[Training]:
-        """The trainings of a point."""
-        return [Training(point, self.base.seed + number) for number in range(self.request.seeds)]
+            raise ConfigError(f"{what}: give another trainer.logger.save_dir.") from error
 
     def trainings(self, points: Sequence[Point]) -> list[Training]:
         """The trainings of all points, seed by seed, so that a study that is stopped can compare what is there."""
-        return [training for by_seed in zip(*map(self.seeds, points), strict=True) for training in by_seed]
+        first = self.base.seed
+        return [Training(point, seed) for seed in range(first, first + self.request.seeds) for point in points]
 
     def train(self, trainings: Sequence[Training], *, divergence_counts: bool = False, what: str = "") -> list[Child]:
-        """Make the trainings that have not been made yet, and tell of each.
+        """Make the trainings that have not been made yet, and tell of each, and meanwhile of those under way.
 
         Args:
             trainings: in the order in which they are to be made.
@@ -134,17 +118,25 @@ class Study:
         Returns:
             What became of each, in the same order.
         """
-        digests = {training: training.digest(self.request, self.own) for training in trainings}
-        known = partial(self.ledger.known, divergence_counts=divergence_counts)
-        done = {training: child for training, digest in digests.items() if (child := known(training, digest))}
+        digests = {training: self.request.digest(training.overrides) for training in trainings}
+        made = self.ledger.made(divergence_counts=divergence_counts)
+        done = {training: Child(training, *made[digest]) for training, digest in digests.items() if digest in made}
         todo = [training for training in trainings if training not in done]
         if done:
-            say(f"{what}{len(done)} of {len(trainings)} trainings are known already.")
+            print(f"{what}{len(done)} of {len(trainings)} trainings are known already.", flush=True)
         if not todo:
             return [done[training] for training in trainings]
+        meter, known = Meter(f"{what}trainings", len(todo), unit="trainings", announce=False), len(done)
+
+        def look(running: Sequence[Job]) -> None:
+            others = f" (and {len(running) - 1} more)" if len(running) > 1 else ""
+            said = last_line(running[0].log)
+            text = f"{what}{running[0].key.label}{others}" + (f": {said}" if said else "")
+            meter.show(len(done) - known, text)
+
         jobs = [self._job(training, digests[training]) for training in todo]
-        with closing(Watch(what, len(todo))) as watch:
-            for number, ended in enumerate(make(jobs, self.request.jobs, watch.look), start=1):
+        with closing(meter):
+            for number, ended in enumerate(make(jobs, self.request.jobs, look), start=1):
                 child = self.ledger.outcome(ended, digests[ended.job.key])
                 done[child.training] = child
                 failed = bool(child.error) and not (divergence_counts and child.diverged)
@@ -153,7 +145,7 @@ class Study:
                 if failed:
                     self.failed.append(child)
                     line += f"\n{ended.last_words()}\n(all of it: {ended.job.log})"
-                watch.ended(line)
+                meter.above(partial(print, line, flush=True))
         return [done[training] for training in trainings]
 
     def _job(self, training: Training, digest: str) -> Job:
@@ -176,18 +168,16 @@ class Study:
             ("trainer.logger.run_name", f"{self.request.name}, {training.label}"),
             ("trainer.logger.tags", json.dumps(tags)),
         )
-        return self.request.command(self.own, last=(*training.overrides, *tracked))
+        return self.request.command((*training.overrides, *tracked))
 
     def _result(self, child: Child) -> str:
         values = self.ledger.history(child, self.base.metric)
         return f"{self.base.metric} {values[max(values)]:.4g}" if values else "finished"
 
-    # -- its results -----------------------------------------------------------------------------------------------
 
-    def ui_command(self) -> str:
-        """The command that shows the study in MLflow's UI, or where a server does."""
-        page = f"#/experiments/{self.ledger.parent.experiment_id}/runs/{self.ledger.parent.run_id}"
-        return self.base.store.ui_command(self.base.save_dir, page)
+def last_line(log: Path) -> str:
+    """The last line of a log, so far."""
+    return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
 
 
 def _resolve(planned: Mapping[str, tuple[str, ...]]) -> list[Any]:

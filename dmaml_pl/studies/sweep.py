@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -10,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dmaml_pl.studies.plan import Point, label_of
-from dmaml_pl.studies.plots import COLOURS, new_figure, plot_curves, without_frame
+from dmaml_pl.studies.plots import COLOURS, DPI, plot_curves
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, number, publish
-from dmaml_pl.studies.results import deviation, final
+from dmaml_pl.studies.results import Group, deviation, final
 from dmaml_pl.studies.search import Options, Search, Trial
-from dmaml_pl.studies.settings_files import Settings, as_settings
+from dmaml_pl.studies.settings_files import as_settings
 from dmaml_pl.studies.space import corners
 from dmaml_pl.studies.study import Study
 
@@ -31,71 +31,41 @@ COSTS = {
 """The axes on which the table says what it took to reach the target, and their names."""
 
 
-def conduct(study: Study, options: Options) -> None:
-    """Search, for each number of workers.
-
-    Args:
-        study: checked, but not open.
-        options: how.
-    """
-    searches = [Search(count, study, options) for count in options.workers]
+def conduct(study: Study, workers: Sequence[int], options: Options) -> None:
+    """Search for each number of workers on its own, and compare the best."""
+    searches = [Search(count, study, options) for count in workers]
     settings = [as_settings(values) for values in corners(options.space)]
-    most = max(options.workers)
-    points = [Point(f"{label_of(most)}, {_shown(corner)}", most, corner) for corner in settings]
-    points += [Point(label_of(count), count, settings[0]) for count in options.workers if count != most]
-    study.check(points)
-    with study.open(
-        {
-            "workers": " ".join(map(str, options.workers)),
-            "trials": options.trials,
-            "seeds": study.request.seeds,
-            "target": options.target,
-            **{f"space.{name}": distribution for name, distribution in options.space.items()},
-        }
-    ):
+    most = max(workers)
+    points = [Point(f"{label_of(most)}, {' '.join(map('='.join, corner))}", most, corner) for corner in settings]
+    study.check(points + [Point(label_of(count), count, settings[0]) for count in workers if count != most])
+    asked_for = {"workers": " ".join(map(str, workers)), "trials": options.trials, "target": options.target}
+    space = {f"space.{name}": distribution for name, distribution in options.space.items()}
+    with study.open({**asked_for, "seeds": study.request.seeds, **space}):
         for turn in range(1, options.trials + 1):
             asked = [(search, *search.ask(turn)) for search in searches]
-            trainings = [training for _, _, point in asked for training in study.seeds(point)]
+            trainings = [training for _, _, point in asked for training in study.trainings([point])]
             what = f"trial {turn} of {options.trials}: "
             children = iter(study.train(trainings, divergence_counts=True, what=what))
             for search, trial, _ in asked:
                 search.tell(trial, [next(children) for _ in range(study.request.seeds)])
-        found = [search for search in searches if search.best is not None]
-        if found:
-            publish(study, report(study, found), [t.group for s in found for t in s.trials if t.group is not None])
-
-
-def _shown(settings: Settings) -> str:
-    return " ".join(f"{name}={value}" for name, value in settings)
+        best = [(search, top, top.group) for search in searches if (top := search.best) and top.group]
+        if best:
+            groups = [trial.group for search, _, _ in best for trial in search.trials if trial.group]
+            publish(study, _report(study, best), groups)
 
 
 def _row(search: Search, trial: Trial, target: float) -> dict[str, object]:
     """A row of a table on a trial; empty where it did not finish."""
-    group, metric = trial.group, search.study.base.metric
-    finals = {} if group is None else group.summary(metric)
-    return {
-        "workers": search.workers,
-        "trial": trial.number,
-        "score": trial.scores.mean(),
-        "score_sd": deviation(trial.scores),
-        f"final {metric}": finals.get(f"final {metric}", math.nan),
-        "sd": finals.get("sd", math.nan),
-        **({} if group is None else group.cost(target)),
-        **trial.values,
-    }
+    found = {} if trial.group is None else trial.group.summary(search.study.base.metric) | trial.group.cost(target)
+    scores = {"score": trial.scores.mean(), "score_sd": deviation(trial.scores)}
+    return {"workers": search.workers, "trial": trial.number, **scores, **found, **trial.values}
 
 
-def report(study: Study, searches: Sequence[Search]) -> Report:
-    """Make the table of best settings, and the plots.
-
-    Args:
-        study: what was studied.
-        searches: those with a best trial.
-    """
-    metric, options, base = study.base.metric, searches[0].options, study.base
-    best = [(search, trial, trial.group) for search in searches if (trial := search.best) and trial.group]
+def _report(study: Study, best: Sequence[tuple[Search, Trial, Group]]) -> Report:
+    """Make the table of best settings, and the plots."""
+    metric, options, name = study.base.metric, best[0][0].options, study.base.experiment_name
     target = final(best[0][2].mean["metric"]) if options.target is None else options.target
-    objective = f"final {metric}" if options.target is None else f"{COSTS[options.count]} to {number(target)}"
+    objective = f"final {metric}" if options.target is None else f"runs to {number(target)}"
     table = pd.DataFrame([_row(search, trial, target) for search, trial, _ in best])
     tried = [f"{trial.number} of {len(search.trials)}" for search, trial, _ in best]
     shown: Columns = {
@@ -114,22 +84,18 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
         "The best of many trials is partly luck: train it with other seeds before believing in a small difference.",
     ]
     for search, trial, _ in best:
-        settings = [f"--{name}={value}" for name, value in as_settings(trial.values)]
-        files = [word for config in study.request.configs for word in ("--config", config)]
-        words = ["dmaml", "fit", *files, *study.request.words, "--trainer.devices", str(search.workers), *settings]
+        settings = (("trainer.devices", str(search.workers)), *as_settings(trial.values))
+        words = ["dmaml", *study.request.command(settings, defaults={})]
         notes.append(f"Best of {search.label}: `{shlex.join(words)}`")
-        if important := search.importance():
-            told = ", ".join(f"{name} {part:.2f}" for name, part in important.items())
-            notes.append(f"Importance of the settings for {search.label}, by Optuna: {told}.")
-    title = f"{base.experiment_name}: {metric} at the best setting"
+    title, groups, searches = f"{name}: {metric} at the best setting", [g for _, _, g in best], [s for s, _, _ in best]
     return Report(
         f"Best settings by number of workers, for {objective}",
         table.assign(**{"best trial": tried, "target": target}),
         shown,
         notes,
         {
-            "best.png": partial(plot_curves, [group for _, _, group in best], PLOTTED, metric, title),
-            "search.png": partial(_plot_search, searches, objective, f"{base.experiment_name}: the search"),
+            "best.png": partial(plot_curves, groups, PLOTTED, metric, title),
+            "search.png": partial(_plot_search, searches, objective, f"{name}: the search"),
         },
         {"trials.csv": pd.DataFrame([_row(search, trial, target) for search in searches for trial in search.trials])},
     )
@@ -137,7 +103,7 @@ def report(study: Study, searches: Sequence[Search]) -> Report:
 
 def _plot_search(searches: Sequence[Search], objective: str, title: str, path: Path) -> None:
     """Plot the score of each trial, and the best so far."""
-    figure = new_figure(6.4, 4.2)
+    figure = Figure(figsize=(6.4, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for place, search in enumerate(searches):
         colour = COLOURS[place % len(COLOURS)]
@@ -151,5 +117,5 @@ def _plot_search(searches: Sequence[Search], objective: str, title: str, path: P
     axes.set_ylabel(f"{objective}, mean over seeds")
     axes.set_title(f"{title} (lines: best so far)", fontsize=10)
     axes.legend(frameon=False)
-    without_frame(axes)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -13,8 +13,8 @@ import pandas as pd
 from dmaml_pl.console.tables import NOTHING
 from dmaml_pl.studies.plan import Point, label_of
 from dmaml_pl.studies.plots import plot_curves
-from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, number, publish
-from dmaml_pl.studies.results import Group, final, groups
+from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, compare_points, number
+from dmaml_pl.studies.results import Group, final
 from dmaml_pl.studies.settings_files import Settings
 from dmaml_pl.studies.study import Study
 
@@ -22,38 +22,24 @@ PLOTTED = ("run", "tasks_seen", "wall_seconds", "computed_wall_seconds")
 
 
 def conduct(study: Study, workers: Sequence[int], own: Mapping[int, Settings], target: float | None) -> None:
-    """Train with each number of workers, and compare.
+    """Train with each number of workers, at its `own` settings, and compare them with the first.
 
-    Args:
-        study: checked, but not open.
-        workers: numbers of workers; the first is what the others are compared with.
-        own: settings of a number of workers' own.
-        target: metric to which runs are counted; None takes what the first ends with.
+    Runs are counted to the metric `target`, None for what the first ends with.
     """
     points = [Point(label_of(count), count, own.get(count, ())) for count in workers]
-    study.check(points)
-    with study.open({"workers": " ".join(map(str, workers)), "seeds": study.request.seeds}):
-        found = groups(study, study.train(study.trainings(points)))
-        if found:
-            publish(study, report(study, found, {point.label: point.workers for point in points}, target), found)
+    options = {"workers": " ".join(map(str, workers))}
+    compare_points(study, points, options, lambda found: _report(study, found, target))
 
 
-def report(study: Study, found: Sequence[Group], workers: Mapping[str, int], target: float | None = None) -> Report:
-    """Make the table and the plot.
-
-    Args:
-        study: what was studied.
-        found: a group for each number of workers.
-        workers: that number by the group's label.
-        target: metric to which runs are counted; None takes what the first group ends with.
-    """
-    metric, reference = study.base.metric, found[0]
+def _report(study: Study, found: Mapping[Point, Group], target: float | None) -> Report:
+    """Make the table and the plot."""
+    metric, reference = study.base.metric, next(iter(found.values()))
     whose = f"what {reference.label} ends with" if target is None else "the metric asked for"
     target = final(reference.mean["metric"]) if target is None else target
     table = pd.DataFrame(
         [
-            {"workers": workers[group.label], **group.summary(metric), "target": target, **group.cost(target)}
-            for group in found
+            {"workers": point.workers, **group.summary(metric), "target": target, **group.cost(target)}
+            for point, group in found.items()
         ]
     )
     runs = table["run_to_target"]
@@ -70,15 +56,11 @@ def report(study: Study, found: Sequence[Group], workers: Mapping[str, int], tar
         "wall s measured": ("wall_seconds", "wall_seconds_sd"),
         "wall s computed": ("computed_wall_seconds", "computed_wall_seconds_sd"),
     }
-    notes = [
-        SMOOTHED,
-        (
-            f"{number(target)} is {whose}, reached at the first validation at which the mean "
-            "over the seeds, smoothed by a trailing mean over a tenth of the validations, is at least as good "
-            f"({NOTHING}: it never is)."
-        ),
-        COMPUTED,
-    ]
+    reached = (
+        f"{number(target)} is {whose}, reached at the first validation at which the mean over the seeds, smoothed by a "
+        f"trailing mean over a tenth of the validations, is at least as good ({NOTHING}: it never is)."
+    )
     title = f"{metric} by number of workers"
-    plot = partial(plot_curves, found, PLOTTED, metric, f"{study.base.experiment_name}: {title}")
-    return Report(title, table.assign(times_fewer_runs=runs.iloc[0] / runs), shown, notes, {"workers.png": plot})
+    plot = partial(plot_curves, [*found.values()], PLOTTED, metric, f"{study.base.experiment_name}: {title}")
+    table = table.assign(times_fewer_runs=runs.iloc[0] / runs)
+    return Report(title, table, shown, [SMOOTHED, reached, COMPUTED], {"workers.png": plot})
