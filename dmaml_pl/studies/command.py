@@ -130,12 +130,12 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
         from dmaml_pl.studies import settings_files, workers  # noqa: PLC0415
 
         own = settings_files.read_own(given.own, given.workers)
-        study = Study.prepare(request)
+        study = Study(request)
         workers.conduct(study, given.workers, own, given.target)
     elif given.kind == "scaling":
         from dmaml_pl.studies import scaling  # noqa: PLC0415
 
-        study = Study.prepare(request)
+        study = Study(request)
         scaling.conduct(study, given.factor, given.workers)
     else:
         from dmaml_pl.studies import search, space, sweep  # noqa: PLC0415
@@ -143,7 +143,7 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
         options = search.Options(
             space.read_space(given.space), given.trials, given.startup, given.sampler_seed, given.target
         )
-        study = Study.prepare(request)
+        study = Study(request)
         sweep.conduct(study, given.workers, options)
     if study.failed:
         labels = "; ".join(child.training.label for child in study.failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, panel in zip(axes, grid.flat, strict=True):
-        for number, group in enumerate(groups):
-            colour, places = COLOURS[number % len(COLOURS)], group.mean[axis]
+        for group, colour in zip(groups, cycle(COLOURS), strict=False):
+            places = group.mean[axis]
             panel.plot(places, group.mean["metric"], color=colour, linewidth=1.4, label=group.label)
             if len(group.curves) > 1:
                 panel.fill_between(places, *group.band, color=colour, alpha=0.18, linewidth=0)

@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,17 @@ class Report:
 
     Attributes:
         title: of the table.
-        table: of `table.csv`.
-        shown: what of it people see.
+        tables: by the file's name.
+        shown: what people see of `table.csv`.
         notes: what a reader of the numbers must know.
         plots: write a plot to a file, by the file's name.
-        further: other tables, by the file's name.
     """
 
     title: str
-    table: pd.DataFrame
+    tables: Mapping[str, pd.DataFrame]
     shown: Columns
     notes: Sequence[str]
     plots: Mapping[str, Callable[[Path], None]]
-    further: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def compare_points(
@@ -68,8 +66,7 @@ def publish(study: Study, report: Report, compared: Sequence[Group]) -> None:
     curves = [
         curve.validations.assign(point=curve.label, seed=curve.seed) for group in compared for curve in group.curves
     ]
-    tables = {"table.csv": report.table, "curves.csv": pd.concat(curves).set_index(["point", "seed"]).reset_index()}
-    tables |= report.further
+    tables = {**report.tables, "curves.csv": pd.concat(curves).set_index(["point", "seed"]).reset_index()}
     for name, table in tables.items():
         table.to_csv(study.folder / name, index=False)
     notes, jobs = list(report.notes), study.request.jobs
@@ -77,7 +74,9 @@ def publish(study: Study, report: Report, compared: Sequence[Group]) -> None:
         notes.append(f"{jobs} trainings ran at the same time: measured wall times are not comparable.")
     if study.failed:
         notes.append(f"Not in the table, as they failed: {'; '.join(child.training.label for child in study.failed)}.")
-    shown = "\n\n".join([markdown(as_shown(report.table, report.shown)), "\n".join(f"- {note}" for note in notes)])
+    shown = "\n\n".join(
+        [markdown(as_shown(report.tables["table.csv"], report.shown)), "\n".join(f"- {note}" for note in notes)]
+    )
     given = shlex.join(["dmaml", *sys.argv[1:]]) if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
     (study.folder / "table.md").write_text(f"# {report.title}\n\n`{given}`\n\n{shown}\n", encoding="utf-8")
     for name, plot in report.plots.items():

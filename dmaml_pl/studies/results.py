@@ -105,9 +105,6 @@ def curve_of(
     return Curve(label, seed, validations, places.iloc[-1])
 
 
-# -- over seeds ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Group:
     """The trainings of one point, as far as all of them go (V is that of the shortest).

@@ -27,7 +27,6 @@ SAME_UPDATES = (
     "With one worker and the plain mean, a longer run and more runs are the same training: they differ in how often it "
     "is validated."
 )
-_STEPS = "trainer.max_steps"
 
 
 def conduct(study: Study, factor: int, workers: int) -> None:
@@ -42,18 +41,18 @@ def conduct(study: Study, factor: int, workers: int) -> None:
 
 def _knobs(base: Configuration, factor: int, workers: int) -> list[Point]:
     """The training to compare with, and one for each knob."""
-    batch, length, steps = (base.whole(name) for name in ("data.meta_batch", base.run_length_setting, _STEPS))
-    larger, longer = ("data.meta_batch", str(batch * factor)), (_STEPS, str(steps * factor))
-    shared = {
-        name: base.find(f"trainer.strategy.{name}") for name in ("timeout", "process_group_backend", "start_method")
-    }
+    length_setting, steps_setting = base.run_length_setting, "trainer.max_steps"
+    batch, length, steps = map(base.whole, ("data.meta_batch", length_setting, steps_setting))
+    larger, longer = ("data.meta_batch", str(batch * factor)), (steps_setting, str(steps * factor))
+    names = ("timeout", "process_group_backend", "start_method")
+    shared = {name: base.find(f"trainer.strategy.{name}") for name in names}
     settings = {"run_length": length, **{name: value for name, value in shared.items() if value is not None}}
     parallel = json.dumps({"class_path": "dmaml_pl.TaskParallelStrategy", "init_args": settings})
     return [
         Point("base", workers),
         Point(f"{factor} x workers", workers * factor),
         Point(f"{factor} x meta-batch, learn2learn", workers, (larger, ("model.engine", "learn2learn"))),
-        Point(f"{factor} x run length", workers, ((base.run_length_setting, str(length * factor)), longer)),
+        Point(f"{factor} x run length", workers, ((length_setting, str(length * factor)), longer)),
         Point(f"{factor} x runs", workers, (longer,)),
         Point(f"{factor} x workers, task_parallel", workers * factor, (("trainer.strategy", parallel),)),
         Point(f"{factor} x meta-batch, vectorized", workers, (larger, ("model.engine", "vectorized"))),
@@ -84,4 +83,4 @@ def _report(study: Study, found: Mapping[Point, Group], factor: int) -> Report:
     title = f"{factor} times the tasks, through each knob in turn"
     notes = [SMOOTHED, COMPUTED, IN_STEP, *([SAME_UPDATES] if table["workers"].min() == 1 else [])]
     plot = partial(plot_costs, table, "knob", f"final {metric}", f"{study.base.experiment_name}: {title}")
-    return Report(title, table, shown, notes, {"scaling.png": plot})
+    return Report(title, {"table.csv": table}, shown, notes, {"scaling.png": plot})

@@ -155,10 +155,10 @@ class Search:
     def _most_runs(self) -> int:
         """More runs no training of this search can have."""
         base, space = self.study.base, self.options.space
-        searched = {name.replace(".init_args", ""): (name, distribution) for name, distribution in space.items()}
 
-        def bounds(name: str) -> tuple[float, float]:
-            return extremes(*searched[name]) if name in searched else (base.whole(name), base.whole(name))
+        def bounds(wanted: str) -> tuple[float, float]:
+            searched = [entry for entry in space.items() if entry[0].replace(".init_args", "") == wanted]
+            return extremes(*searched[0]) if searched else (base.whole(wanted), base.whole(wanted))
 
         return math.ceil(bounds("trainer.max_steps")[1] / bounds(base.run_length_setting)[0])
 

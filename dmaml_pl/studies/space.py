@@ -57,11 +57,7 @@ def _distribution(name: str, entry: Any) -> BaseDistribution:
 
 
 def _number(value: Any) -> float:
-    """A finite number; YAML reads one as 1e-4, without a point, as a text.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A finite number, else a ValueError; YAML reads one as 1e-4, without a point, as a text."""
     number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
     if not math.isfinite(number):
         raise ValueError(f"{value} is no number.")

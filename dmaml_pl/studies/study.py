@@ -27,32 +27,27 @@ from dmaml_pl.studies.runner import Job, make, server
 class Study:
     """The trainings of a study, each made once, however often the study is started.
 
+    To make one reads the configuration that is varied, and checks it for one worker.
+
     Args:
         request: what the user asks of every training.
-        base: the configuration that they vary.
+
+    Raises:
+        ConfigError: it cannot be trained, or no study be made of it.
     """
 
     ledger: Ledger
     """What MLflow knows of the study; only while it is open."""
 
-    def __init__(self, request: Request, base: Configuration) -> None:
-        self.request = request
-        self.base = base
-        self.folder = Path(base.save_dir) / "studies" / request.name
-        self.failed: list[Child] = []
-
-    @classmethod
-    def prepare(cls, request: Request) -> Study:
-        """Read the configuration, and check it for one worker.
-
-        Raises:
-            ConfigError: it cannot be trained, or no study be made of it.
-        """
+    def __init__(self, request: Request) -> None:
         server()
         importlib.import_module("mlflow")  # takes seconds, while the server that was just started imports its own
-        alone = request.command(Point("the configuration", 1).overrides, defaults={})
+        alone = request.command(Point("", 1).overrides, defaults={})
         (settings,) = _resolve({"the configuration": alone})
-        return cls(request, Configuration(settings))
+        self.request = request
+        self.base = Configuration(settings)
+        self.folder = Path(self.base.save_dir) / "studies" / request.name
+        self.failed: list[Child] = []
 
     def check(self, points: Sequence[Point]) -> None:
         """Check a training of each point.
@@ -145,7 +140,7 @@ class Study:
                 if failed:
                     self.failed.append(child)
                     line += f"\n{ended.last_words()}\n(all of it: {ended.job.log})"
-                meter.above(partial(print, line, flush=True))
+                print(line, flush=True)
         return [done[training] for training in trainings]
 
     def _job(self, training: Training, digest: str) -> Job:

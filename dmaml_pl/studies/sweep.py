@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -87,26 +88,23 @@ def _report(study: Study, best: Sequence[tuple[Search, Trial, Group]]) -> Report
         settings = (("trainer.devices", str(search.workers)), *as_settings(trial.values))
         words = ["dmaml", *study.request.command(settings, defaults={})]
         notes.append(f"Best of {search.label}: `{shlex.join(words)}`")
-    title, groups, searches = f"{name}: {metric} at the best setting", [g for _, _, g in best], [s for s, _, _ in best]
-    return Report(
-        f"Best settings by number of workers, for {objective}",
-        table.assign(**{"best trial": tried, "target": target}),
-        shown,
-        notes,
-        {
-            "best.png": partial(plot_curves, groups, PLOTTED, metric, title),
-            "search.png": partial(_plot_search, searches, objective, f"{name}: the search"),
-        },
-        {"trials.csv": pd.DataFrame([_row(search, trial, target) for search in searches for trial in search.trials])},
-    )
+    groups, searches = [group for _, _, group in best], [search for search, _, _ in best]
+    tables = {
+        "table.csv": table.assign(**{"best trial": tried, "target": target}),
+        "trials.csv": pd.DataFrame([_row(search, trial, target) for search in searches for trial in search.trials]),
+    }
+    plots = {
+        "best.png": partial(plot_curves, groups, PLOTTED, metric, f"{name}: {metric} at the best setting"),
+        "search.png": partial(_plot_search, searches, objective, f"{name}: the search"),
+    }
+    return Report(f"Best settings by number of workers, for {objective}", tables, shown, notes, plots)
 
 
 def _plot_search(searches: Sequence[Search], objective: str, title: str, path: Path) -> None:
     """Plot the score of each trial, and the best so far."""
     figure = Figure(figsize=(6.4, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    for place, search in enumerate(searches):
-        colour = COLOURS[place % len(COLOURS)]
+    for search, colour in zip(searches, cycle(COLOURS), strict=False):
         scores = pd.Series({trial.number: trial.scores.mean() for trial in search.trials})
         scores = scores[np.isfinite(scores)]
         best = scores.cummax() if search.upwards else scores.cummin()

@@ -62,5 +62,5 @@ def _report(study: Study, found: Mapping[Point, Group], target: float | None) ->
     )
     title = f"{metric} by number of workers"
     plot = partial(plot_curves, [*found.values()], PLOTTED, metric, f"{study.base.experiment_name}: {title}")
-    table = table.assign(times_fewer_runs=runs.iloc[0] / runs)
-    return Report(title, table, shown, [SMOOTHED, reached, COMPUTED], {"workers.png": plot})
+    tables = {"table.csv": table.assign(times_fewer_runs=runs.iloc[0] / runs)}
+    return Report(title, tables, shown, [SMOOTHED, reached, COMPUTED], {"workers.png": plot})
