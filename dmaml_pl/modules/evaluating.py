@@ -42,8 +42,6 @@ class EvaluatedModule(pl.LightningModule):
     engine: EngineChoice
     objective: Objective
     evaluation_steps: int
-    runs_done: int
-    tasks_seen: int
 
     def __init__(self) -> None:
         super().__init__()

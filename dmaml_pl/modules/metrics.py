@@ -2,49 +2,22 @@
 
 Training figures come a run at a time and are averaged over `trainer.log_every_n_steps` meta-iterations, so that a long
 run is a few rows and not H; each worker's own are averaged over the run. Every step is a number of meta-iterations.
+`module` is the `MetaLearning` that trains or is evaluated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmaml_pl.evaluation.curves import TaskScores, half_width, join
-from dmaml_pl.objectives import Objective
 from dmaml_pl.runs import RunReport
 
 
-class LoggedModule(Protocol):
-    """What is read of a module to log its runs and evaluations."""
-
-    runs_done: int
-    tasks_seen: int
-    objective: Objective
-
-    @property
-    def trainer(self) -> Any:
-        """Lightning's."""
-
-    @property
-    def algorithm(self) -> Any:
-        """The inner loop."""
-
-    @property
-    def meta_iterations(self) -> int:
-        """Meta-iterations behind the present weights."""
-
-    @property
-    def loggers(self) -> Any:
-        """Lightning's."""
-
-    def log_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's."""
-
-
-def log_run(module: LoggedModule, report: RunReport) -> None:
+def log_run(module: Any, report: RunReport) -> None:
     """Log a merged run: `train/...` per meta-iteration, each worker's own mean, and the merge; a call for each step."""
     trainer = module.trainer
     end = report.get("end", trainer.global_step)
@@ -69,11 +42,10 @@ def log_run(module: LoggedModule, report: RunReport) -> None:
         _log(module, metrics, step)
 
 
-def log_evaluation(module: LoggedModule, stage: str, scores: list[TaskScores], whose: str = "") -> None:
+def log_evaluation(module: Any, stage: str, scores: list[TaskScores], whose: str = "") -> None:
     """Log validation or test: the mean after each adaptation step; of the trained network also for callbacks.
 
     Args:
-        module: the module.
         stage: "val" or "test".
         scores: of one network, from all workers.
         whose: put before the names of the metrics of a network other than the trained one.
@@ -89,7 +61,7 @@ def log_evaluation(module: LoggedModule, stage: str, scores: list[TaskScores], w
     _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.meta_iterations)
 
 
-def _windows(module: LoggedModule, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
+def _windows(module: Any, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
     """Last steps and means of windows of a run's (H,) figures; they lie on multiples of `log_every_n_steps`."""
     every = max(int(module.trainer.log_every_n_steps), 1)
     steps = torch.arange(end - len(values) + 1, end + 1)
@@ -99,11 +71,11 @@ def _windows(module: LoggedModule, values: Tensor, end: int) -> Iterator[tuple[i
         yield int(steps[inside][-1]), float(values[inside].mean())
 
 
-def _learning_rate(module: LoggedModule) -> float:
+def _learning_rate(module: Any) -> float:
     return float(module.trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def _log(module: LoggedModule, metrics: dict[str, float], step: int) -> None:
+def _log(module: Any, metrics: dict[str, float], step: int) -> None:
     if module.trainer.is_global_zero:
         for logger in module.loggers:
             logger.log_metrics(metrics, step=step)
