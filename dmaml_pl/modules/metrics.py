@@ -46,6 +46,7 @@ def log_evaluation(module: Any, stage: str, scores: list[TaskScores], whose: str
     """Log validation or test: the mean after each adaptation step; of the trained network also for callbacks.
 
     Args:
+        module: that was evaluated.
         stage: "val" or "test".
         scores: of one network, from all workers.
         whose: put before the names of the metrics of a network other than the trained one.
