@@ -100,7 +100,7 @@ class BaselineTraining:
         self._device: torch.device = strategy.root_device
         self._worker: int = getattr(strategy, "global_rank", 0)
         self._workers: int = getattr(strategy, "world_size", 1)
-        self._classifies = objective.name != "regression"
+        self._classifies = objective.name == "classification"
         self.refusal = _refusal(network, objective, data)
 
     def steps_for(self, tasks: float) -> int:
@@ -198,7 +198,7 @@ class BaselineTraining:
 def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
     if not isinstance(data, TaskDataModule):
         return "it needs a data module of data_modules"
-    if objective.name == "regression":
+    if objective.name != "classification":
         return None
     if not isinstance(data, LabelledSource):
         return f"{type(data).__name__} does not say of which class a training sample is (sample_labelled)"
