@@ -3,8 +3,6 @@
 Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial

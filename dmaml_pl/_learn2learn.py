@@ -1,7 +1,5 @@
 """The one place that imports learn2learn, quietly and only when it is needed (the import takes seconds)."""
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from types import ModuleType

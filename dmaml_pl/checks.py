@@ -1,7 +1,5 @@
 """What is asked of settings before the work begins: that they are in range, and that what they name can be written."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from pathlib import Path

@@ -4,8 +4,6 @@ The command line prints the message of a `DmamlError` alone, without a traceback
 therefore names the setting to change and what it may be.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

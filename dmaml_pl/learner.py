@@ -1,7 +1,5 @@
 """A network with the algorithm that adapts it: what is meta-learned, merged and kept."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Legend: B samples (support or query), D outputs of a regression, N ways.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 

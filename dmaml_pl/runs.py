@@ -3,8 +3,6 @@
 Legend: H meta-iterations of the run, W workers.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol, TypedDict, runtime_checkable

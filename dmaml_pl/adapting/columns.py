@@ -1,7 +1,5 @@
 """A user's own numbers: tables with a header, whose columns are a sample's inputs, and then its targets."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

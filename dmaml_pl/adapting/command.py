@@ -1,7 +1,5 @@
 """`dmaml adapt ...`. Light: its help, and its first checks, need no PyTorch."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 Legend: B pictures, C H W image axes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

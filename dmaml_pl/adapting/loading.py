@@ -3,8 +3,6 @@
 A file is read with `weights_only=True`: it holds tensors and plain values, and no code of it is run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

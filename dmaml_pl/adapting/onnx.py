@@ -1,7 +1,5 @@
 """Writes an adapted network as ONNX, the format of networks that need no PyTorch to run."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

@@ -1,7 +1,5 @@
 """What `dmaml adapt` does: reads a user's samples, adapts to them, and predicts others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -5,8 +5,6 @@ arguments, so a class is imported only from packages that are trusted, and made 
 a module or a data module.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from typing import Any

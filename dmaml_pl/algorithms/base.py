@@ -7,8 +7,6 @@ the algorithm's own parameters and buffers as `algorithm.NAME`. *fast*: the task
 Legend: T tasks, S support samples, Q query samples, `...` the axes of one tensor.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """MAML: all weights adapt, by gradient descent (Finn, Abbeel and Levine 2017, arXiv:1703.03400)."""
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

@@ -1,7 +1,5 @@
 """When a training keeps checkpoints: `best` at validations, `last` at merges, as often as is cheap."""
 
-from __future__ import annotations
-
 import sys
 import time
 import warnings

@@ -4,8 +4,6 @@ Lightning writes to a file in the system's folder for temporary files and moves 
 lies on another disk; a process that is killed in the middle of the copy leaves half a checkpoint, and no whole one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

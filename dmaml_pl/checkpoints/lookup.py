@@ -1,7 +1,5 @@
 """Finding a checkpoint again, and the checks before it is used."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 import zipfile

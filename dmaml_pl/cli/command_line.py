@@ -1,7 +1,5 @@
 """Reads a command line and its files before the parser does, whose errors name neither the command nor the file."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The parser tells why it refuses a configuration as a tree of lines, indented bel
 the innermost ones are told. What is not recognized there is told in the parser's own words.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """What can be checked before a training is checked here, so that nothing long starts in vain."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import pytorch_lightning as pl

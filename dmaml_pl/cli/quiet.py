@@ -1,7 +1,5 @@
 """Third-party messages that tell a user nothing to act on, each silenced by its own words, for its own reason."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 

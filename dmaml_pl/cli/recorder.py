@@ -1,7 +1,5 @@
 """Keeps what a training was made with: its resolved configuration, in MLflow and in every checkpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytorch_lightning as pl

@@ -1,7 +1,5 @@
 """Which checkpoint a command goes on with, and what a user types to go on with a training that was stopped."""
 
-from __future__ import annotations
-
 import os
 import sys
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Runs a command, and turns its end into an exit code; a mistake of the user's is one line on standard error."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

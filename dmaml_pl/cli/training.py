@@ -1,7 +1,5 @@
 """The command line of trainings: LightningCLI, with every check that can be made before a training made before it."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

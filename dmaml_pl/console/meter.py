@@ -1,7 +1,5 @@
 """A display of long work: a bar where there is a terminal, else a plain line a minute; on standard error."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

@@ -1,7 +1,5 @@
 """Command-line options of the light commands, which need no PyTorch to tell a mistake."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Callable

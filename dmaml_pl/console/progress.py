@@ -1,7 +1,5 @@
 """Progress that moves with every meta-iteration, and with every batch of tasks that is judged."""
 
-from __future__ import annotations
-
 import math
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables for people: on the terminal, and as Markdown in reports."""
 
-from __future__ import annotations
-
 import io
 import re
 import sys

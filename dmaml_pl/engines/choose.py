@@ -1,7 +1,5 @@
 """Which engine executes a learner: the one asked for, or the fastest that can, by the network and where it is."""
 
-from __future__ import annotations
-
 from pytorch_lightning.utilities import rank_zero_info
 from torch.nn.modules.conv import _ConvNd
 

@@ -6,8 +6,6 @@ TorchInductor compiles that graph. The traced graph has no control flow left: wh
 decided when it is traced.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

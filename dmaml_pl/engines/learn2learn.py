@@ -3,8 +3,6 @@
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial

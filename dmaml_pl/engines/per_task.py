@@ -13,8 +13,6 @@ On CPUs a convolution with other weights for every task gains nothing from being
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator

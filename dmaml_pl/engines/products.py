@@ -13,8 +13,6 @@ The values stay the same but for the order in which they are added up.
 Legend: T tasks; a product is (T, N, K) times (T, K, M).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

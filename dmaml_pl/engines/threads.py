@@ -1,7 +1,5 @@
 """How many threads PyTorch computes an operation with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

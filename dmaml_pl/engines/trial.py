@@ -3,8 +3,6 @@
 Legend: S support samples.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -9,8 +9,6 @@ norm's second derivative when its backward runs under vmap.
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

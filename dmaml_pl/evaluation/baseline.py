@@ -13,8 +13,6 @@ It is fine-tuned by gradient descent whose step size is chosen on validation tas
 Legend: T tasks, S support and Q query samples of a task, B samples, I adaptation steps, N ways.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

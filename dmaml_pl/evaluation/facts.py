@@ -1,7 +1,5 @@
 """What a reader of a report must know to judge its numbers: data, network, training, versions, and how to repeat it."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import platform

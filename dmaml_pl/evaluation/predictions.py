@@ -1,7 +1,5 @@
 """Writes the predictions of `dmaml predict` as CSV."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A meta-test for its readers: on the terminal, as a page to read alone (`report.md`), and for machines."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

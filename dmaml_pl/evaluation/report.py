@@ -1,7 +1,5 @@
 """Shows a meta-test: a table on the terminal, a report to read and one for machines, and figures, in MLflow as well."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import replace

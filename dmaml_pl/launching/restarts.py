@@ -5,8 +5,6 @@ workers, so there a training leaves which MLflow run it belongs to and where its
 with this very training, whatever other trainings of the experiment there are, and needs no file that says so.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -4,8 +4,6 @@ Lightning's own observer answers the death of a child by killing the main proces
 no final status in the tracking store, and no exit code of ours. Here the main process is told instead, and ends itself.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

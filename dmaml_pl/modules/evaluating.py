@@ -3,8 +3,6 @@
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Legend: H meta-iterations of a run.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytorch_lightning as pl

@@ -5,8 +5,6 @@ run is a few rows and not H; each worker's own are averaged over the run. Every 
 `module` is the `MetaLearning` that trains or is evaluated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A step of the meta-optimizer and of its schedule, along the meta-gradient that a closure computes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 

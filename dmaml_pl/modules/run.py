@@ -6,8 +6,6 @@ One Lightning training step is one run, so that callbacks, validation and checkp
 Legend: T tasks, H meta-iterations of a run.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Keeps batch-norm statistics from leaking between tasks, and from test to training."""
 
-from __future__ import annotations
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -3,8 +3,6 @@
 Legend: B samples, C H W image axes, N ways.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The multilayer perceptron of the MAML paper's sinusoid regression."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

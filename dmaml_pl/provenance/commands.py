@@ -1,7 +1,5 @@
 """Command lines that a user can copy: the one that was given, changed in a few words."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """What a run was made with: versions, machine, command and the state of the code."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import platform

@@ -1,7 +1,5 @@
 """Passwords in addresses, blanked out of whatever is shown, logged or kept."""
 
-from __future__ import annotations
-
 import re
 
 _PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")

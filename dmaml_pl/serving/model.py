@@ -3,8 +3,6 @@
 Legend: S support samples, Q query samples, N ways, D outputs of a regression.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

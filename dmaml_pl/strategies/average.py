@@ -3,8 +3,6 @@
 Legend: P floating-point values of the network.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytorch_lightning as pl

@@ -11,8 +11,6 @@ validation, in a checkpoint, at the end of the training.
 Legend: P floating-point values of the network, Z of the optimizers' moments.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any, Literal

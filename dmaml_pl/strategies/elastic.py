@@ -8,8 +8,6 @@ without the lost and make the call again. torchft (its Manager and Lighthouse) m
 Worker 0 itself cannot be done without: it holds the store, the tracking and the checkpoints.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

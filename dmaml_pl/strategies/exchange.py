@@ -6,8 +6,6 @@ all workers.
 Legend: W workers, P floating-point values that are merged, Z optimizer moments, M series, H meta-iterations of a run.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple

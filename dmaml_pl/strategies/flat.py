@@ -6,8 +6,6 @@ from worker 0, carried as single bytes, which every floating-point type holds an
 Legend: P floating-point values, D bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

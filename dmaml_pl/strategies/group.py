@@ -4,8 +4,6 @@ A worker that has died, or that does not come within `timeout` seconds, ends the
 behind. Every collective call goes through `WorkerGroupStrategy.together`, which decides that.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

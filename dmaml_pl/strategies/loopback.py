@@ -3,8 +3,6 @@
 PyTorch's key-value store has no password, and listens on every interface unless it is given a socket.
 """
 
-from __future__ import annotations
-
 import socket
 import sys
 from datetime import timedelta

@@ -7,8 +7,6 @@ Legend: P floating-point parameters of the network, flattened, the same order on
 are averaged with the same weights, whatever the rule.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from typing import Any

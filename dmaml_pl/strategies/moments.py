@@ -1,7 +1,5 @@
 """The workers' own optimizer moments, for a merge that averages them."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -3,8 +3,6 @@
 Legend: P floating-point parameters of the network, flattened.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

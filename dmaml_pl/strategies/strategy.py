@@ -7,8 +7,6 @@ lost stands in `group.py`.
 Legend: W workers, P floating-point values that are merged, H meta-iterations of a run.
 """
 
-from __future__ import annotations
-
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping

@@ -7,8 +7,6 @@ tasks. PyTorch's DDP wrapper is not used, as its hooks do not see gradients that
 Legend: P floating-point values of the meta-gradient, W workers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """What is wrong with a training, found out without making it. Needs PyTorch, so it is done in a process of its own."""
 
-from __future__ import annotations
-
 import threading
 from functools import partial
 from pathlib import Path

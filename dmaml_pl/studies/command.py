@@ -1,7 +1,5 @@
 """`dmaml study ...`: the command line of the studies. Light: its help needs no PyTorch."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re

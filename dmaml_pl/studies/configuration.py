@@ -1,7 +1,5 @@
 """The configuration that a study varies, as the command line resolves it: with every default, read from its check."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What a study trains: points, each of them with some seeds; and the command line of each training."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

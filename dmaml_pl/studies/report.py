@@ -1,7 +1,5 @@
 """What a study leaves behind: a table, the raw curves and plots, in its folder and with its MLflow run."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import sys

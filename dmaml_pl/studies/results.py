@@ -7,8 +7,6 @@ wall time takes, in place of the slowest worker's seconds, the seconds that it w
 Legend: V validations of a training, S its seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Makes the trainings of a study, each in a process of its own, and tells how each has ended. Light: no PyTorch."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import runpy

@@ -4,8 +4,6 @@ Figure 6 of Soulier's thesis (TH Koeln 2020), beside two ways that it recommends
 workers (parallel tasks), and all tasks at once in one process.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import partial

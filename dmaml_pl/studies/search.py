@@ -9,8 +9,6 @@ The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, NeurI
 Legend: S seeds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Settings that a study reads from YAML files of its own, and how they are written on the command line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ trainer.strategy.merge: {choice: [dmaml_pl.MeanMerge, dmaml_pl.OuterOptimizerMer
 Each becomes the distribution of Optuna's of the same name, which knows what its bounds may be.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A study under way: what is checked before it, its parent MLflow run, and which trainings are still to be made."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -9,7 +7,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 

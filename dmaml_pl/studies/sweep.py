@@ -1,7 +1,5 @@
 """The sweep: the best setting of each number of workers, so that each is compared at its own best."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from functools import partial

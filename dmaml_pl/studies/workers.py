@@ -3,8 +3,6 @@
 Figure 5 of Soulier's thesis (TH Koeln 2020), and the same over tasks seen and over wall time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """What the page of an MLflow run says at its top: how the training ended, its figures, and how to repeat it."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Mapping

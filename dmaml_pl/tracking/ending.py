@@ -1,7 +1,5 @@
 """What the end of a training writes into its MLflow run: how it ended, its description and its checkpoints."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from contextlib import suppress

@@ -6,8 +6,6 @@ that is written down. For metrics this rests on MLflow's stores: a value with th
 row of their table, whose second insertion they leave out.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

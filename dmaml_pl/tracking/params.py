@@ -4,8 +4,6 @@
 names a person types in the configuration, less `init_args`, which says nothing.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from argparse import Namespace

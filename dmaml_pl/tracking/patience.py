@@ -1,7 +1,5 @@
 """Talking to MLflow with short patience and without its chatter."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

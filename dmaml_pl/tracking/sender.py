@@ -1,7 +1,5 @@
 """Sends what waits in an outbox, in the background, so that no training waits for a store that does not answer."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """`dmaml sync`: sends what trainings could not send to MLflow while it was away."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

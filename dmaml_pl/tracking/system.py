@@ -1,7 +1,5 @@
 """CPU, memory, disk, network and GPU load beside a run's metrics."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Mapping

@@ -5,8 +5,6 @@ parameter; tells a failure from an interruption; continues a run in its place; a
 training that has begun: what the store does not take is kept on this machine's disk, and sent when it does.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import uuid

@@ -1,7 +1,5 @@
 """Looking at what was tracked: MLflow's own server on the local store."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

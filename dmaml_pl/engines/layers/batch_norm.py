@@ -6,8 +6,6 @@ support set. Written out by hand, it is about ten (the formula is with `_BatchNo
 Legend: B samples, C channels, n samples and pixels of a channel.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -7,8 +7,6 @@ so that batch norm's derivatives need few sums over all values, too. The values 
 Legend: B samples, C channels, H W pixels before pooling, P pixels after, n samples and pixels of a channel before.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

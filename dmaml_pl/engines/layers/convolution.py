@@ -6,8 +6,6 @@ with samples and channels swapped, whose kernels are as large as the images, and
 Legend: B samples, C channels, H W pixels.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Where the faster layers can take the place of a network's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeGuard, TypeVar
