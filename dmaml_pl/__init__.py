@@ -28,25 +28,14 @@ if TYPE_CHECKING:
     )
     from dmaml_pl.tracking.tracker import MLflowTracker
 
-_HOMES = {
-    "load": "dmaml_pl.adapting.loading",
-    "load_adapted": "dmaml_pl.adapting.loading",
-    "AdaptedLearner": "dmaml_pl.adapting.learner",
-    "FewShotLearner": "dmaml_pl.adapting.learner",
-    "Algorithm": "dmaml_pl.algorithms",
-    "MAML": "dmaml_pl.algorithms",
-    "MetaLearning": "dmaml_pl.modules",
-    "Objective": "dmaml_pl.objectives",
-    "MLP": "dmaml_pl.networks",
-    "Conv4": "dmaml_pl.networks",
-    "DMAMLStrategy": "dmaml_pl.strategies",
-    "MeanMerge": "dmaml_pl.strategies",
-    "MergedAverage": "dmaml_pl.strategies",
-    "OuterOptimizerMerge": "dmaml_pl.strategies",
-    "TaskParallelStrategy": "dmaml_pl.strategies",
-    "TaskWeightedMerge": "dmaml_pl.strategies",
-    "ValidationWeightedMerge": "dmaml_pl.strategies",
-    "MLflowTracker": "dmaml_pl.tracking.tracker",
+_NAMES = {
+    "dmaml_pl.adapting.learner": ("AdaptedLearner", "FewShotLearner"),
+    "dmaml_pl.adapting.loading": ("load", "load_adapted"),
+    "dmaml_pl.algorithms": ("Algorithm", "MAML"),
+    "dmaml_pl.modules": ("MetaLearning",),
+    "dmaml_pl.networks": ("Conv4", "MLP"),
+    "dmaml_pl.objectives": ("Objective",),
+    "dmaml_pl.tracking.tracker": ("MLflowTracker",),
 }
 
 __all__ = [
@@ -72,10 +61,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("dmaml_pl.strategies")  # makes the strategy known to Lightning by its name
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    strategies = importlib.import_module("dmaml_pl.strategies")  # always: Lightning then knows them by their names
+    home = next((home for home, names in _NAMES.items() if name in names), None)
+    return getattr(importlib.import_module(home) if home else strategies, name)
 
 
 def __dir__() -> list[str]:

@@ -57,15 +57,7 @@ class TaskBatch(NamedTuple):
     def of(
         cls, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor, numbers: Tensor | None = None
     ) -> TaskBatch:
-        """Tasks with one support set, as supervised learning has them.
-
-        Args:
-            support_x: inputs of the support sets, (T, S, ...).
-            support_y: targets of the support sets, (T, S) or (T, S, D).
-            query_x: inputs of the query sets, (T, Q, ...).
-            query_y: targets of the query sets, (T, Q) or (T, Q, D).
-            numbers: number of each task, (T,).
-        """
+        """Tasks with one support set, (T, S, ...), and a query set, (T, Q, ...), as supervised learning has them."""
         return cls((Samples(support_x, support_y),), Samples(query_x, query_y), numbers)
 
     @property

@@ -166,6 +166,9 @@ def metrics_of(objective: Objective, losses: Tensor, outputs: Any, query: Sample
     return metrics
 
 
+Work = Callable[[MetaLearner, Weights, NetworkTasks], Found]
+
+
 class FunctionalEngine(Engine):
     """Base of the engines that run a network as a function of weights; see `Engine` for what the methods promise.
 
@@ -173,9 +176,7 @@ class FunctionalEngine(Engine):
     """
 
     @abstractmethod
-    def each(
-        self, learner: MetaLearner, batch: TaskBatch, work: Callable[[MetaLearner, Weights, NetworkTasks], Found]
-    ) -> Iterator[Found]:
+    def each(self, learner: MetaLearner, batch: TaskBatch, work: Work[Found]) -> Iterator[Found]:
         """What `work` gives of each part of a batch that is in memory at a time, in the order of the tasks."""
 
     def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:

@@ -65,14 +65,6 @@ class _Traits(NamedTuple):
     widest: int = 0
 
 
-class _Differentiated(NamedTuple):
-    """What became of one task: query loss and metric, (1,), and the gradients by the meta-weights."""
-
-    loss: Tensor
-    metric: Tensor
-    gradients: Weights
-
-
 class PerTaskEngine(loop.FunctionalEngine):
     """Adapts the tasks of a meta-batch one by one, on all threads.
 
@@ -103,10 +95,10 @@ class PerTaskEngine(loop.FunctionalEngine):
     ) -> MetaOutcome:
         """Add the meta-gradient of all tasks to the parameters' `.grad`."""
         losses, metrics, total = [], [], dict[str, Tensor]()
-        for task in self.each(learner, batch, partial(_differentiate, of=of)):
-            losses.append(task.loss)
-            metrics.append(task.metric)
-            for name, gradient in task.gradients.items():
+        for task_loss, task_metric, found in self.each(learner, batch, partial(_differentiate, of=of)):
+            losses.append(task_loss)
+            metrics.append(task_metric)
+            for name, gradient in found.items():
                 # Not in place: weights that are only ever used as a sum have one gradient, in one piece of memory.
                 total[name] = total[name] + gradient if name in total else gradient
         loss, metric = torch.cat(losses).mean(), torch.cat(metrics).mean()
@@ -126,9 +118,7 @@ class PerTaskEngine(loop.FunctionalEngine):
                 found.append(tasks.run(meta, own, task.query.x))
         return tree_map(lambda *parts: torch.cat(parts), *found)
 
-    def each(
-        self, learner: MetaLearner, batch: TaskBatch, work: Callable[[MetaLearner, Weights, loop.NetworkTasks], Found]
-    ) -> Iterator[Found]:
+    def each(self, learner: MetaLearner, batch: TaskBatch, work: loop.Work[Found]) -> Iterator[Found]:
         """A task at a time, in as many threads as there are."""
         network = learner.network
         traits = self._traits_of(learner, batch)
@@ -239,13 +229,15 @@ def adapted_weights(learner: MetaLearner, objective: Objective, x: Tensor, y: Te
     return {name: weight.detach().squeeze(0) for name, weight in weights.items()}
 
 
-def _differentiate(learner: MetaLearner, meta: Weights, tasks: loop.NetworkTasks, of: Of) -> _Differentiated:
-    """One task's part of the meta-gradient."""
+def _differentiate(
+    learner: MetaLearner, meta: Weights, tasks: loop.NetworkTasks, of: Of
+) -> tuple[Tensor, Tensor, Weights]:
+    """One task's query loss and metric, (1,), and its part of the meta-gradient."""
     outcome = loop.evaluate(learner, meta, tasks, of)
     names = loop.learned(meta)
     found = torch.autograd.grad(outcome.differentiate.sum(), [meta[name] for name in names], allow_unused=True)
     gradients = {name: g for name, g in zip(names, found, strict=True) if g is not None}
-    return _Differentiated(outcome.loss.detach(), outcome.metric, gradients)
+    return outcome.loss.detach(), outcome.metric, gradients
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ norm's second derivative when its backward runs under vmap.
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +85,7 @@ class VectorizedEngine(loop.FunctionalEngine):
         chunk = next(iter(batch.chunks(self.task_chunk)))
         return 1 if self._compiler.is_small(learner, chunk, self._evaluate) else None
 
-    def each(
-        self,
-        learner: MetaLearner,
-        batch: TaskBatch,
-        work: Callable[[MetaLearner, Weights, loop.NetworkTasks], loop.Found],
-    ) -> Iterator[loop.Found]:
+    def each(self, learner: MetaLearner, batch: TaskBatch, work: loop.Work[loop.Found]) -> Iterator[loop.Found]:
         """A chunk of tasks at a time."""
         buffers = dict(learner.network.named_buffers())
         for chunk in batch.chunks(self.task_chunk):

@@ -1,7 +1,7 @@
 """A step of the meta-optimizer and of its schedule, along the meta-gradient that a closure computes."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import Precision
@@ -16,12 +16,8 @@ from dmaml_pl.engines.base import Of
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
-class Closure(Protocol):
-    """PyTorch's own protocol: forgets the gradients, computes them anew, and returns the loss."""
-
-    def __call__(self, of: Of = "loss") -> Tensor:
-        """The loss, or the objective's constraint, with its gradient in the parameters' `.grad`."""
-        ...
+Closure = Callable[..., Tensor]
+"""PyTorch's own protocol: forgets the gradients, computes them anew, and returns the loss; of="constraint": that."""
 
 
 class OuterStep:
