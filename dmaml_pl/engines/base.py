@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
@@ -105,15 +104,3 @@ class Engine(ABC):
     @abstractmethod
     def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
         """The networks adapted to support sets, one a step: from inputs (T, B, ...) to outputs; see `Act`."""
-
-    def check(self, learner: MetaLearner, batch: TaskBatch) -> None:
-        """Try what could fail, on one task of `batch`.
-
-        Raises:
-            ConfigError: the engine cannot execute this network or algorithm.
-        """
-        refusal = self.refusal(learner, batch)
-        if refusal is not None:
-            name = self.name.split()[-1]
-            others = "auto" if name == "learn2learn" else "learn2learn or auto"
-            raise ConfigError(f"model.engine is {name}, but {refusal}: set model.engine to {others}.")

@@ -55,10 +55,8 @@ class EngineChoice:
         self._said: set[str] = set()
 
     def name(self, learner: MetaLearner) -> str:
-        """The engine of a learner, as far as it is known: chosen already, or to be tried first."""
-        chosen = self._chosen.get(learner, {})
-        found = [engine for (device, _), engine in chosen.items() if device == _device_of(learner)]
-        return (found[-1] if found else self._engines[self._candidates(learner)[0]]).name
+        """The engine of a learner, as far as it is known."""
+        return self.for_acting(learner).name
 
     def for_training(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
         """The engine of meta-gradients; tried on one task of `batch` once in training and once in evaluation mode.
@@ -89,9 +87,10 @@ class EngineChoice:
         return engine
 
     def for_acting(self, learner: MetaLearner) -> Engine:
-        """The engine that makes samples; where there are none yet to try the learner on, the one to be tried first."""
-        chosen = self._chosen.get(learner, {}).get((_device_of(learner), learner.network.training))
-        return chosen or self._engines[self._candidates(learner)[0]]
+        """The engine that makes samples; where there were none yet to try the learner on, the one to be tried first."""
+        chosen = self._chosen.get(learner, {})
+        known = [engine for (device, _), engine in chosen.items() if device == _device_of(learner)]
+        return known[-1] if known else self._engines[self._candidates(learner)[0]]
 
     def _candidates(self, learner: MetaLearner) -> list[str]:
         if self._asked != "auto":
@@ -101,26 +100,19 @@ class EngineChoice:
         return [*first, "learn2learn"]
 
     def _first_that_can(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
-        *others, last = self._candidates(learner)
         refusals: list[str] = []
-        for name in others:
+        for name in self._candidates(learner):
             refusal = self._engines[name].refusal(learner, batch)
             if refusal is None:
-                self._say(name, refusals)
+                if refusals and refusals[0] not in self._said:
+                    rank_zero_info(f"model.engine is {name}: {refusals[0]}.")
+                    self._said.add(refusals[0])
                 return self._engines[name]
             refusals.append(refusal)
-        engine = self._engines[last]
-        if not others:
-            engine.check(learner, batch)
-        elif engine.refusal(learner, batch) is not None:
-            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-1]}.")
-        self._say(last, refusals)
-        return engine
-
-    def _say(self, name: str, refusals: list[str]) -> None:
-        if refusals and refusals[0] not in self._said:
-            rank_zero_info(f"model.engine is {name}: {refusals[0]}.")
-            self._said.add(refusals[0])
+        if self._asked == "auto":
+            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}.")
+        others = "auto" if self._asked == "learn2learn" else "learn2learn or auto"
+        raise ConfigError(f"model.engine is {self._asked}, but {refusals[0]}: set model.engine to {others}.")
 
 
 def _device_of(learner: MetaLearner) -> str:
