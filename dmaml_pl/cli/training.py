@@ -202,7 +202,7 @@ class DmamlCLI(LightningCLI):
             raise
 
     def _tell_trackers(self, error: BaseException) -> None:
-        for tracker in trackers(self.trainer):
+        for tracker in self._trackers():
             if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
                 tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
             if isinstance(error, SIGTERMException):
@@ -231,6 +231,9 @@ class DmamlCLI(LightningCLI):
         """Predict; the predictions go to a file, not through memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
+    def _trackers(self) -> list[Any]:
+        return trackers(self.trainer)
+
     def _prepare(self, stage: str) -> None:
         """Check everything, and open the MLflow run, before workers are started."""
         self._folder = resume.checkpoint_folder(self.trainer)
@@ -242,7 +245,7 @@ class DmamlCLI(LightningCLI):
         origin = resume.find_origin(wanted, stage, self.trainer, self.model, optimizer)
         self.config_init[self.subcommand]["ckpt_path"] = origin.checkpoint and str(origin.checkpoint)
         if resume.is_worker_zero():
-            opened = trackers(self.trainer)
+            opened = self._trackers()
             for tracker in opened:
                 tracker.open(origin.mlflow_run_id)
             if stage == "fit":

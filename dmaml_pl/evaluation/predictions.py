@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 
@@ -56,6 +55,8 @@ class PredictionWriter(pl.Callback):
             rows = [row for share in strategy.gather(rows) for row in share]
         if not trainer.is_global_zero or not rows:
             return
+        import pandas as pd  # noqa: PLC0415 - starts threads, beside which no worker could be forked
+
         rows.sort(key=lambda row: row[:2])
         outputs = (len(rows[0]) - 2) // 2
         names = [f"{kind}_{k}" if outputs > 1 else kind for kind in ("target", "prediction") for k in range(outputs)]

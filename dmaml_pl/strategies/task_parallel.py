@@ -23,10 +23,8 @@ class TaskParallelStrategy(WorkerStrategy):
     """Averages the workers' meta-gradients at every meta-iteration; all workers hold the same weights throughout.
 
     A run is what it is elsewhere, H meta-iterations between two chances to validate, so that the two strategies are
-    compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and metrics.
-
-    Args:
-        settings: those of `WorkerStrategy`; `on_non_finite: exclude` leaves out a worker's meta-gradient.
+    compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and metrics. Settings
+    are those of `WorkerStrategy`; `on_non_finite: exclude` leaves out a worker's meta-gradient.
     """
 
     strategy_name = "task_parallel"
