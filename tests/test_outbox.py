@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from dmaml_pl.__main__ import main
 from dmaml_pl.tracking import sender as sender_module
-from dmaml_pl.tracking.ending import PATIENCE_S, Outcome
+from dmaml_pl.tracking.ending import PATIENCE_S, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Outbox
 from dmaml_pl.tracking.tracker import MLflowTracker
@@ -449,7 +449,7 @@ def test_a_request_that_outlasts_the_end_of_a_training_holds_up_no_meta_test_and
 ) -> None:
     monkeypatch.setattr(sender_module, "_FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(sender_module, "_STOP_S", 0.0)
-    monkeypatch.setitem(PATIENCE_S, Outcome.FINISHED, 0.0)
+    monkeypatch.setitem(PATIENCE_S, EndStatus.FINISHED, 0.0)
     slow = Slow(monkeypatch)
     tracker = make(store)
     tracker.open()
@@ -464,7 +464,7 @@ def test_a_request_that_outlasts_the_end_of_a_training_holds_up_no_meta_test_and
         slow.answers.set()
         thread.join(60)
     monkeypatch.setattr(sender_module, "_STOP_S", 60.0)
-    monkeypatch.setitem(PATIENCE_S, Outcome.FINISHED, 60.0)
+    monkeypatch.setitem(PATIENCE_S, EndStatus.FINISHED, 60.0)
     tracker.log_metrics({"a": 2.0}, 1)
     slow.answers.set()
     tracker.finalize("success")  # of the meta-test

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.studies.ledger import Child
 from dmaml_pl.studies.plan import Request, Training
-from dmaml_pl.studies.search import Options, Search
+from dmaml_pl.studies.search import Search, SearchSettings
 from dmaml_pl.studies.study import Study
 
 SPACE = {
@@ -41,7 +41,7 @@ def search(folder: Path, *, target: float | None = None) -> Search:
     )
     study: Any = SimpleNamespace(folder=folder, base=base, ledger=Ledger())
     study.request = Request("sweep", "s", (str(folder / "a.yaml"),), (), seeds=2, jobs=1)
-    return Search(1, cast("Study", study), Options(SPACE, 12, 4, 0, target))
+    return Search(1, cast("Study", study), SearchSettings(SPACE, 12, 4, 0, target))
 
 
 def make(some: Search, *numbers: int, errors: dict[int, str] | None = None) -> None:

@@ -131,3 +131,12 @@ def test_no_file_is_long() -> None:
 
 def test_the_name_of_a_file_says_what_it_holds() -> None:
     assert not EMPTY_WORDS & {file.stem for file in modules().values()}
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    named: dict[str, list[str]] = {}
+    for module, file in modules().items():
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                named.setdefault(node.name, []).append(module)
+    assert {name: homes for name, homes in named.items() if len(homes) > 1} == {}

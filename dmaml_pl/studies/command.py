@@ -138,7 +138,7 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
     else:
         from dmaml_pl.studies import search, space, sweep  # noqa: PLC0415
 
-        options = search.Options(
+        options = search.SearchSettings(
             space.read_space(given.space), given.trials, given.startup, given.sampler_seed, given.target
         )
         study = Study(request)

@@ -32,7 +32,7 @@ from dmaml_pl.studies.study import Study
 
 
 @dataclass(frozen=True)
-class Options:
+class SearchSettings:
     """How a sweep searches.
 
     Attributes:
@@ -79,7 +79,7 @@ class Search:
 
     workers: int
     study: Study
-    options: Options
+    options: SearchSettings
     trials: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:

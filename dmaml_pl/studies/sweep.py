@@ -14,7 +14,7 @@ from dmaml_pl.studies.plan import Point, label_of
 from dmaml_pl.studies.plots import COLOURS, DPI, plot_curves
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, number, publish
 from dmaml_pl.studies.results import Group, deviation, final
-from dmaml_pl.studies.search import Options, Search, Trial
+from dmaml_pl.studies.search import Search, SearchSettings, Trial
 from dmaml_pl.studies.settings_files import as_settings
 from dmaml_pl.studies.space import corners
 from dmaml_pl.studies.study import Study
@@ -30,7 +30,7 @@ COSTS = {
 """The axes on which the table says what it took to reach the target, and their names."""
 
 
-def conduct(study: Study, workers: Sequence[int], options: Options) -> None:
+def conduct(study: Study, workers: Sequence[int], options: SearchSettings) -> None:
     """Search for each number of workers on its own, and compare the best."""
     searches = [Search(count, study, options) for count in workers]
     settings = [as_settings(values) for values in corners(options.space)]

@@ -19,7 +19,7 @@ from dmaml_pl.tracking.store import own_command
 _log = logging.getLogger(__name__)
 
 
-class Outcome(StrEnum):
+class EndStatus(StrEnum):
     """Status of an MLflow run; the values are MLflow's."""
 
     RUNNING = "RUNNING"
@@ -28,7 +28,7 @@ class Outcome(StrEnum):
     KILLED = "KILLED"
 
 
-PATIENCE_S = {Outcome.FINISHED: 10.0, Outcome.FAILED: 10.0, Outcome.KILLED: 2.0}
+PATIENCE_S = {EndStatus.FINISHED: 10.0, EndStatus.FAILED: 10.0, EndStatus.KILLED: 2.0}
 """Seconds that the end of a training waits for a store that is away; who is killed may not have long."""
 
 
@@ -43,7 +43,7 @@ class Ending:
     """
 
     def __init__(self, sender: Sender, figures: Mapping[str, float], note: str | None, save_dir: str) -> None:
-        self.outcome = Outcome.RUNNING
+        self.outcome = EndStatus.RUNNING
         self.figures = dict(figures)
         self._callbacks: dict[str, ModelCheckpoint] = {}
         self._uploaded: dict[str, tuple[Path, int]] = {}
@@ -58,15 +58,15 @@ class Ending:
     def write(self, status: str, error: BaseException | None) -> None:
         """Write the end as for `MLflowTracker.finalize`, send what waits, and say so where that cannot be."""
         failed = status == "failed" and not isinstance(error, KeyboardInterrupt | SIGTERMException)
-        outcome = Outcome.FINISHED if status == "success" else Outcome.FAILED if failed else Outcome.KILLED
+        outcome = EndStatus.FINISHED if status == "success" else EndStatus.FAILED if failed else EndStatus.KILLED
         sender = self._sender
-        if self.outcome not in (Outcome.FAILED, Outcome.KILLED):
+        if self.outcome not in (EndStatus.FAILED, EndStatus.KILLED):
             self.outcome = outcome
             message = "" if error is None else redact(f"{type(error).__name__}: {error}")
-            if outcome == Outcome.FAILED and message:
+            if outcome == EndStatus.FAILED and message:
                 sender.put({"do": "set_tags", "tags": {ERROR: message}})
             self._describe(message)
-            if outcome == Outcome.FINISHED:  # whoever waits for this status finds the checkpoints there
+            if outcome == EndStatus.FINISHED:  # whoever waits for this status finds the checkpoints there
                 self._put_checkpoints()
             sender.put(end(outcome))
             self._put_checkpoints()
@@ -75,16 +75,16 @@ class Ending:
     def go_on(self) -> None:
         """Write that the training goes on after all."""
         self._sender.put({"do": "restart"})
-        self.outcome = Outcome.RUNNING
+        self.outcome = EndStatus.RUNNING
 
     def correct(self) -> None:
         """Make what was taken for a failure a stop from outside."""
-        if self.outcome == Outcome.FAILED:
+        if self.outcome == EndStatus.FAILED:
             self.go_on()
-            self.outcome = Outcome.KILLED
+            self.outcome = EndStatus.KILLED
             self._describe("")
-            self._sender.put(end(Outcome.KILLED))
-            self._leave(Outcome.KILLED)
+            self._sender.put(end(EndStatus.KILLED))
+            self._leave(EndStatus.KILLED)
 
     def _describe(self, error: str) -> None:
         if self._may_describe:
@@ -112,7 +112,7 @@ class Ending:
                 self._uploaded[name] = version
                 self._sender.put_file(file, "checkpoints", name, replaced_whole=True)
 
-    def _leave(self, outcome: Outcome) -> None:
+    def _leave(self, outcome: EndStatus) -> None:
         sender = self._sender
         if not sender.wait(PATIENCE_S[outcome]):
             _log.warning(

@@ -23,7 +23,7 @@ from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.description import NOTE
-from dmaml_pl.tracking.ending import Ending, Outcome
+from dmaml_pl.tracking.ending import Ending, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
@@ -151,7 +151,7 @@ class MLflowTracker(Logger):
     def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
         """Lightning calls this once in every trainer function: one after the first makes the MLflow run go on."""
         ending = self._ending
-        if ending is not None and ending.outcome != Outcome.RUNNING:
+        if ending is not None and ending.outcome != EndStatus.RUNNING:
             ending.go_on()
             self._send_at_once()
             if self._monitor is not None:
@@ -283,7 +283,7 @@ class MLflowTracker(Logger):
     def _send_at_once(self) -> None:
         sender, ending = self._sender, self._ending
         sent = sender is not None and sender.wait(0, _AT_MOST_S)
-        if sender is not None and ending is not None and sent and ending.outcome != Outcome.RUNNING:
+        if sender is not None and ending is not None and sent and ending.outcome != EndStatus.RUNNING:
             sender.stop()  # the training is over, and nothing may be left behind
 
     # Failures
@@ -305,7 +305,7 @@ class MLflowTracker(Logger):
             with told_in_one_line(problem, f"Free or mend it, or set {store.setting} to another one."):
                 yield
         except TrackingError:
-            self._attempt("the status FAILED", lambda: run.end(Outcome.FAILED))
+            self._attempt("the status FAILED", lambda: run.end(EndStatus.FAILED))
             if self._monitor is not None:
                 self._monitor.stop()
             sender.stop()
