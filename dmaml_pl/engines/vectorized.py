@@ -66,14 +66,14 @@ class VectorizedEngine(loop.FunctionalEngine):
             if found is not None:
                 hand_out(found, backward)
                 return MetaOutcome(found.loss, found.metric)
-        outcome = self._evaluate(learner, learner.meta(), dict(learner.network.named_buffers()), batch, of)
+        tasks = self._tasks(learner, dict(learner.network.named_buffers()), batch)
+        outcome = loop.evaluate(learner, learner.meta(), tasks, of)
         backward(outcome.differentiate.mean())
         return MetaOutcome(outcome.loss.mean().detach(), outcome.metric.mean())
 
-    def _evaluate(
-        self, learner: MetaLearner, meta: Weights, buffers: Weights, batch: TaskBatch, of: Of = "loss"
-    ) -> loop.Evaluated:
-        return loop.evaluate(learner, meta, self._tasks(learner, buffers, batch), of)
+    def _evaluate(self, learner: MetaLearner, meta: Weights, buffers: Weights, batch: TaskBatch) -> loop.Evaluated:
+        """What a compiled meta-gradient is traced from."""
+        return loop.evaluate(learner, meta, self._tasks(learner, buffers, batch))
 
     def _tasks(self, learner: MetaLearner, buffers: Weights, batch: TaskBatch) -> loop.NetworkTasks:
         return loop.NetworkTasks(learner.network, buffers, self.objective, batch, loop.at_once)
