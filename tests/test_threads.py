@@ -22,7 +22,7 @@ class Threads(pl.Callback):
     def __init__(self) -> None:
         self.seen = 0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.seen = torch.get_num_threads()
         torch.set_num_threads(1)  # what is forked from a process that had several waits for them for ever
 

@@ -33,11 +33,11 @@ class SystemMetrics:
         self._thread.start()
 
     def _sample(self, stopping: threading.Event) -> None:
-        while True:
+        while not stopping.is_set():
             for _ in range(self._monitor.samples_before_logging):
                 self._monitor.collect_metrics()
-                if stopping.wait(self._monitor.sampling_interval):
-                    return
+                if stopping.wait(self._monitor.sampling_interval):  # a short training has one sample, too
+                    break
             self._monitor.publish_metrics(self._monitor.aggregate_metrics())
 
     def stop(self) -> None:
