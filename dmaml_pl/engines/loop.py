@@ -5,7 +5,7 @@ Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,12 +22,53 @@ Found = TypeVar("Found")
 
 at_once = partial(vmap, randomness="different")
 
+HEAD = "head."
+"""What the names of the weights begin with of a network's last part, where it is split; see `is_split`."""
+
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes of a function of one task one of T tasks, whose arguments and results have a leading T axis."""
 
 
+def is_split(network: nn.Module) -> bool:
+    """Whether a network has an embedding and a head: a method `embed` and a submodule `head` which share no weight.
+
+    Its forward is then to be `head(embed(x))`.
+    """
+    head = network._modules.get("head")  # noqa: SLF001 - and no attribute of another kind
+    if head is None or not callable(getattr(type(network), "embed", None)):
+        return False
+    named = list(network.named_parameters(remove_duplicate=False))
+    return not {id(p) for name, p in named if name.startswith(HEAD)} & {
+        id(p) for name, p in named if not name.startswith(HEAD)
+    }
+
+
+def adapts_head_alone(learner: MetaLearner) -> bool:
+    """Whether all weights that adapt are of the head of a split network, whose embedding is then computed once."""
+    return is_split(learner.network) and all(name.startswith(HEAD) for name in learner.algorithm.adapts)
+
+
+class _Embedding(NamedTuple):
+    """Features (T, B, ...) of inputs (T, B, ...), and the weights that they were computed with.
+
+    Attributes:
+        x: inputs.
+        weights: the body's.
+        differentiable: whether what leads to the features was recorded.
+        features: of them.
+    """
+
+    x: Tensor
+    weights: list[Tensor]
+    differentiable: bool
+    features: Any
+
+
 class NetworkTasks:
     """The tasks of a meta-batch with a network: what an engine lends to an algorithm; see `algorithms.Tasks`.
+
+    Where only the head of a split network adapts, all tasks share the body: the embedding of a set is computed once,
+    also what it draws at random (dropout), and each step of the inner loop runs the head alone.
 
     Args:
         network: is run as a function, with other weights in the place of its own.
@@ -46,6 +87,7 @@ class NetworkTasks:
         self._network = network
         self._buffers = buffers
         self._each = each
+        self._embeddings: list[_Embedding] = []
 
     def expand(self, w: Tensor) -> Tensor:
         """A meta-weight as every task's own, which are still equal, so that no memory is taken yet."""
@@ -53,6 +95,11 @@ class NetworkTasks:
 
     def run(self, meta: Weights, fast: Weights, x: Tensor, part: str | None = None) -> Any:
         """The network's outputs of inputs (T, B, ...)."""
+        if part is None:
+            call, x = self._prepared(meta, fast, x)
+            return self._each(call)(fast, x)
+        if part == "embed" and self._shares_body(fast):
+            return self._embedding(self._shared(meta, fast), x)
         shared = self._shared(meta, fast)
         return self._each(lambda own, x: self._call(shared | own, x, part))(fast, x)
 
@@ -67,14 +114,50 @@ class NetworkTasks:
     def _losses(
         self, loss: Callable[..., Tensor], meta: Weights, fast: Weights, samples: Samples
     ) -> tuple[Tensor, Any]:
-        shared = self._shared(meta, fast)
+        call, x = self._prepared(meta, fast, samples.x)
 
         def of_one_task(own: Weights, x: Tensor, y: Any) -> tuple[Tensor, Any]:
-            output = self._call(shared | own, x)
+            output = call(own, x)
             return loss(output, y), output
 
-        found: tuple[Tensor, Any] = self._each(of_one_task)(fast, *samples)
+        found: tuple[Tensor, Any] = self._each(of_one_task)(fast, x, samples.y)
         return found
+
+    def _prepared(self, meta: Weights, fast: Weights, x: Tensor) -> tuple[Callable[[Weights, Tensor], Any], Any]:
+        """The network as a function of one task's own weights and inputs, and what it is to be given, (T, B, ...).
+
+        That is the head and the embedding, where no more than the head differs between the tasks.
+        """
+        shared = self._shared(meta, fast)
+        if not self._shares_body(fast):
+            return lambda own, x: self._call(shared | own, x), x
+        head: Any = self._network.head
+        of_all = {name.removeprefix(HEAD): tensor for name, tensor in shared.items() if name.startswith(HEAD)}
+
+        def run_head(own: Weights, features: Any) -> Any:
+            of_task = {name.removeprefix(HEAD): tensor for name, tensor in own.items()}
+            return functional_call(head, of_all | of_task, (features,))
+
+        return run_head, self._embedding(shared, x)
+
+    @cached_property
+    def _is_split(self) -> bool:
+        return is_split(self._network)
+
+    def _shares_body(self, fast: Weights) -> bool:
+        return all(name.startswith(HEAD) for name in fast) and self._is_split
+
+    def _embedding(self, shared: Weights, x: Tensor) -> Any:
+        """The features of inputs, (T, B, ...), from a body that the tasks share; computed once."""
+        body = {name: tensor for name, tensor in shared.items() if not name.startswith(HEAD)}
+        weights = list(body.values())
+        differentiable = torch.is_grad_enabled() and any(weight.requires_grad for weight in (x, *weights))
+        for known in self._embeddings:
+            if known.x is x and known.differentiable == differentiable and _same(known.weights, weights):
+                return known.features
+        features = self._each(lambda x: self._call(body, x, "embed"))(x)
+        self._embeddings.append(_Embedding(x, weights, differentiable, features))
+        return features
 
     def _shared(self, meta: Weights, fast: Weights) -> Weights:
         """What all tasks run with: buffers, and the weights that do not adapt."""
@@ -88,6 +171,10 @@ class NetworkTasks:
         return functional_call(
             _Part(self._network, part), {f"network.{name}": tensor for name, tensor in tensors.items()}, (x,)
         )
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 class _Part(nn.Module):

@@ -14,6 +14,7 @@ from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.checks import require_positive
 from dmaml_pl.engines import EngineChoice, EngineName
+from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.run import RunModule
@@ -160,9 +161,25 @@ class MetaLearning(RunModule):
                 f"model.network cannot take samples of shape {tuple(task.support_x.shape[1:])} ({reason}): set its "
                 "input size to that of the data."
             ) from error
+        if adapts_head_alone(self.learner):
+            self._check_split(task.support_x.to(self.device))
         self.objective.check(prediction, task.support_y.to(self.device))
         self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
         self.engine.for_training(self.learner, batch.to(self.device))
+
+    def _check_split(self, x: Tensor) -> None:
+        """Check that a network which says that it is an embedding and a head is no more than that."""
+        network: Any = self.network
+        outputs = []
+        for forward in (network, lambda x: network.head(network.embed(x))):
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(0)  # both draw the same
+                outputs.append(forward(x))
+        if not torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-3):
+            raise ConfigError(
+                f"model.network is {type(network).__name__}, whose output is not head(embed(x)), though it has a "
+                "method embed, and a module head that alone adapts: give one of them another name."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of the next run, from which its tasks follow, and what the network was trained on."""

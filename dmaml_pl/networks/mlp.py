@@ -30,6 +30,11 @@ class MLP(nn.Module):
             layers += [nn.ReLU(), nn.Linear(width, following)]
         self.layers = nn.Sequential(*layers)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What the last layer is given (B, F) of samples (B, inputs)."""
+        out: Tensor = self.layers[:-1](x)
+        return out
+
     def forward(self, x: Tensor) -> Tensor:
         """Predictions (B, outputs) of samples (B, inputs)."""
         out: Tensor = self.layers(x)
