@@ -36,8 +36,8 @@ class Backbone(nn.Module):
             under "state_dict" or "model"), in which those of a head may stand beside; or "pretrained", which downloads
             what the library has. At random by default. A checkpoint of a training holds all weights: adapting a network
             from it reads none of these.
-        options: further arguments of the library's model, such as {image_size: 84} of torchvision's ViTs, {img_size: 84}
-            of timm's.
+        options: further arguments of the library's model, such as {image_size: 84} of torchvision's ViTs and
+            {img_size: 84} of timm's.
         mean: is subtracted from each of the C channels, whose values go from 0 to 1; by default what the library's own
             weights of that name take; nothing for a module of one's own.
         std: what each channel is then divided by; as `mean`.
@@ -65,8 +65,8 @@ class Backbone(nn.Module):
             made = _from_library(body, options or {}, pretrained=weights == PRETRAINED)
         elif weights == PRETRAINED or options:
             raise ConfigError(
-                f"model.network.body is {type(body).__name__}, for which model.network.weights must be a file, and which "
-                "takes its options itself: set model.network.options to null."
+                f"model.network.body is {type(body).__name__}, which takes its options itself, and its weights from a "
+                "file: set model.network.options to null, and model.network.weights to a file or null."
             )
         else:
             made = _without_head(type(body).__name__, body)

@@ -36,8 +36,8 @@ def load_weights(network: nn.Module, file: str, setting: str) -> None:
         have = f"of shape {tuple(held[name].shape)} there" if name in held else "not there"
         raise ConfigError(
             f"{setting} is {file}, which has {len(fitting)} of the {len(wanted)} tensors of "
-            f"{type(network).__name__}: {name}, of shape {tuple(wanted[name].shape)}, is {have}. Give a file of the same "
-            "model."
+            f"{type(network).__name__}: {name}, of shape {tuple(wanted[name].shape)}, is {have}. Give a file of the "
+            "same model."
         )
     network.load_state_dict(fitting, strict=False)
 
@@ -76,4 +76,6 @@ def _read_safetensors(path: Path, setting: str) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, setting: str, reason: str) -> ConfigError:
-    return ConfigError(f"{setting} is {path}, which cannot be read ({reason}): give a file of safetensors or torch.save.")
+    return ConfigError(
+        f"{setting} is {path}, which cannot be read ({reason}): give a file of safetensors or torch.save."
+    )
