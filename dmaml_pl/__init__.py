@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner
     from dmaml_pl.adapting.loading import load, load_adapted
-    from dmaml_pl.algorithms import MAML, Algorithm
+    from dmaml_pl.algorithms import ANIL, BOIL, MAML, Algorithm, InnerAdam, InnerMomentum
     from dmaml_pl.modules import MetaLearning
     from dmaml_pl.networks import MLP, Conv4, ResNet12
     from dmaml_pl.objectives import Objective
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "dmaml_pl.adapting.learner": ("AdaptedLearner", "FewShotLearner"),
     "dmaml_pl.adapting.loading": ("load", "load_adapted"),
-    "dmaml_pl.algorithms": ("Algorithm", "MAML"),
+    "dmaml_pl.algorithms": ("ANIL", "Algorithm", "BOIL", "InnerAdam", "InnerMomentum", "MAML"),
     "dmaml_pl.modules": ("MetaLearning",),
     "dmaml_pl.networks": ("Conv4", "MLP", "ResNet12"),
     "dmaml_pl.objectives": ("Objective",),
@@ -39,6 +39,8 @@ _NAMES = {
 }
 
 __all__ = [
+    "ANIL",
+    "BOIL",
     "MAML",
     "MLP",
     "AdaptedLearner",
@@ -46,6 +48,8 @@ __all__ = [
     "Conv4",
     "DMAMLStrategy",
     "FewShotLearner",
+    "InnerAdam",
+    "InnerMomentum",
     "MLflowTracker",
     "MeanMerge",
     "MergedAverage",

@@ -47,18 +47,25 @@ class TaskBatch(NamedTuple):
             the step before (rollouts of each step's policy).
         query: the query set.
         numbers: number of each task, (T,), where tasks are numbered (validation, test); None in training.
+        ways: N, classes of each task; 0 where targets are no class numbers.
     """
 
     support: tuple[Samples, ...]
     query: Samples
     numbers: Tensor | None = None
+    ways: int = 0
 
     @classmethod
     def of(
         cls, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor, numbers: Tensor | None = None
     ) -> TaskBatch:
-        """Tasks with one support set, (T, S, ...), and a query set, (T, Q, ...), as supervised learning has them."""
-        return cls((Samples(support_x, support_y),), Samples(query_x, query_y), numbers)
+        """Tasks with one support set, (T, S, ...), and a query set, (T, Q, ...), as supervised learning has them.
+
+        Every class that there is must be in the support sets: their largest class number is N - 1.
+        """
+        real = support_y.is_floating_point() or not support_y.numel()
+        ways = 0 if real else int(support_y.max()) + 1
+        return cls((Samples(support_x, support_y),), Samples(query_x, query_y), numbers, ways)
 
     @property
     def support_x(self) -> Tensor:
@@ -113,7 +120,8 @@ class TaskBatch(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """Every tensor changed alike."""
         support = tuple(samples.map(change) for samples in self.support)
-        return TaskBatch(support, self.query.map(change), None if self.numbers is None else change(self.numbers))
+        numbers = None if self.numbers is None else change(self.numbers)
+        return TaskBatch(support, self.query.map(change), numbers, self.ways)
 
     def map_inputs(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """The inputs of all samples changed alike."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from dmaml_pl.algorithms import InnerOptimizer
 from dmaml_pl.errors import CheckpointError
 from dmaml_pl.objectives import Objective
 
@@ -72,7 +73,7 @@ def _value(value: Any, trust: Sequence[str]) -> Any:
         return value
     if "class_path" not in value:
         return {name: _value(item, trust) for name, item in value.items()}
-    return build(value, (nn.Module, Objective), trust)
+    return build(value, (nn.Module, Objective, InnerOptimizer), trust)
 
 
 def _find(path: str, trusted: Sequence[str]) -> type[Any]:

@@ -8,13 +8,16 @@ Legend: T tasks, S support samples, Q query samples, `...` the axes of one tenso
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dmaml_pl.algorithms.inner_optimizers import InnerOptimizer
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.networks.names import select
 from dmaml_pl.tasks import TaskBatch
 
 Weights = dict[str, Tensor]
@@ -50,8 +53,8 @@ class Tasks(Protocol):
         """
         ...
 
-    def support_loss(self, meta: Weights, fast: Weights, step: int) -> Tensor:
-        """Each task's loss on the support set of a step, (T,)."""
+    def support_loss(self, meta: Weights, fast: Weights, step: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Each task's loss on the support set of a step, (T,); on a minibatch of it where `rows` are given."""
         ...
 
     def query(self, meta: Weights, fast: Weights) -> tuple[Tensor, Any]:
@@ -96,33 +99,71 @@ class Algorithm(nn.Module, ABC):
     them as inputs. What is done to a tensor of `fast` or of gradients must treat its leading T axis as so many tasks.
 
     Args:
-        steps: steps of the inner loop in training.
+        inner_steps: steps of the inner loop in training.
+        adapts: which weights adapt, as patterns of their names, such as `layers.4.*`; one that begins with `!` takes
+            out again. The others are meta-learned, and the same for all tasks. By default all that are not frozen.
+        inner_optimizer: what makes of gradients the direction of a step, such as `InnerAdam`; by default they are it.
 
     Attributes:
+        steps: `inner_steps`.
         first_order: the meta-gradient takes the gradients of the inner loop for constants.
         adapts: names of the weights that adapt, after `attach`.
         meta_lr: learning rate of the algorithm's own parameters; None takes the meta-optimizer's.
 
     Raises:
-        ConfigError: `steps` is less than zero.
+        ConfigError: `inner_steps` is less than zero.
     """
 
     first_order: bool = False
     meta_lr: float | None = None
 
-    def __init__(self, steps: int) -> None:
+    def __init__(
+        self,
+        inner_steps: int,
+        adapts: Sequence[str] | None = None,
+        inner_optimizer: InnerOptimizer | None = None,
+    ) -> None:
         super().__init__()
-        if steps < 0:
-            raise ConfigError(f"model.algorithm.inner_steps is {steps}, but must not be negative.")
-        self.steps = steps
+        if inner_steps < 0:
+            raise ConfigError(f"model.algorithm.inner_steps is {inner_steps}, but must not be negative.")
+        self.steps = inner_steps
         self.adapts: list[str] = []
+        self.inner_optimizer = inner_optimizer
+        self._patterns = adapts
 
     def attach(self, network: nn.Module) -> None:
         """Choose what adapts, and make parameters of the algorithm's own; called once, before training.
 
-        By default every weight adapts that is not frozen.
+        Raises:
+            ConfigError: a pattern of `adapts` matches no weight, or all that match are frozen.
         """
-        self.adapts = [name for name, weight in network.named_parameters() if weight.requires_grad]
+        learned = [name for name, weight in network.named_parameters() if weight.requires_grad]
+        if self._patterns is None:
+            self.adapts = learned
+            return
+        names = [name for name, _ in network.named_parameters()]
+        chosen = select(names, self._patterns, "model.algorithm.adapts")
+        self.adapts = [name for name in learned if name in chosen]
+        if not self.adapts:
+            raise ConfigError(
+                f"model.algorithm.adapts is {list(self._patterns)}, which leaves nothing that adapts: the network has "
+                f"{', '.join(learned[:6])}{', ...' * (len(learned) > 6)}."
+            )
+
+    def begin(self, meta_iteration: int) -> None:
+        """Called before each meta-iteration with its number since the start of the training, for what changes in time.
+
+        It may set `first_order`, write into own buffers, or change what `phase` tells.
+        """
+
+    @property
+    def phase(self) -> Hashable:
+        """What of the Python code's course depends on `begin`: another phase is compiled anew."""
+        return self.first_order
+
+    def minibatch(self, number: int, samples: int) -> Sequence[int] | None:
+        """Which of so many support samples step `number` sees; None, as by default: all."""
+        return None
 
     def start(self, meta: Weights, tasks: Tasks) -> Weights:
         """The fast weights before the first step; by default the meta-weights."""
@@ -135,7 +176,7 @@ class Algorithm(nn.Module, ABC):
         Args:
             meta: meta-weights.
             fast: those fast weights that there are gradients for, (T, ...).
-            gradients: of the support losses, of the same names and shapes.
+            gradients: of the support losses, or what the inner optimizer made of them, of the same names and shapes.
             number: of the step, from 0; at the meta-test it may exceed `steps`.
 
         Returns:
@@ -161,15 +202,15 @@ class Algorithm(nn.Module, ABC):
             name: w if w.requires_grad else w.detach().requires_grad_() for name, w in self.start(meta, tasks).items()
         }
         path = [fast]
-        if not create_graph:
-            fixed = {name: weight.detach() for name, weight in meta.items()}
+        fixed = meta if create_graph else {name: weight.detach() for name, weight in meta.items()}
+        state: Any = None
         for number in range(steps):
-            if create_graph:
-                at, known = fast, meta
-            else:
-                at, known = {name: weight.detach().requires_grad_() for name, weight in fast.items()}, fixed
-            losses = tasks.support_loss(known, self.place(known, at, number), number)
+            at = fast if create_graph else {name: weight.detach().requires_grad_() for name, weight in fast.items()}
+            rows = self.minibatch(number, tasks.batch.support_of(number).x.shape[1])
+            losses = tasks.support_loss(fixed, self.place(fixed, at, number), number, rows)
             found = gradients(losses, at, create_graph=create_graph)
+            if self.inner_optimizer is not None:
+                found, state = self.inner_optimizer.direction(found, state, number)
             fast = fast | self.step(meta, {name: fast[name] for name in found}, found, number)
             path.append(fast)
         return path

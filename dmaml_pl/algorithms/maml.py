@@ -8,6 +8,7 @@ from torch import nn
 
 from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.checks import require_positive
+from dmaml_pl.errors import ConfigError
 
 
 class MAML(Algorithm):
@@ -17,23 +18,43 @@ class MAML(Algorithm):
         inner_lr: step size of the inner loop; 0.01 in the paper's sinusoid regression.
         inner_steps: steps of the inner loop in training.
         first_order: leave out the second derivatives (FOMAML): faster, and slightly another direction.
+        first_order_until: leave them out in so many meta-iterations at the start of the training, as MAML++ does.
+        settings: those of `Algorithm`.
 
     Raises:
         ConfigError: a value is not greater than zero.
     """
 
-    def __init__(self, inner_lr: float = 0.01, inner_steps: int = 1, first_order: bool = False) -> None:
-        super().__init__(inner_steps)
+    def __init__(
+        self,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        first_order: bool = False,
+        first_order_until: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(inner_steps, **settings)
         require_positive(**{"model.algorithm.inner_lr": inner_lr, "model.algorithm.inner_steps": inner_steps})
+        if first_order_until < 0:
+            raise ConfigError(f"model.algorithm.first_order_until is {first_order_until}, but must not be negative.")
         self.inner_lr = inner_lr
         self.first_order = first_order
+        self._first_order_until = None if first_order else first_order_until
+
+    def begin(self, meta_iteration: int) -> None:
+        """First order, until its time is over."""
+        if self._first_order_until is not None:
+            self.first_order = meta_iteration < self._first_order_until
 
     def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
         """Every weight w becomes w - inner_lr * g."""
         return {name: torch.sub(fast[name], g, alpha=self.inner_lr) for name, g in gradients.items()}
 
     def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
-        """`learn2learn.algorithms.MAML`; frozen and unused weights are left as they are."""
+        """`learn2learn.algorithms.MAML`, where all weights adapt that are not frozen, by gradient descent."""
+        learned = [name for name, weight in network.named_parameters() if weight.requires_grad]
+        if self.adapts != learned or self.inner_optimizer is not None:
+            return None
         return package.algorithms.MAML(
             network, lr=self.inner_lr, first_order=self.first_order, allow_nograd=True, allow_unused=True
         )

@@ -7,7 +7,7 @@ decided when it is traced.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from dmaml_pl.learner import MetaLearner
 from dmaml_pl.tasks import TaskBatch
 
 MAX_GRAPHS = 2
-"""Graphs compiled for a network: one, and one for another shape of tasks. Further shapes are executed without."""
+"""Graphs compiled for a network in a phase of its algorithm: one, and one for another shape of tasks; no more."""
 
 SMALL_PRODUCT = 3_000_000
 """Graphs whose matrix products take fewer floating-point operations each, on average, run in one thread on CPUs.
@@ -84,7 +84,7 @@ class Compiler:
     """Compiles meta-gradients, and keeps them by what they were compiled for; also on disk, for the next training."""
 
     def __init__(self) -> None:
-        self._graphs: Tried[dict[Any, _Graph | None]] = Tried()
+        self._graphs: Tried[dict[Hashable, dict[Any, _Graph | None]]] = Tried()
 
     def meta_gradient(self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate) -> MetaGradient | None:
         """The meta-gradient, by a compiled graph; None where there is none and none can be made, which is said once.
@@ -122,10 +122,11 @@ class Compiler:
         lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (
             lower,
+            tasks.ways,
             *((v.shape, v.stride(), v.dtype, v.device, v.requires_grad) for v in values),
             *(module.training for module in learner.modules()),
         )
-        graphs = self._graphs.setdefault(learner, {})
+        graphs = self._graphs.setdefault(learner, {}).setdefault(learner.algorithm.phase, {})
         if key not in graphs:
             full = len(graphs) >= MAX_GRAPHS
             graphs[key] = None if full else _compile(learner, values, tasks, evaluate)

@@ -4,7 +4,7 @@ Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -103,9 +103,12 @@ class NetworkTasks:
         shared = self._shared(meta, fast)
         return self._each(lambda own, x: self._call(shared | own, x, part))(fast, x)
 
-    def support_loss(self, meta: Weights, fast: Weights, step: int) -> Tensor:
-        """Each task's loss on the support set of a step, (T,)."""
-        return self._losses(self.objective.support_loss, meta, fast, self.batch.support_of(step))[0]
+    def support_loss(self, meta: Weights, fast: Weights, step: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Each task's loss on the support set of a step, (T,); on a minibatch of it where `rows` are given."""
+        samples = self.batch.support_of(step)
+        if rows is not None:
+            samples = samples.map(lambda tensor: tensor[:, list(rows)])
+        return self._losses(self.objective.support_loss, meta, fast, samples)[0]
 
     def query(self, meta: Weights, fast: Weights) -> tuple[Tensor, Any]:
         """Each task's loss on its query set, (T,), and the network's outputs, (T, Q, ...)."""

@@ -222,9 +222,9 @@ def adapted_weights(learner: MetaLearner, objective: Objective, x: Tensor, y: Te
         y: their targets (S, ...).
         steps: steps of the inner loop.
     """
-    support = Samples(x.unsqueeze(0), y.unsqueeze(0))
+    x, y = x.unsqueeze(0), y.unsqueeze(0)
     buffers = dict(learner.network.named_buffers())
-    tasks = loop.NetworkTasks(learner.network, buffers, objective, TaskBatch((support,), support), one_by_one)
+    tasks = loop.NetworkTasks(learner.network, buffers, objective, TaskBatch.of(x, y, x, y), one_by_one)
     weights = loop.steps_of(learner, learner.meta(), tasks, steps)[-1]
     return {name: weight.detach().squeeze(0) for name, weight in weights.items()}
 

@@ -75,7 +75,7 @@ class RunModule(EvaluatedModule):
         losses: list[float] = []
         metrics: list[Tensor] = []
         failure, seen = None, 0
-        worker, device = self.global_rank, self.device
+        worker, device, done = self.global_rank, self.device, self.trainer.global_step
         with ExitStack() as surroundings:
             while len(losses) < limit and not (losses and clock.seconds() >= seconds):
                 self.answer_the_outside(strategy)
@@ -84,6 +84,7 @@ class RunModule(EvaluatedModule):
                 if not losses:
                     engine = self.engine.for_training(self.learner, batch)
                     surroundings.enter_context(limited_threads(engine.threads(self.learner, batch)))
+                self.algorithm.begin(done + len(losses))
                 outcome = self._meta_gradient(engine, batch, outer)
                 loss = float(outcome.loss)
                 failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
