@@ -130,6 +130,7 @@ def changed(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     ("name", "expected"),
     [
         ("nonsense", "nonsense is not a setting."),
+        ("trainer.loger.save_dir", "trainer.loger is not a setting. Did you mean trainer.logger?"),
         ("trainer.max_stepz", "trainer.max_stepz is not a setting. Did you mean trainer.max_steps?"),
         (
             "model.run_lenght",
@@ -223,12 +224,12 @@ def test_a_class_of_another_kind_is_refused(refusal: Refusal) -> None:
         (
             f"{MODEL}.meta_optimizer.init_args.lr",
             "quick",
-            "model.meta_optimizer.lr is 'quick', but must be of type float or a class path.",
+            "model.meta_optimizer.lr is 'quick', but must be of type float or the class path of a Tensor.",
         ),
         (
             f"{MODEL}.objective",
             "clasification",
-            "model.objective is 'clasification', but must be one of 'regression', 'classification' or a class path.",
+            "model.objective is 'clasification', but must be one of 'regression', 'classification' or the class path",
         ),
         ("checkpoint.mode", "least", "checkpoint.mode is 'least', but must be one of 'min', 'max'."),
         ("trainer.precision", "8", "trainer.precision is '8', but must be one of 64, 32, 16, 'transformer-engine', "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dmaml_pl.cli.command_line import check_command, check_config_files
-from dmaml_pl.cli.messages import explain_interpolation, explain_trainer, refuse
+from dmaml_pl.cli.messages import explain_interpolation, explain_trainer
+from dmaml_pl.cli.mistakes import refuse
 from dmaml_pl.errors import ConfigError
 
 
@@ -42,10 +44,11 @@ def refused(wanted: Any, value: Any) -> str:
     """What is told of a value of the setting a that the parser refuses."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--a", type=wanted)
+    words = ["--a", value if isinstance(value, str) else json.dumps(value)]
     with pytest.raises(ArgumentError) as raised:
-        parser.parse_object({"a": value})
+        parser.parse_args(words)
     with pytest.raises(ConfigError) as told:
-        refuse(parser, [], raised.value)
+        refuse(parser, words, raised.value)
     return str(told.value)
 
 
@@ -59,11 +62,12 @@ def refused(wanted: Any, value: Any) -> str:
         (Sequence[int], "wide", "a is 'wide', but must be of type list."),
         (list[int], ["1", "x"], "a is 'x', but must be of type int."),
         (dict[str, int], 3, "a is '3', but must be of type dict."),
+        (dict[str, int], {"b": "x"}, "a.b is 'x', but must be of type int."),
         (Literal["min", "max"], "least", "a is 'least', but must be one of 'min', 'max'."),
         (Literal[1, 3] | None, 2, "a is '2', but must be one of 1, 3 or null."),
         (nn.Module, 3, "a is '3', but must be the class path of a Module."),
-        (nn.Module, "MPL", "a is 'MPL', but must be a class path. Did you mean dmaml_pl.MLP?"),
-        (Literal["min"] | nn.Module, "x", "a is 'x', but must be one of 'min' or a class path."),
+        (nn.Module, "MPL", "a is 'MPL', but must be the class path of a Module. Did you mean dmaml_pl.MLP?"),
+        (Literal["min"] | nn.Module, "x", "a is 'x', but must be one of 'min' or the class path of a Module."),
     ],
 )
 def test_a_value_of_another_type_is_told_with_what_it_may_be(wanted: Any, value: Any, expected: str) -> None:
@@ -79,7 +83,9 @@ def test_a_value_of_another_type_is_told_with_what_it_may_be(wanted: Any, value:
         (own(widht=1), f"a.widht is not a setting of {OWN}. Did you mean width? It has: width, rates, inner."),
         (own(), f"Not set: a.width, which {OWN} needs."),
         ({"class_path": OWN[:-1]}, f"a cannot be {OWN[:-1]}: "),
-        ({"class_path": OWN, "init_args": 3}, f"a cannot be {OWN}: "),
+        ({"class_path": OWN, "init_args": 3}, f"a cannot be {OWN}: its init_args are 3, but must be settings by name."),
+        ({"class_path": OWN, "width": 3}, "a.width stands beside class_path, but must be in init_args there."),
+        ({"class_path": "torch.nn.functional.relu"}, "a cannot be torch.nn.functional.relu: it must be a Module."),
     ],
 )
 def test_in_a_class_the_setting_is_named_to_the_end(value: dict[str, Any], expected: str) -> None:
@@ -100,12 +106,28 @@ def test_a_class_that_is_called_later_is_told_of_as_any(name: str, settings: dic
     assert refused(Callable[[Iterable[Any]], Optimizer], value).startswith(expected)
 
 
+def test_options_are_laid_over_files_before_they_are_held_against_a_class() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--a", type=nn.Module)
+    Path("a.yaml").write_text(json.dumps({"a": own(width=1, inner=own(width=2))}))
+    for option, expected in [
+        (["--a.inner.width", "x"], "a.inner.width is 'x', but must be of type int."),
+        (["--a.inner", "torch.nn.Identity", "--a.width=x"], "a.width is 'x', but must be of type int."),
+        (["--a", "torch.nn.Linear"], "Not set: a.in_features, a.out_features, which torch.nn.Linear needs."),
+        (["--a.width"], "a.width has no value: give one after --a.width."),
+    ]:
+        words = ["--config", "a.yaml", *option]
+        with pytest.raises(ArgumentError) as raised:
+            parser.parse_args(words)
+        with pytest.raises(ConfigError) as told:
+            refuse(parser, words, raised.value)
+        assert str(told.value) == expected
+
+
 def test_what_is_not_recognized_is_told_in_one_line_as_the_parser_tells_it() -> None:
     with pytest.raises(ConfigError, match=r"^this is why$"):
         refuse(ArgumentParser(), [], ArgumentError(None, "this\nis why"))
-    tree = 'Parser key "a":\n  Errors:\n    - Parser key "b":\n        this\n        is why\n    - nothing'
-    with pytest.raises(ConfigError, match=r"^a\.b: this is why$"):
-        refuse(ArgumentParser(), [], ArgumentError(None, tree))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import resume
-from dmaml_pl.cli.messages import explain_trainer, refuse
+from dmaml_pl.cli.messages import explain_trainer
+from dmaml_pl.cli.mistakes import refuse
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.recorder import ConfigRecorder, trackers
 from dmaml_pl.console.progress import RunProgress
