@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dmaml_pl.adapting.loading import load, load_adapted
     from dmaml_pl.algorithms import ANIL, BOIL, MAML, Algorithm, InnerAdam, InnerMomentum
     from dmaml_pl.modules import MetaLearning
-    from dmaml_pl.networks import MLP, Conv4, ResNet12
+    from dmaml_pl.networks import MLP, Backbone, Conv4, LoRA, ResNet12
     from dmaml_pl.objectives import Objective
     from dmaml_pl.strategies import (
         DMAMLStrategy,
@@ -33,7 +33,7 @@ _NAMES = {
     "dmaml_pl.adapting.loading": ("load", "load_adapted"),
     "dmaml_pl.algorithms": ("ANIL", "Algorithm", "BOIL", "InnerAdam", "InnerMomentum", "MAML"),
     "dmaml_pl.modules": ("MetaLearning",),
-    "dmaml_pl.networks": ("Conv4", "MLP", "ResNet12"),
+    "dmaml_pl.networks": ("Backbone", "Conv4", "LoRA", "MLP", "ResNet12"),
     "dmaml_pl.objectives": ("Objective",),
     "dmaml_pl.tracking.tracker": ("MLflowTracker",),
 }
@@ -45,11 +45,13 @@ __all__ = [
     "MLP",
     "AdaptedLearner",
     "Algorithm",
+    "Backbone",
     "Conv4",
     "DMAMLStrategy",
     "FewShotLearner",
     "InnerAdam",
     "InnerMomentum",
+    "LoRA",
     "MLflowTracker",
     "MeanMerge",
     "MergedAverage",

@@ -45,11 +45,26 @@ class MetaLearner(nn.Module):
         return [*self.network.parameters(), *self.algorithm.parameters(), *self.algorithm.buffers()]
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """What a meta-optimizer takes: one group, and one for the algorithm's parameters if their rate is another."""
-        own = list(self.algorithm.parameters())
+        """What a meta-optimizer takes: one group, and one for the algorithm's parameters if their rate is another.
+
+        Frozen parameters are in none.
+        """
+        networks, own = (
+            [p for p in module.parameters() if p.requires_grad] for module in (self.network, self.algorithm)
+        )
         if self.algorithm.meta_lr is None or not own:
-            return [{"params": [*self.network.parameters(), *own]}]
-        return [{"params": list(self.network.parameters())}, {"params": own, "lr": self.algorithm.meta_lr}]
+            return [{"params": [*networks, *own]}]
+        return [{"params": networks}, {"params": own, "lr": self.algorithm.meta_lr}]
+
+    def states(self) -> dict[str, int]:
+        """How many parameters are frozen, are learned but do not adapt, and adapt to each task."""
+        counts = {"frozen": 0, "learned": 0, "adapting": 0}
+        adapts = set(self.algorithm.adapts)
+        for name, weight in self.meta().items():
+            if isinstance(weight, nn.Parameter):  # and no buffer of the algorithm's
+                state = "adapting" if name in adapts else "learned" if weight.requires_grad else "frozen"
+                counts[state] += weight.numel()
+        return counts
 
 
 def _names_of_today(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

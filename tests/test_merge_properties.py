@@ -66,7 +66,9 @@ def exchanged(
     exchanges = [Exchange(exclude=exclude, bfloat16=bfloat16) for _ in ends]
     with patch.object(torch.distributed, "all_reduce", lambda payload, async_op: _Arrived()):
         for worker, (exchange, end, weight) in enumerate(zip(exchanges, ends, weights, strict=True)):
-            offer = Offer(end, start, 0.0, torch.tensor([float(worker)]), reports[worker], weight, run=run, steps=0)
+            offer = Offer(
+                end, start, 0.0, torch.tensor([float(worker)]), reports[worker], weight, run, 0, parameters=len(end)
+            )
             sent.append(exchange.send(offer, worker, len(ends)))
     total = torch.stack([one.payload for one in sent]).sum(dim=0)
     for one in sent:

@@ -3,22 +3,26 @@
 Legend: H meta-iterations of a run.
 """
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.engines import EngineChoice, EngineName
 from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.run import RunModule
-from dmaml_pl.networks.batch_norm import use_batch_statistics
+from dmaml_pl.networks.batch_norm import BatchNormUse, use_batch_statistics, use_running_statistics
+from dmaml_pl.networks.freezing import freeze as freeze_weights
 from dmaml_pl.objectives import Objective, ObjectiveName, objective_of
 from dmaml_pl.runs import CHECKPOINT_KEY, strategy_of_runs
 from dmaml_pl.tasks import Scaling, TaskBatch, check_tasks
@@ -28,8 +32,7 @@ class MetaLearning(RunModule):
     """Meta-learns a network by an algorithm of `dmaml_pl.algorithms`, or of a user's own.
 
     Args:
-        network: any network from samples (B, ...) to predictions (B, D) or logits (B, N). Its batch norms use the
-            statistics of the samples at hand, always: transductive, as in the MAML paper.
+        network: any network from samples (B, ...) to predictions (B, D) or logits (B, N).
         algorithm: the inner loop; MAML with its own defaults where none is given.
         objective: "regression" (mean squared error), "classification" (cross-entropy, shown as accuracy), or an
             `Objective` of one's own.
@@ -46,6 +49,10 @@ class MetaLearning(RunModule):
             small networks. What the network decides in Python is decided at the first meta-iteration.
         task_chunk: tasks that are in memory at a time, at most; the meta-gradients of chunks are added up. By default
             all where they are executed at once, and as many as there are threads where one after another.
+        freeze: which weights stay as they are, as patterns of their names, such as `body.*`; one that begins with `!`
+            takes out again. They get no gradient and no step, and are not sent at merges.
+        batch_norm: "task" has batch norms use the statistics of the samples at hand, always: transductive, as in the
+            MAML paper. "frozen" has them use their running statistics, and never write them, as pretrained bodies need.
 
     Attributes:
         shapes: axes of one "sample" and of one "output" of the network, as the data gave them; empty before.
@@ -69,6 +76,8 @@ class MetaLearning(RunModule):
         engine: EngineName = "auto",
         compile: bool = False,  # noqa: A002 - the name of the setting
         task_chunk: int | None = None,
+        freeze: Sequence[str] = (),
+        batch_norm: BatchNormUse = "task",
     ) -> None:
         super().__init__()
         require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
@@ -82,8 +91,13 @@ class MetaLearning(RunModule):
         self.meta_schedule = meta_schedule
         self.gradient_clip = gradient_clip
         self.run_length = run_length
-        use_batch_statistics(network)
+        require_one_of("model.batch_norm", batch_norm, ("task", "frozen"))
+        self.batch_norm = batch_norm
+        (use_batch_statistics if batch_norm == "task" else use_running_statistics)(network)
+        freeze_weights(network, freeze)
         self.learner = MetaLearner(network, algorithm)
+        if not any(p.requires_grad for p in self.learner.parameters()):
+            raise ConfigError(f"model.freeze is {list(freeze)}, which leaves nothing to learn.")
         self.trained_by: int | None = None
         self.shapes: dict[str, list[int]] = {}
         self.scaling: Scaling | None = None
@@ -132,6 +146,14 @@ class MetaLearning(RunModule):
             self.check_task(task("val" if stage == "fit" else "test", 0))
         self.remember_untrained()
 
+    def on_fit_start(self) -> None:
+        """Say how many parameters do what."""
+        super().on_fit_start()
+        if self.batch_norm == "frozen":  # as it is meant to be
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+        counts = self.learner.states()
+        rank_zero_info("Parameters: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+
     def check_workers_can_merge(self, trainer: pl.Trainer) -> None:
         """Check that several workers have a strategy that knows about runs; Lightning's DDP would let them drift apart.
 
@@ -155,8 +177,8 @@ class MetaLearning(RunModule):
         try:
             with torch.no_grad():
                 prediction = self.network(task.support_x.to(self.device))
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"model.network cannot take samples of shape {tuple(task.support_x.shape[1:])} ({reason}): set its "
                 "input size to that of the data."

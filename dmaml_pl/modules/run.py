@@ -101,7 +101,9 @@ class RunModule(EvaluatedModule):
                     break
                 for tell in listeners:
                     tell(self.trainer, self, len(losses), limit, loss)
-        if failure is None and not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters()):
+        if failure is None and not all(
+            bool(torch.isfinite(p).all()) for p in self.learner.parameters() if p.requires_grad
+        ):
             failure = self._not_finite("a weight", self.iteration)
         if failure is not None and self.trainer.world_size == 1:
             raise failure

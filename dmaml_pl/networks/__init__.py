@@ -1,7 +1,9 @@
-"""Plain networks to meta-learn; any other `nn.Module` does as well."""
+"""Networks to meta-learn, and pretrained bodies; any other `nn.Module` does as well."""
 
+from dmaml_pl.networks.backbone import Backbone
 from dmaml_pl.networks.conv4 import Conv4
+from dmaml_pl.networks.lora import LoRA
 from dmaml_pl.networks.mlp import MLP
 from dmaml_pl.networks.resnet12 import ResNet12
 
-__all__ = ["MLP", "Conv4", "ResNet12"]
+__all__ = ["MLP", "Backbone", "Conv4", "LoRA", "ResNet12"]

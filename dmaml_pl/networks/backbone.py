@@ -47,8 +47,8 @@ class Backbone(nn.Module):
             be read, be downloaded, or do not fit.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,
@@ -73,14 +73,16 @@ class Backbone(nn.Module):
         self.body, features, usual = made
         if weights is not None and weights != PRETRAINED:
             load_weights(self.body, weights, "model.network.weights")
-        mean, std = (given or own for given, own in zip((mean, std), usual, strict=True))
-        self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
+        for name, given, own in (("mean", mean, usual[0]), ("std", std, usual[1])):
+            values = given or own
+            channels = torch.tensor(values).view(-1, 1, 1) if values else None
+            self.register_buffer(name, channels, persistent=False)
         self.head = nn.Linear(features, ways)
 
     def embed(self, x: Tensor) -> Tensor:
         """Features (B, F) of images (B, C, H, W) whose values go from 0 to 1."""
-        out: Tensor = self.body((x - self.mean) / self.std)
+        x = x if self.mean is None else x - self.mean
+        out: Tensor = self.body(x if self.std is None else x / self.std)
         return out.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Offer(NamedTuple):
         weight: of the worker in the mean.
         run: number of the run.
         steps: meta-iterations of a worker before the run.
+        parameters: how many of the values are of parameters; they come first.
     """
 
     values: Tensor
@@ -62,6 +63,7 @@ class Offer(NamedTuple):
     weight: float
     run: int
     steps: int
+    parameters: int
 
 
 @dataclass
@@ -151,8 +153,16 @@ class Exchange:
         payload = self._encode((values - self._base(offer)) * weight, torch.cat([integers, table.reshape(-1)]))
         return Sent(offer, payload, torch.distributed.all_reduce(payload, async_op=True), series.shape)
 
-    def _base(self, offer: Offer) -> Tensor | float:
-        return offer.base if self._bfloat16 else 0.0
+    def _base(self, offer: Offer) -> Tensor:
+        """What is sent is the difference from this; of buffers always, so that one that nobody writes stays the same.
+
+        The mean of equal values is not that value to the bit, but that of zeros is zero.
+        """
+        if self._bfloat16:
+            return offer.base
+        base = offer.base.clone()
+        base[: offer.parameters] = 0.0
+        return base
 
     def _encode(self, values: Tensor, exact: Tensor) -> Tensor:
         """What this worker sends; of each value that the sum must keep exactly, all workers but one send 0."""

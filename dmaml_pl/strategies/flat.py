@@ -1,7 +1,8 @@
 """A module's state as one flat vector, so that a merge is one all-reduce.
 
 Floating-point parameters and buffers are averaged. Integer and boolean buffers (counters) cannot be: they are taken
-from worker 0, carried as single bytes, which every floating-point type holds and adds to zeros exactly.
+from worker 0, carried as single bytes, which every floating-point type holds and adds to zeros exactly. Frozen
+parameters are left out: all workers hold worker 0's from the start on.
 
 Legend: P floating-point values, D bytes.
 """
@@ -29,7 +30,7 @@ class FlatState:
 
     Args:
         module: the module.
-        parameters: whether its parameters are packed, too, or only its buffers.
+        parameters: whether its parameters that require gradients are packed, too, or only its buffers.
 
     Attributes:
         like: a tensor of the vectors' type, which is float32, or float64 where the module has any, and device.
@@ -37,7 +38,7 @@ class FlatState:
     """
 
     def __init__(self, module: nn.Module, *, parameters: bool = True) -> None:
-        weights = list(module.parameters()) if parameters else []
+        weights = [p for p in module.parameters() if p.requires_grad] if parameters else []
         state = [*weights, *module.buffers()]
         self._floats = [tensor for tensor in state if tensor.is_floating_point()]
         self._integers = [tensor for tensor in state if not tensor.is_floating_point()]

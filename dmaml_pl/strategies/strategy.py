@@ -126,6 +126,7 @@ class WorkerStrategy(WorkerGroupStrategy):
             weight=weight,
             run=self._run,
             steps=self._steps_before,
+            parameters=state.parameter_size,
         )
 
     def share_meta_gradient(
