@@ -36,6 +36,8 @@ def log_run(module: Any, report: RunReport) -> None:
         "train/meta_lr": _learning_rate(module),
         **report.get("merge", {}),
     }
+    if (peak := module.memory.mib()) is not None:
+        last["train/peak_memory_mib"] = peak
     for step, metrics in rows.items():
         _log(module, metrics, step)
 

@@ -21,6 +21,7 @@ from dmaml_pl.engines.base import Engine, MetaOutcome, Of
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.modules.evaluating import EvaluatedModule
+from dmaml_pl.modules.memory import PeakMemory
 from dmaml_pl.modules.metrics import log_run
 from dmaml_pl.modules.outer_step import OuterStep
 from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
@@ -37,7 +38,10 @@ class RunModule(EvaluatedModule):
         tasks_seen: tasks that all workers have seen in them.
         tasks_under_way: tasks that this worker has seen in the run under way.
         iteration: number of the meta-iteration under way within its run.
+        memory: what the training takes of it.
     """
+
+    memory: PeakMemory
 
     gradient_clip: float | None
     run_length: int
@@ -52,11 +56,12 @@ class RunModule(EvaluatedModule):
         self._validated_on: TaskBatch | None = None
 
     def on_fit_start(self) -> None:
-        """Without a GPU, let PyTorch's optimizers ask for one the quick way.
+        """Watch the memory, and without a GPU let PyTorch's optimizers ask for one the quick way.
 
         They ask at every step. Lightning makes PyTorch ask the driver's library (NVML), lest a fork finds CUDA in use;
         where that library is missing, looking for it took longer than the step.
         """
+        self.memory = PeakMemory(self.device)
         if not torch.cuda.is_available():
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 

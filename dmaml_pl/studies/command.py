@@ -23,8 +23,9 @@ _OWN = {
 _FURTHER = """\
 All other settings, as --trainer.max_steps 2000, are passed on to `dmaml fit` for every training. Trainings are compared
 by the metric of checkpoint.monitor after every run (trainer.val_check_interval), without a meta-test or checkpoints;
-every worker has one thread, unless OMP_NUM_THREADS is set. Results are in mlruns/studies/NAME, and in MLflow. The same
-command again goes on: trainings that have finished are not made again.
+those of a table are meta-tested at their best checkpoint. Every worker has one thread, unless OMP_NUM_THREADS is set.
+Results are in mlruns/studies/NAME, and in MLflow. The same command again goes on: trainings that have finished are not
+made again.
 """
 
 
@@ -51,6 +52,7 @@ def _parser() -> Options:
         ("workers", "the validation metric over runs, for several numbers of workers"),
         ("scaling", "a factor of tasks more, through each knob in turn: what it costs and gains"),
         ("sweep", "the best setting of each number of workers, found by Optuna"),
+        ("table", "the meta-test of each of some settings, such as of all algorithms"),
     ):
         add = kinds.add_parser(
             kind, help=summary, description=summary, epilog=_FURTHER, allow_abbrev=False
@@ -65,6 +67,13 @@ def _parser() -> Options:
             add("--factor", type=whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
             alone = "of the training to compare with (default: 1)"
             add("--workers", type=whole(1), default=1, metavar="W", help=alone)
+        elif kind == "table":
+            add(
+                "--rows", type=Path, required=True, metavar="FILE", help="YAML: LABEL: {NAME: VALUE}, settings of a row"
+            )
+            shown = "adaptation steps after which the meta-test is shown (default: 1 5 10)"
+            add("--steps", type=whole(0), nargs="+", default=[1, 5, 10], metavar="N", help=shown)
+            add("--workers", type=whole(1), default=1, metavar="W", help="of each training (default: 1)")
         else:
             form = "YAML: NAME: {int: [5, 200], log: true}, or float, or choice"
             add("--space", type=Path, required=True, metavar="FILE", help=form)
@@ -135,6 +144,12 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
 
         study = Study(request)
         scaling.conduct(study, given.factor, given.workers)
+    elif given.kind == "table":
+        from dmaml_pl.studies import settings_files, table  # noqa: PLC0415
+
+        rows = settings_files.read_rows(given.rows)
+        study = Study(request)
+        table.conduct(study, rows, given.workers, given.steps)
     else:
         from dmaml_pl.studies import search, space, sweep  # noqa: PLC0415
 

@@ -128,6 +128,11 @@ class Ledger:
         return Child(ended.job.key, run.info.run_id, error)
 
     @_requests()
+    def metrics(self, child: Child) -> dict[str, float]:
+        """The last value of each metric of a training."""
+        return dict(self._client.get_run(child.run_id or "").data.metrics)
+
+    @_requests()
     def history(self, child: Child, metric: str) -> dict[int, float]:
         """All values of a metric of a training, by step."""
         return {entry.step: entry.value for entry in self._client.get_metric_history(child.run_id or "", metric)}

@@ -22,6 +22,12 @@ DEFAULTS = {
 """Settings of all trainings of a study, which the user's own on the command line overrule: only the validation metric
 after each run counts, and what is not needed for it would take time from it."""
 
+DEFAULTS_OF_TABLE = {
+    "report.baseline_budget": "0",
+    "trainer.logger.system_metrics": "false",
+}
+"""The same for a table, whose trainings end as those of `dmaml fit`: the best checkpoint is meta-tested."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -43,10 +49,16 @@ class Request:
     seeds: int
     jobs: int
 
-    def command(self, last: Settings, *, defaults: Mapping[str, str] = DEFAULTS) -> tuple[str, ...]:
+    @property
+    def defaults(self) -> Mapping[str, str]:
+        """Settings of all trainings that the user's own words overrule."""
+        return DEFAULTS_OF_TABLE if self.kind == "table" else DEFAULTS
+
+    def command(self, last: Settings, *, defaults: Mapping[str, str] | None = None) -> tuple[str, ...]:
         """The words after `dmaml`: configurations, our defaults, the user's words, and what may not be overruled."""
         files = [word for config in self.configs for word in ("--config", config)]
-        ours, theirs = ([f"--{name}={value}" for name, value in some] for some in (defaults.items(), last))
+        first = self.defaults if defaults is None else defaults
+        ours, theirs = ([f"--{name}={value}" for name, value in some] for some in (first.items(), last))
         return ("fit", *files, *ours, *self.words, *theirs)
 
     def digest(self, *further: Any) -> str:
@@ -55,7 +67,7 @@ class Request:
         What the files say counts, not how: their comments may change.
         """
         files = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
-        made_of = [files, [*DEFAULTS.items()], self.words, *further]
+        made_of = [files, [*self.defaults.items()], self.words, *further]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

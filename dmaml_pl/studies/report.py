@@ -60,11 +60,13 @@ def compare_points(
 
 
 def publish(study: Study, report: Report, compared: Sequence[Group]) -> None:
-    """Write everything, keep it in MLflow, and print the table."""
+    """Write everything, the curves of what is compared by them, too; keep it in MLflow, and print the table."""
     curves = [
         curve.validations.assign(point=curve.label, seed=curve.seed) for group in compared for curve in group.curves
     ]
-    tables = {**report.tables, "curves.csv": pd.concat(curves).set_index(["point", "seed"]).reset_index()}
+    tables = dict(report.tables)
+    if curves:
+        tables["curves.csv"] = pd.concat(curves).set_index(["point", "seed"]).reset_index()
     for name, table in tables.items():
         table.to_csv(study.folder / name, index=False)
     notes, jobs = list(report.notes), study.request.jobs

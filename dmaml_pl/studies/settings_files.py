@@ -59,3 +59,19 @@ def read_own(path: Path | None, workers: Sequence[int]) -> dict[int, Settings]:
         if "trainer.devices" in settings:
             raise ConfigError(f"--own {path} sets trainer.devices of {count} workers: leave it out.")
     return {count: as_settings(settings) for count, settings in content.items()}
+
+
+def read_rows(path: Path) -> dict[str, Settings]:
+    """Read the rows of a table (`--rows`), each a label with the settings that are its own.
+
+    MAML: {model.algorithm: MAML, model.algorithm.inner_lr: 0.01}
+
+    Raises:
+        ConfigError: names the file, and what in it is not understood.
+    """
+    form = "lines of the form `LABEL: {NAME: VALUE, ...}` are expected"
+    content = read_settings("--rows", path, form)
+    for label, settings in content.items():
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--rows {path} has {label}: {settings}, but {form}.")
+    return {str(label): as_settings(settings) for label, settings in content.items()}
