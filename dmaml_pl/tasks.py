@@ -120,8 +120,8 @@ class TaskBatch(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """Every tensor changed alike."""
         support = tuple(samples.map(change) for samples in self.support)
-        numbers = None if self.numbers is None else change(self.numbers)
-        return TaskBatch(support, self.query.map(change), numbers, self.ways)
+        query = self.query.map(change)  # before the numbers: `with_tensors` reckons with the order of `tensors`
+        return TaskBatch(support, query, None if self.numbers is None else change(self.numbers), self.ways)
 
     def map_inputs(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """The inputs of all samples changed alike."""

@@ -57,6 +57,15 @@ def test_every_step_adapts_to_its_own_support_set_and_further_steps_to_the_last(
     torch.testing.assert_close(gradients(learner), expected, **TIGHT)
 
 
+def test_a_batch_of_other_tensors_has_them_in_the_order_in_which_it_gave_them() -> None:
+    batch = batch_of()._replace(numbers=torch.arange(3), ways=2)
+    other = batch.with_tensors([tensor + 1 for tensor in batch.tensors()])
+    assert torch.equal(other.query_y, batch.query_y + 1)
+    assert other.numbers is not None
+    assert torch.equal(other.numbers, torch.arange(1, 4))
+    assert other.ways == 2
+
+
 def test_learn2learn_refuses_more_than_one_support_set_in_one_line() -> None:
     batch = batch_of()._replace(support=(*batch_of(1).support, *batch_of(2).support))
     with pytest.raises(ConfigError, match="learn2learn takes one support set"):
