@@ -1,0 +1,56 @@
+"""docs/own.md, followed from another folder: data, network, objectives and algorithm of a user's own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainings import dmaml, flags
+
+SHORT = {
+    "data.val_tasks": 4,
+    "data.test_tasks": 4,
+    "trainer.strategy.run_length": 4,
+    "trainer.max_steps": 8,
+    "meta_test": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files as a reader of the page would save them."""
+    page, folder = (repository / "docs/own.md").read_text(), tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text("\n\n".join(re.findall(r"```py\n(.*?)```", page, re.DOTALL)))
+    (folder / "mine.yaml").write_text("\n".join(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)))
+    return folder
+
+
+def commands(repository: Path) -> list[list[str]]:
+    page = (repository / "docs/own.md").read_text()
+    blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    return [shlex.split(line)[1:] for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+def test_every_command_of_the_page_works_with_the_pages_own_classes(repository: Path, folder: Path) -> None:
+    first, second, adapt = commands(repository)
+    trained = dmaml(folder, *first, *flags(SHORT))
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    last = next(folder.rglob("last.ckpt"))
+    assert "learner.algorithm.pull" in torch.load(last, weights_only=True)["state_dict"]
+    points = "x,y\n" + "\n".join(f"{x / 5},{x / 10}" for x in range(-5, 6)) + "\n"
+    (folder / "points.csv").write_text(points)
+    adapted = dmaml(folder, *[str(last) if word.startswith("PATH") else word for word in adapt])
+    assert adapted.returncode == 0, adapted.stdout + adapted.stderr
+    assert (folder / "predictions.csv").is_file()
+    labelled = dmaml(folder, *second, *flags(SHORT))
+    assert labelled.returncode == 0, labelled.stdout + labelled.stderr
+
+
+def test_the_objective_of_weighted_classes_goes_with_letters(repository: Path, folder: Path) -> None:
+    settings = SHORT | {"model.objective": "mine.Weighted", "model.network.filters": 4, "trainer.devices": 1}
+    ended = dmaml(folder, "fit", "--config", str(repository / "configs/glyphs.yaml"), *flags(settings))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
