@@ -81,9 +81,12 @@ class RunStrategy(Protocol):
     validation_tasks: int
 
     def share_meta_gradient(
-        self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
+        self, parameters: Iterable[nn.Parameter], loss: Tensor, failure: NonFiniteError | None
     ) -> NonFiniteError | None:
-        """Share the gradients in place, if the strategy does; returns the failure of any worker told of here."""
+        """Share the gradients and the loss that they are of in place, if the strategy does.
+
+        Returns the failure of any worker told of here.
+        """
         ...
 
     def check_workers(self) -> None:

@@ -357,19 +357,20 @@ def test_parallel_tasks_leave_out_a_meta_gradient_that_is_not_finite() -> None:
     assert torch.isfinite(reports[1]["loss"])
 
 
-def _poison_everyone() -> str:
+def _poison_everyone(kind: Any) -> str:
     class Poisoned(PoisonedData):
         def sample(self, *, worker: int, run: int, iteration: int, act: Act | None = None) -> Any:
             return super().sample(worker=0, run=run, iteration=iteration)
 
-    strategy = DMAMLStrategy(run_length=3, on_non_finite="exclude")
+    strategy = kind(run_length=3, on_non_finite="exclude")
     with pytest.raises(NonFiniteError) as caught:
         small_trainer(devices=2, strategy=strategy).fit(small_maml(), TrainingRuns(Poisoned(0, 1, 1), 20))
     return str(caught.value)
 
 
-def test_where_no_worker_is_finite_all_stop() -> None:
-    for message in in_workers(_poison_everyone, 2):
+@pytest.mark.parametrize("kind", [DMAMLStrategy, TaskParallelStrategy])
+def test_where_no_worker_is_finite_all_stop(kind: Any) -> None:
+    for message in in_workers(_poison_everyone, 2, kind):
         assert "worker 0 is not finite in run 1, meta-iteration 1" in message
 
 

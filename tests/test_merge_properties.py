@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dmaml_pl import MeanMerge, OuterOptimizerMerge, TaskWeightedMerge, ValidationWeightedMerge
+from dmaml_pl.errors import NonFiniteError
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
@@ -121,6 +122,16 @@ def test_equal_workers_are_a_fixed_point(bfloat16: bool, start_and_end: list[Ten
         assert torch.allclose(merged.mean, end, rtol=0, atol=2**-7 * float((end - start).abs().max()) + 1e-6)
     else:
         assert torch.equal(merged.mean, end)
+
+
+def test_a_worker_that_is_not_finite_is_left_out_also_when_it_sends_again_under_another_number() -> None:
+    """As it does where a worker before it was lost in the merge."""
+    failure = NonFiniteError("the query loss", worker=2, run=3, iteration=1)
+    reports = [report_of(0), report_of(1) | {"failure": failure}]
+    ends = [torch.ones(1), torch.full((1,), torch.nan)]
+    for merged in exchanged([1.0, 1.0], ends, torch.zeros(1), reports, run=3, exclude=True):
+        assert merged.mean.tolist() == [1.0]
+        assert [(each.worker, each.run, each.iteration) for each in merged.failures] == [(1, 3, 1)]
 
 
 @searched

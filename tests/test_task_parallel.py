@@ -67,6 +67,38 @@ def test_two_workers_take_the_steps_of_one_with_both_meta_batches() -> None:
         assert torch.allclose(states[-1][name], value, atol=1e-5), name
 
 
+def _search_along_lines(params: Any) -> Any:
+    return torch.optim.LBFGS(params, lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
+
+
+def _train_by_lines() -> list[Any]:
+    torch.set_num_threads(1)
+    recorder = Recorder()
+    trainer = small_trainer(devices=2, strategy=TaskParallelStrategy(run_length=2), max_steps=4, callbacks=[recorder])
+    trainer.fit(small_maml(meta_optimizer=_search_along_lines), small_data())
+    return recorder.states
+
+
+def test_an_optimizer_that_decides_by_the_loss_takes_the_steps_of_one_worker_with_both_meta_batches() -> None:
+    states, others = in_workers(_train_by_lines, 2)
+    for mine, other in zip(states, others, strict=True):
+        assert same(mine, other)
+    module, data = small_maml(meta_optimizer=_search_along_lines), small_data()
+    optimizer = _search_along_lines(module.parameters())
+    for step in range(4):
+        shares = [data.sample(worker=rank, run=step // 2, iteration=step % 2) for rank in range(2)]
+        columns = zip(*(share.tensors() for share in shares), strict=True)
+        batch = shares[0].with_tensors([torch.cat(column) for column in columns])
+
+        def closure(batch: Any = batch) -> Any:
+            optimizer.zero_grad()
+            return meta_gradient(module, batch).loss
+
+        optimizer.step(closure)
+    for name, value in state_of(module).items():
+        assert torch.allclose(states[-1][name], value, atol=1e-4), name
+
+
 def test_the_same_training_gives_the_same_bits_and_resuming_goes_on_to_the_bit(tmp_path: Path) -> None:
     (straight, _), _ = in_workers(_train, 2, 20)
     (again, _), _ = in_workers(_train, 2, 20)

@@ -94,7 +94,7 @@ class RunModule(EvaluatedModule):
                 loss = float(outcome.loss)
                 failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
                 if strategy is not None:
-                    failure = strategy.share_meta_gradient(self.learner.parameters(), failure)
+                    failure = strategy.share_meta_gradient(self.learner.parameters(), outcome.loss, failure)
                 if failure is None:
                     outer.clip()
                     outer.step(outcome.loss, partial(self._evaluate_again, engine, batch, outer, strategy))
@@ -138,7 +138,10 @@ class RunModule(EvaluatedModule):
         """The optimizer's closure, for one that evaluates more than once: at the weights as they are now."""
         outcome = self._meta_gradient(engine, batch, outer, of)
         if strategy is not None:
-            strategy.share_meta_gradient(self.learner.parameters(), None)
+            # Whoever is not finite is left out, or seen by the weights after the step, which all workers make alike.
+            finite = math.isfinite(float(outcome.loss))
+            failure = None if finite else self._not_finite("the query loss", self.iteration)
+            strategy.share_meta_gradient(self.learner.parameters(), outcome.loss, failure)
         outer.clip()
         return outcome.loss
 

@@ -131,8 +131,6 @@ class Exchange:
         if not self._even:
             series = series.nanmean(dim=1, keepdim=True)
         failure = report.get("failure")
-        if failure is not None and failure.worker != worker:
-            failure = None
         if failure is not None and self._exclude:
             values, weight = offer.base, 0.0
         metrics = {
@@ -196,9 +194,8 @@ class Exchange:
         """Read the sum of the payloads.
 
         Raises:
-            NonFiniteError: of the first worker that could not finish its run, where it is not left out.
-            SIGTERMException: a worker was asked to end.
-            KeyboardInterrupt: Ctrl-C was pressed.
+            NonFiniteError: of the first worker that could not finish its run, where it is not left out; that of a
+                worker that has heard a signal comes first.
         """
         offer = sent.offer
         values, exact = self._decode(sent.payload, offer.values)
@@ -212,7 +209,7 @@ class Exchange:
         ]
         for failure in failures:
             if failure.what in SIGNALS:
-                raise SIGNALS[failure.what]
+                raise failure
         if failures and (not self._exclude or len(failures) == len(heads)):
             raise failures[0]
         report = self._complete(offer.report, metrics, series.reshape(-1, *sent.series).cpu())

@@ -10,7 +10,7 @@ Legend: W workers, P floating-point values that are merged, H meta-iterations of
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from lightning_fabric.utilities.types import _PATH
@@ -130,7 +130,7 @@ class WorkerStrategy(WorkerGroupStrategy):
         )
 
     def share_meta_gradient(
-        self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
+        self, parameters: Iterable[nn.Parameter], loss: Tensor, failure: NonFiniteError | None
     ) -> NonFiniteError | None:
         """Called between each meta-gradient and its step; a strategy of runs shares nothing there.
 
@@ -145,16 +145,19 @@ class WorkerStrategy(WorkerGroupStrategy):
         """What ends a run in the meta-iteration under way."""
         return NonFiniteError(what, worker=worker, run=self._run, iteration=self._module().iteration)
 
+    def _stop_together(self, failure: NonFiniteError) -> NoReturn:
+        """End the training for what all workers have been told alike, which may be a signal that one has heard."""
+        self.stopped_together = True
+        if failure.what in SIGNALS:
+            raise self._asked_to_stop or SIGNALS[failure.what]() from None
+        raise failure
+
     def _accept(self, sent: Sent) -> Merged:
         """Read what came of an exchange, and count what the others did."""
         try:
             merged = self.exchange.read(sent)
-        except NonFiniteError:
-            self.stopped_together = True
-            raise
-        except tuple(SIGNALS.values()) as told:
-            self.stopped_together = True
-            raise self._asked_to_stop or told from None
+        except NonFiniteError as told:
+            self._stop_together(told)
         for failure in merged.failures:
             self._tell_of(failure)
         if self.membership is not None:

@@ -29,36 +29,42 @@ class TaskParallelStrategy(WorkerStrategy):
 
     strategy_name = "task_parallel"
 
+    _told_all: NonFiniteError | None = None  # why all are to stop, once they know
+
     def share_meta_gradient(
-        self, parameters: Iterable[nn.Parameter], failure: NonFiniteError | None
+        self, parameters: Iterable[nn.Parameter], loss: Tensor, failure: NonFiniteError | None
     ) -> NonFiniteError | None:
-        """Replace the gradients, which every worker has for the same parameters, by their mean over the workers.
+        """Replace the gradients, which every worker has for the same parameters, and the loss by their means.
+
+        An optimizer that decides by the loss what step to make so makes the same one on every worker.
 
         Returns the failure of the first worker that has one, the same on every worker; None if it was excluded.
         """
         if self.world_size == 1:
             return failure
-        failure = super().share_meta_gradient((), failure)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        payload = self.together(lambda: self._sum(gradients, failure))
+        failure = super().share_meta_gradient((), loss, failure)
+        shared = [*(p.grad for p in parameters if p.grad is not None), loss]
+        payload = self.together(lambda: self._sum(shared, failure))
         causes = payload[-self.world_size :].tolist()
         failures = [self._failure(CAUSES[int(cause)], worker) for worker, cause in enumerate(causes) if cause]
-        for stop in failures:
-            if stop.what in SIGNALS:
-                return stop
-        if failures and (self.on_non_finite == "stop" or len(failures) == self.world_size):
-            return failures[0]
-        for left_out in failures:
+        not_finite = [each for each in failures if each.what not in SIGNALS]
+        excluded = not_finite if self.on_non_finite == "exclude" else []
+        # Also where all are to stop: an optimizer may have asked in the midst of its step, which all end alike.
+        unpack(payload[: -self.world_size] / max(self.world_size - len(excluded), 1), shared)
+        stop = next((each for each in failures if each.what in SIGNALS), None)
+        if stop is None and not_finite and len(excluded) in (0, self.world_size):
+            stop = not_finite[0]
+        self._told_all = stop
+        for left_out in excluded if stop is None else []:
             self._tell_of(left_out)
-        unpack(payload[: -self.world_size] / (self.world_size - len(failures)), gradients)
-        return None
+        return stop
 
-    def _sum(self, gradients: list[Tensor], failure: NonFiniteError | None) -> Tensor:
-        flags = gradients[0].new_zeros(self.world_size)
-        own = pack(gradients, like=flags)
+    def _sum(self, shared: list[Tensor], failure: NonFiniteError | None) -> Tensor:
+        flags = shared[0].new_zeros(self.world_size)
+        own = pack(shared, like=flags)
         if failure is not None:
             flags[self.global_rank] = CAUSES.index(failure.what)
-            if self.on_non_finite == "exclude":
+            if self.on_non_finite == "exclude" and failure.what not in SIGNALS:
                 own.zero_()
         payload = torch.cat([own, flags])
         torch.distributed.all_reduce(payload)
@@ -68,6 +74,8 @@ class TaskParallelStrategy(WorkerStrategy):
         return FlatState(self._module(), parameters=False)
 
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
+        if self._told_all is not None and report.get("failure") is self._told_all:
+            self._stop_together(self._told_all)
         merged = self._exchange(self._offer(state, start, report))
         state.unpack_floats(merged.mean)
         state.unpack_integers(merged.integers)
