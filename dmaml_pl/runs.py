@@ -73,7 +73,7 @@ class RunStrategy(Protocol):
     Attributes:
         run_length: H, or None to leave it to the module.
         run_seconds: seconds after which a run ends, whatever its length; None where the length decides.
-        validation_tasks: tasks on which every worker judges its own weights at the end of a run; 0 for none.
+        validation_tasks: tasks on which every worker evaluates its own weights at the end of a run; 0 for none.
     """
 
     run_length: int | None

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmaml_pl.checkpoints import CONFIG_KEY
 from dmaml_pl.checkpoints.files import write_whole
@@ -98,15 +99,15 @@ class Learner:
         return tensor if self.scaling is None else self.scaling.inputs(tensor)
 
     def _ask(self, x: Tensor) -> Tensor:
-        """The network's output, where it can judge so few samples."""
+        """The network's output, where it can take so few samples."""
         try:
             with torch.no_grad():
                 output: Tensor = self.network(x)
         except ValueError as error:
-            if len(x) == 1 and "more than 1 value per channel" in str(error):
+            if len(x) == 1 and any(isinstance(layer, _BatchNorm) for layer in self.network.modules()):
                 raise DataError(
-                    "This network normalizes by the samples that it judges together (batch norm), and one alone is too "
-                    "few: give two or more at a time."
+                    "This network normalizes by the samples that it is given together (batch norm), and one alone is "
+                    "too few: give two or more at a time."
                 ) from error
             raise
         return output
@@ -116,7 +117,7 @@ class FewShotLearner(Learner):
     """A trained module, ready to be adapted; it stays as it is, so it can be adapted to any number of tasks.
 
     Args:
-        module: the trained module; it is put into evaluation mode, as validation and meta-test have judged it.
+        module: the trained module; it is put into evaluation mode, as validation and meta-test have evaluated it.
         config: configuration of "model" and "data" that it was built from.
         data: the data module of the training.
 
@@ -210,8 +211,8 @@ class AdaptedLearner(Learner):
     def predict(self, x: Values) -> Tensor:
         """What the network says of samples.
 
-        A network with batch norm judges the samples of one call together (transductive), as in training: what it says
-        of one depends on the others. `Conv4(normalization="group")` judges each alone.
+        A network with batch norm sees the samples of one call together (transductive), as in training: what it says
+        of one depends on the others. `Conv4(normalization="group")` sees each alone.
 
         Args:
             x: samples (B, ...), like those of training.

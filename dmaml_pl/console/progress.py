@@ -1,4 +1,4 @@
-"""Progress that moves with every meta-iteration, and with every batch of tasks that is judged."""
+"""Progress that moves with every meta-iteration, and with every batch of tasks that is evaluated."""
 
 import math
 import time
@@ -19,7 +19,7 @@ class RunProgress(ProgressBar):
         self._shown = True
         self._meter: Meter | None = None
         self._began = 0.0
-        self._judged = 0.0
+        self._evaluated = 0.0
         self._validation = ""
 
     def enable(self) -> None:
@@ -50,9 +50,9 @@ class RunProgress(ProgressBar):
         self._meter.show(trainer.global_step, text, tasks)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """In a training, count the tasks that are judged."""
+        """In a training, count the tasks that are evaluated."""
         if trainer.state.fn == "fit" and self._meter is not None:
-            self._judged = 0
+            self._evaluated = 0
             self._meter.restart_rate(0)
 
     def on_validation_batch_end(
@@ -60,13 +60,13 @@ class RunProgress(ProgressBar):
     ) -> None:
         """One batch of validation tasks more, in a training or alone."""
         if trainer.state.fn != "fit":
-            self._count_judged(trainer, pl_module, batch, "validation", trainer.val_dataloaders)
+            self._count(trainer, pl_module, batch, "validation", trainer.val_dataloaders)
             return
-        self._judged += batch.tasks * trainer.world_size
+        self._evaluated += batch.tasks * trainer.world_size
         if self._meter is not None and not trainer.sanity_checking and self._meter.wants():
             batches = sum(trainer.num_val_batches)
             text = f"run {pl_module.runs_done}, validation ({batch_idx + 1}/{batches:.0f}){self._validation}"
-            self._meter.show(trainer.global_step, text, self._judged)
+            self._meter.show(trainer.global_step, text, self._evaluated)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep the last validation's figure beside the bar."""
@@ -95,7 +95,7 @@ class RunProgress(ProgressBar):
         """Leave the terminal as it was."""
         self._close()
 
-    # -- judging ---------------------------------------------------------------------------------------------------
+    # -- evaluating ------------------------------------------------------------------------------------------------
 
     def on_baseline_step(self, trainer: pl.Trainer, pl_module: Any, done: int, steps: int, loss: float) -> None:
         """One of the `steps` of the training of the baseline that a meta-test compares with is over."""
@@ -107,41 +107,41 @@ class RunProgress(ProgressBar):
             self._meter.show(done, f"training the baseline, loss {loss:.3f}")
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, *args: Any
     ) -> None:
         """One batch of meta-test tasks more."""
-        self._count_judged(trainer, pl_module, batch, "meta-test", trainer.test_dataloaders)
+        self._count(trainer, pl_module, batch, "meta-test", trainer.test_dataloaders)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar before the report is printed."""
         self._close()
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, *args: Any
     ) -> None:
         """One batch of predicted tasks more."""
-        self._count_judged(trainer, pl_module, batch, "prediction", trainer.predict_dataloaders)
+        self._count(trainer, pl_module, batch, "prediction", trainer.predict_dataloaders)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar before the file is told of."""
         self._close()
 
-    def _count_judged(self, trainer: pl.Trainer, module: Any, batch: TaskBatch, what: str, loaders: Any) -> None:
+    def _count(self, trainer: pl.Trainer, module: Any, batch: TaskBatch, what: str, loaders: Any) -> None:
         loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
         total = float(getattr(loader, "tasks", math.inf))  # of all workers together
         if self._meter is None:
             self._open(what, total, unit="task")
-        self._judged = min(self._judged + batch.tasks * trainer.world_size, total)
+        self._evaluated = min(self._evaluated + batch.tasks * trainer.world_size, total)
         if self._meter is not None and self._meter.wants():
             value = module.metric_so_far()
             text = what if value is None else f"{what}, {module.objective.metric} {value:.3f}"
-            self._meter.show(self._judged, text, self._judged)
+            self._meter.show(self._evaluated, text, self._evaluated)
 
     # -- the bar ---------------------------------------------------------------------------------------------------
 
     def _open(self, title: str, total: float, *, unit: str, done: int = 0, tasks: int = 0) -> None:
         self._close()
-        self._judged = 0
+        self._evaluated = 0
         if self._shown:
             self._meter = Meter(title, total, done=done, unit=unit, tasks=tasks)
 
