@@ -1,4 +1,4 @@
-"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 loop sampling start memory`.
+"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 frozen loop sampling start`.
 
 Everyone's meta-gradient is compared with learn2learn's before anything is timed; whoever disagrees is not timed. Then
 all are called in turn, and a ratio is that of two calls of the same round.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import machine, memory, sampling, startup, training
+from benchmarks.speed import frozen, machine, memory, sampling, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "conv4-1": lambda: conv(1),
     "conv4-5": lambda: conv(5),
 }
-OTHERS = ("loop", "sampling", "start", "memory")
+OTHERS = ("frozen", "loop", "sampling", "start", "memory")
 
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 15, 0.1, 100.0
 LOOP_RUNS = 100
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [machine.description(given.device), ""]
     print(lines[0], flush=True)
     others: dict[str, Callable[[], tuple[str, list[Row]]]] = {
+        "frozen": frozen_bodies,
         "loop": loop,
         "sampling": partial(samplers, given.omniglot),
         "start": start,
@@ -113,6 +114,21 @@ def timed(reference: Times, own: Times) -> Row:
         "times as fast": f"{ratio.median:.2f}",
         "range": f"{ratio.lowest:.2f} to {ratio.highest:.2f}",
     }
+
+
+def frozen_bodies() -> tuple[str, list[Row]]:
+    """A meta-gradient of the head alone, beside its parts."""
+    rows: list[Row] = []
+    for body, found in frozen.measure().items():
+        ratio = found.ratio
+        for part, times in found.times.items():
+            row: Row = {"workload": "frozen", "body": body, "peer": part, "ms": f"{1000 * times.median:.3g}"}
+            if part == frozen.OURS:
+                row["times body and head"] = f"{ratio.median:.2f}"
+                row["range"] = f"{ratio.lowest:.2f} to {ratio.highest:.2f}"
+            rows.append(row)
+    title = f"A frozen body, {frozen.TASKS} tasks, {frozen.WAYS}-way {frozen.SHOTS}-shot, {frozen.QUERIES} queries, "
+    return f"{title}{frozen.SIZE}x{frozen.SIZE}, {frozen.STEPS} inner steps of the head: CPU time of one thread", rows
 
 
 def loop() -> tuple[str, list[Row]]:
