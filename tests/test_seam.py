@@ -151,10 +151,11 @@ class Bounded(Regression):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_closure_gives_the_constraint_and_its_gradient_after_adaptation(engine: EngineName) -> None:
     seen: list[dict[str, Tensor]] = []
+    told: list[float] = []
 
     class Asking(torch.optim.SGD):
         def step(self, closure: Callable[..., Any]) -> Any:  # type: ignore[override]
-            closure("constraint")
+            told.append(float(closure("constraint")))
             seen.append([p.grad.clone() for group in self.param_groups for p in group["params"]])  # type: ignore[arg-type]
             closure()
             return super().step()
@@ -172,6 +173,7 @@ def test_the_closure_gives_the_constraint_and_its_gradient_after_adaptation(engi
         found = torch.autograd.grad(loss, list(meta.values()), create_graph=True)
         adapted = {name: w - 0.05 * g for (name, w), g in zip(meta.items(), found, strict=True)}
         total = total + functional_call(module.network, adapted, (task.query_x,)).square().mean() / batch.tasks
+    assert told == [pytest.approx(float(total.detach()), rel=1e-5)]
     torch.testing.assert_close(seen[0], list(torch.autograd.grad(total, list(meta.values()))), rtol=1e-4, atol=1e-6)
 
 

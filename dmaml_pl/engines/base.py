@@ -28,7 +28,10 @@ Of = Literal["loss", "constraint"]
 
 
 class MetaOutcome(NamedTuple):
-    """What a meta-iteration saw of its tasks after adaptation: mean query loss and metric over the T tasks, scalars."""
+    """What a meta-iteration saw of its tasks after adaptation: mean query loss and metric over the T tasks, scalars.
+
+    The `loss` is the mean constraint instead where the meta-gradient is of that.
+    """
 
     loss: Tensor
     metric: Tensor

@@ -57,8 +57,9 @@ class Learn2LearnEngine(Engine):
             for _ in range(learner.algorithm.steps):
                 adapted.adapt(objective.support_loss(adapted(task.support_x), task.support_y))
             output = adapted(task.query_x)
-            loss = objective.query_loss(output, task.query_y)
-            backward((loss if of == "loss" else objective.constraint(output, task.query_y)) / batch.tasks)
+            wanted = objective.query_loss if of == "loss" else objective.constraint
+            loss = wanted(output, task.query_y)
+            backward(loss / batch.tasks)
             losses.append(loss.detach())
             metrics.append(objective.measure(output.detach(), task.query_y))
         return MetaOutcome(torch.stack(losses).mean(), torch.stack(metrics).mean())

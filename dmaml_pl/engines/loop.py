@@ -194,7 +194,7 @@ class _Part(nn.Module):
 
 
 class Evaluated(NamedTuple):
-    """What became of each task after adaptation, (T,) each: what is differentiated, the query loss, the metric."""
+    """What became of each task after adaptation, (T,) each: what is differentiated, loss or constraint, metric."""
 
     differentiate: Tensor
     loss: Tensor
@@ -206,9 +206,10 @@ def evaluate(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, of: Of = 
     algorithm, objective = learner.algorithm, tasks.objective
     path = algorithm.adapt(meta, tasks, algorithm.steps, create_graph=not algorithm.first_order)
     differentiate, loss, output = algorithm.outer(meta, path, tasks)
+    metric = metrics_of(objective, loss, output, tasks.batch.query)
     if of == "constraint":
-        differentiate = vmap(objective.constraint)(output, tasks.batch.query.y)
-    return Evaluated(differentiate, loss, metrics_of(objective, loss, output, tasks.batch.query))
+        differentiate = loss = vmap(objective.constraint)(output, tasks.batch.query.y)
+    return Evaluated(differentiate, loss, metric)
 
 
 def learned(meta: Weights) -> list[str]:
