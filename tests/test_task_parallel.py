@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from dmaml_pl import TaskParallelStrategy
 from dmaml_pl.data import TrainingRuns
@@ -133,6 +137,30 @@ def _train_poisoned() -> tuple[int, int, int]:
 
 def test_a_loss_that_is_not_finite_stops_every_worker_at_that_meta_iteration() -> None:
     assert in_workers(_train_poisoned, 2) == [(1, 1, 2), (1, 1, 2)]
+
+
+class AskedToEnd(pl.Callback):
+    """SIGTERM comes to worker 1 in the midst of a run."""
+
+    def on_meta_iteration_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train_until_asked_to_end() -> tuple[int, bool, Any]:
+    module, strategy = small_maml(), TaskParallelStrategy(run_length=4)
+    trainer = small_trainer(devices=2, strategy=strategy, max_steps=20, callbacks=[AskedToEnd()])
+    with pytest.raises(SIGTERMException):
+        trainer.fit(module, small_data())
+    return trainer.global_step, strategy.stopped_together, state_of(module)
+
+
+def test_a_signal_to_one_worker_ends_the_training_of_all_at_that_meta_iteration() -> None:
+    (steps, together, state), (others_steps, others_together, others) = in_workers(_train_until_asked_to_end, 2)
+    assert steps == others_steps == 5
+    assert together
+    assert others_together
+    assert same(state, others)
 
 
 def _train_with_a_frozen_worker(released: Any) -> str:
