@@ -16,6 +16,7 @@ from data_modules.glyphs import load_fonts
 from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.cli.run import run
 from dmaml_pl.tasks import TaskBatch
+from tests.trainings import lay_store
 
 NAMES = ("ayb", "ben", "gan", "don", "en")
 LETTERS = "ԱԲგდე"
@@ -60,6 +61,7 @@ def train(folder: Path, config: dict[str, Any], *words: str) -> Path:
     """`dmaml fit` in this process; the checkpoint."""
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
+    lay_store(folder)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's call
         patch.setenv("OMP_NUM_THREADS", "1")

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dmaml_pl.cli import quiet
 
-# One thread: tests fork workers, and OpenMP's threads do not survive a fork.
-torch.set_num_threads(1)
+# PyTorch is not loaded here: pytest-xdist's own process, which runs no test, loads this file, too.
+
+
+def pytest_collectstart() -> None:
+    """One thread, before a test's file is loaded: tests fork workers, and OpenMP's threads do not survive a fork."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +35,8 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.chdir(tmp_path)
     quiet.quieten()
     yield
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

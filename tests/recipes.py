@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from data_modules import Sinusoid
-from dmaml_pl import MAML, MLP, MetaLearning
+from dmaml_pl import MAML, MLP, DMAMLStrategy, MetaLearning
 from dmaml_pl.data import TrainingRuns
 from dmaml_pl.engines import MetaOutcome
 from dmaml_pl.errors import WorkerLostError
@@ -71,6 +72,36 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.states.append(state_of(pl_module))
         self.reports.append(outputs)
+
+
+def train_with_two(
+    module: MetaLearning, folder: Path, steps: int, ckpt: Path | None = None
+) -> tuple[pl.Trainer, Recorder]:
+    """Train as one of two workers, in runs of 4 meta-iterations, and keep `kept.ckpt` in the folder."""
+    recorder = Recorder()
+    trainer = small_trainer(
+        devices=2,
+        strategy=DMAMLStrategy(run_length=4),
+        max_steps=steps,
+        callbacks=[recorder],
+        default_root_dir=folder,
+    )
+    trainer.fit(module, small_data(), ckpt_path=ckpt)
+    trainer.save_checkpoint(folder / "kept.ckpt")
+    return trainer, recorder
+
+
+T = TypeVar("T")
+
+
+def straight_and_resumed(train: Callable[[Path, int, Path | None], T], folder: Path) -> tuple[T, T]:
+    """What is trained by 12 meta-iterations, and by 8 and then 4 more from the checkpoint; see `train_with_two`."""
+    torch.set_num_threads(1)
+    straight = train(folder / "straight", 12, None)
+    torch.distributed.destroy_process_group()
+    train(folder / "stopped", 8, None)
+    torch.distributed.destroy_process_group()
+    return straight, train(folder / "resumed", 12, folder / "stopped" / "kept.ckpt")
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -323,7 +323,7 @@ def test_sigterm_in_the_middle_of_a_run_leaves_the_last_merge_and_resumes_to_the
 ) -> None:
     disturb = {"at": [1, 6, 4], "send": "SIGTERM", "to": "main", "when_others_wait": when_others_wait}
     # Without signals, the merge after the validation would be the last one kept.
-    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1000", disturb=disturb, launcher=())
+    result = fit(tmp_path, sinusoid, "--checkpoint.every_n_runs=1000", disturb=disturb)
     assert result.returncode == 143, result.stderr
     assert "Traceback" not in result.stderr
     training = of(tmp_path)
@@ -336,7 +336,7 @@ def test_sigterm_in_the_middle_of_a_run_leaves_the_last_merge_and_resumes_to_the
 
 
 def test_sigterm_before_there_is_anything_to_keep_ends_the_mlflow_run_as_well(tmp_path: Path, sinusoid: str) -> None:
-    result = fit(tmp_path, sinusoid, "--trainer.devices=1", "--trainer.callbacks=probe.Early", launcher=())
+    result = fit(tmp_path, sinusoid, "--trainer.devices=1", "--trainer.callbacks=probe.Early")
     assert result.returncode == 143, result.stderr
     assert "Traceback" not in result.stderr
     assert of(tmp_path).run.info.status == "KILLED"

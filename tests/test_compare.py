@@ -11,6 +11,7 @@ from PIL import Image
 
 from dmaml_pl.__main__ import main
 from dmaml_pl.tracking.store import Store
+from tests.trainings import lay_store
 
 COMMON = {"model.inner_lr": "0.01", "checkpoint.dirpath": "somewhere"}
 
@@ -19,6 +20,7 @@ COMMON = {"model.inner_lr": "0.01", "checkpoint.dirpath": "somewhere"}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with three trainings, two of which share a name."""
     folder = tmp_path_factory.mktemp("store")
+    lay_store(folder)
     client = Store.find(None, str(folder / "mlruns")).connect()
     experiment = client.create_experiment("sinusoid", artifact_location=str(folder / "artifacts"))
     for name, settings, error in (

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dmaml_pl import DMAMLStrategy
 from dmaml_pl.engines import EngineName
-from tests.recipes import Recorder, same, small_data, small_maml, small_trainer, state_of
+from tests.recipes import same, small_maml, state_of, straight_and_resumed, train_with_two
 from tests.workers import in_workers
 
 ENGINES: list[EngineName] = ["learn2learn", "per_task", "vectorized"]
@@ -23,32 +23,18 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def _train_twice(engine: EngineName, folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    straight = _train(engine, folder / "straight", 12)
-    torch.distributed.destroy_process_group()
-    _train(engine, folder / "stopped", 8)
-    torch.distributed.destroy_process_group()
-    resumed = _train(engine, folder / "resumed", 12, folder / "stopped" / "kept.ckpt")
+    straight, resumed = straight_and_resumed(partial(_train, engine), folder)
     return {"straight": straight, "resumed": resumed}
 
 
-def _train(engine: EngineName, folder: Path, steps: int, ckpt: Path | None = None) -> dict[str, Any]:
-    recorder = Recorder()
+def _train(engine: EngineName, folder: Path, steps: int, ckpt: Path | None) -> dict[str, Any]:
     module = small_maml(
         engine=engine,
         inner_lr=0.05,
         inner_steps=2,
         meta_optimizer=lambda params: torch.optim.Adam(params, lr=1e-2),
     )
-    trainer = small_trainer(
-        devices=2,
-        strategy=DMAMLStrategy(run_length=4),
-        max_steps=steps,
-        callbacks=[recorder],
-        default_root_dir=folder,
-    )
-    trainer.fit(module, small_data(), ckpt_path=ckpt)
-    trainer.save_checkpoint(folder / "kept.ckpt")
+    trainer, recorder = train_with_two(module, folder, steps, ckpt)
     return {
         "engine": module.engine_in_use,
         "states": recorder.states,

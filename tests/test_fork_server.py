@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from dmaml_pl.launching import server
 from dmaml_pl.launching.server import Server, own, started
 from dmaml_pl.studies import runner
+from tests.workers import ends
 
 
 @pytest.fixture
@@ -182,6 +182,31 @@ def test_what_was_forked_ends_with_a_process_that_is_killed(code: str) -> None:
     assert ends(int(done.stdout), within_s=60)
 
 
+ENDS_WELL = """
+import os, signal
+
+def end(*_):
+    open('ended well', 'w').close()
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+open('ready', 'w').close()
+signal.pause()
+"""
+
+
+def test_what_was_forked_may_end_in_good_order_when_the_process_that_asked_is_killed() -> None:
+    os.mkfifo("ready")
+    done = python(f"""
+process = server.started(os.getpid).fork(dict(os.environ), functools.partial(exec, {ENDS_WELL!r}, {{}}))
+os.write(1, str(process.pid).encode())
+open('ready').close()
+{KILLED}""")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert ends(int(done.stdout), within_s=60)
+    assert Path("ended well").exists()
+
+
 def test_workers_end_by_themselves_when_the_first_has_ended_in_good_order() -> None:
     done = python(STANDING_BY)
     assert done.returncode == 0, done.stderr
@@ -194,13 +219,3 @@ def test_an_error_of_the_call_is_told_as_python_tells_it() -> None:
     done = python("print(server.started(os.getpid).fork(dict(os.environ), functools.partial(int, 'none')).wait())")
     assert done.stdout == "1\n"
     assert done.stderr.endswith("ValueError: invalid literal for int() with base 10: 'none'\n")
-
-
-def ends(pid: int, within_s: float) -> bool:
-    """Whether a process that is no child of this one ends within some seconds."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    with os.fdopen(handle) as ended:
-        return bool(select.select([ended], [], [], within_s)[0])

@@ -127,7 +127,7 @@ def test_frozen_workers_and_those_that_die_in_a_validation_are_left_behind_too(
 def test_without_worker_0_the_training_ends_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
-    training = train(tmp_path, '[["SIGKILL", 0, 2, 1]]', monkeypatch, config)
+    training = train(tmp_path, '[["SIGKILL", 0, 2, 1]]', monkeypatch, config, **{"trainer.devices": 2})
     assert training.result.returncode == -signal.SIGKILL
 
 

@@ -26,6 +26,7 @@ from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Outbox
 from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.servers import agreeing
+from tests.trainings import empty_store
 
 ABOUT = {"run_id": "a" * 32}
 
@@ -198,6 +199,7 @@ def test_a_staged_file_stays_as_it_was(tmp_path: Path, *, replaced_whole: bool) 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
+    (folder / "mlflow.db").write_bytes(empty_store())
     tracker = make(folder)
     tracker.open()
     tracker.finalize("success")

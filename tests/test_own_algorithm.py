@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmaml_pl import MLP, DMAMLStrategy, MetaLearning
+from dmaml_pl import MLP, MetaLearning
 from dmaml_pl.algorithms import Algorithm, Weights
 from dmaml_pl.engines import EngineName
 from dmaml_pl.engines import compiled as compiler
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.tasks import TaskBatch
 from tests.algorithm_promises import AlgorithmPromises
-from tests.recipes import Recorder, same, small_data, small_trainer, state_of
+from tests.recipes import same, state_of, straight_and_resumed, train_with_two
 from tests.trainings import SETTINGS, dmaml, flags
 from tests.workers import in_workers
 
@@ -86,32 +87,18 @@ def test_two_workers_learn_merge_and_resume_the_rates_to_the_bit(
 
 
 def _train_and_resume(example: Any, engine: str, folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    straight, merged = _train(example, engine, folder / "straight", 12)
-    torch.distributed.destroy_process_group()
-    _train(example, engine, folder / "stopped", 8)
-    torch.distributed.destroy_process_group()
-    resumed, _ = _train(example, engine, folder / "resumed", 12, folder / "stopped" / "kept.ckpt")
+    (straight, merged), (resumed, _) = straight_and_resumed(partial(_train, example, engine), folder)
     return {"straight": straight, "merged": merged, "resumed": resumed}
 
 
 def _train(
-    example: Any, engine: str, folder: Path, steps: int, ckpt: Path | None = None
+    example: Any, engine: str, folder: Path, steps: int, ckpt: Path | None
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     torch.manual_seed(0)
     name: EngineName = "vectorized" if engine == "compiled" else engine  # type: ignore[assignment]
     algorithm = example(inner_lr=0.05, inner_steps=2)
     module = MetaLearning(MLP(hidden=[8]), algorithm, engine=name, compile=engine == "compiled", evaluation_steps=2)
-    recorder = Recorder()
-    trainer = small_trainer(
-        devices=2,
-        strategy=DMAMLStrategy(run_length=4),
-        max_steps=steps,
-        callbacks=[recorder],
-        default_root_dir=folder,
-    )
-    trainer.fit(module, small_data(), ckpt_path=ckpt)
-    trainer.save_checkpoint(folder / "kept.ckpt")
+    _, recorder = train_with_two(module, folder, steps, ckpt)
     return state_of(module), recorder.states
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,8 @@ from mlflow.entities import Run
 
 from dmaml_pl.__main__ import main
 from dmaml_pl.studies.runner import server
+from tests.trainings import lay_store
+from tests.workers import ends
 
 TINY = """\
 data: {init_args: {meta_batch: 2, val_tasks: 4}}
@@ -105,6 +109,7 @@ def study(repository: Path, folder: Path, capsys: Any, kind: str, *words: str) -
 def fragile(tmp_path: Path) -> Path:
     """The current folder, where a network may misbehave."""
     (tmp_path / "fragile_network.py").write_text(FRAGILE)
+    lay_store(tmp_path)
     return tmp_path
 
 
@@ -114,14 +119,34 @@ NETWORK = "--model.network=fragile_network.Fragile"
 # -- workers -------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Grown(Studied):
+    """A study that was made with one seed and a target, and then by the same command with two seeds and none."""
+
+    first_table: list[dict[str, str]]
+    first_runs: set[str]
+    then_said: str
+
+
+OWN_RATE = "0.02"
+
+
 @pytest.fixture(scope="module")
-def workers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Studied:
+def workers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Grown:
     folder = tmp_path_factory.mktemp("workers")
-    given = words_of(repository, folder, "workers", "--workers", "1", "2", "--seeds", "2")
-    return Studied(folder, "workers", given, main(given), "")
+    lay_store(folder)
+    own = folder / "own.yaml"
+    own.write_text(f"2: {{model.meta_optimizer.init_args.lr: {OWN_RATE}, trainer.max_steps: 4}}")
+    words = words_of(repository, folder, "workers", "--workers", "1", "2", "--own", str(own))
+    first = Studied(folder, "workers", words, main([*words, "--seeds", "1", "--target", "1000"]), "")
+    assert first.code == 0
+    table, runs = first.table(), {run.info.run_id for run in first.children}
+    with redirect_stdout(io.StringIO()) as said:
+        code = main([*words, "--seeds", "2", "--jobs", "2"])
+    return Grown(folder, "workers", words, code, "", table, runs, said.getvalue())
 
 
-def test_a_study_of_workers_nests_its_trainings_in_one_mlflow_run(workers: Studied) -> None:
+def test_a_study_of_workers_nests_its_trainings_in_one_mlflow_run(workers: Grown) -> None:
     assert workers.code == 0
     assert workers.parent.info.status == "FINISHED"
     assert workers.parent.data.params["study.workers"] == "1 2"
@@ -131,11 +156,12 @@ def test_a_study_of_workers_nests_its_trainings_in_one_mlflow_run(workers: Studi
         assert run.info.status == "FINISHED"
         assert run.data.tags["dmaml.study.seed"] == run.data.params["seed_everything"]
         assert run.data.tags["dmaml.study.point"].startswith(run.data.params["trainer.devices"])
-        assert len(workers.history(run, "val/loss")) == 4  # a validation after every run
+        runs = 4 if run.data.params["trainer.devices"] == "1" else 2
+        assert len(workers.history(run, "val/loss")) == runs  # a validation after every run
         assert "test/loss" not in run.data.metrics
 
 
-def test_the_table_of_workers_says_what_the_store_says(workers: Studied) -> None:
+def test_the_table_of_workers_says_what_the_store_says(workers: Grown) -> None:
     assert [row["workers"] for row in workers.table()] == ["1", "2"]
     for row in workers.table():
         runs = [run for run in workers.children if run.data.params["trainer.devices"] == row["workers"]]
@@ -143,8 +169,9 @@ def test_the_table_of_workers_says_what_the_store_says(workers: Studied) -> None
         assert float(row["final val/loss"]) == pytest.approx(finals.mean())
         assert float(row["sd"]) == pytest.approx(finals.std(ddof=1))
         assert float(row["best val/loss"]) == min(min(workers.history(run, "val/loss")) for run in runs)
-        assert float(row["tasks_seen"]) == 8 * 2 * int(row["workers"])
-        assert float(row["runs"]) == 4
+        steps = 8 if row["workers"] == "1" else 4
+        assert float(row["tasks_seen"]) == steps * 2 * int(row["workers"])
+        assert float(row["runs"]) == steps / 2
         walls = [sum(workers.history(run, "train/run_seconds")) + merges(workers, run) for run in runs]
         assert float(row["wall_seconds"]) == pytest.approx(np.mean(walls))
 
@@ -153,7 +180,7 @@ def merges(workers: Studied, run: Run) -> float:
     return sum(workers.history(run, "merge/transfer_seconds") or workers.history(run, "merge/seconds"))
 
 
-def test_the_runs_to_the_metric_of_one_worker_are_those_of_the_mean_curve(workers: Studied) -> None:
+def test_the_runs_to_the_metric_of_one_worker_are_those_of_the_mean_curve(workers: Grown) -> None:
     curves = {
         count: np.mean(
             [workers.history(r, "val/loss") for r in workers.children if r.data.params["trainer.devices"] == count],
@@ -168,48 +195,34 @@ def test_the_runs_to_the_metric_of_one_worker_are_those_of_the_mean_curve(worker
         assert row["run_to_target"] == (str(float(below[0])) if below else "")
 
 
-def test_results_are_kept_with_the_parent_and_in_the_folder(workers: Studied) -> None:
+def test_results_are_kept_with_the_parent_and_in_the_folder(workers: Grown) -> None:
     assert {"table.csv", "table.md", "curves.csv", "workers.png"} <= workers.artifacts()
+    assert "2 trainings ran at the same time" in workers.then_said
     assert (workers.output / "workers.png").read_bytes().startswith(b"\x89PNG")
     lines = (workers.output / "table.md").read_text().splitlines()
     assert any(re.match(r"\| +2 \|", line) for line in lines)
     curves = workers.table("curves.csv")
-    assert len(curves) == 4 * 4
+    assert len(curves) == 2 * (4 + 2)
     one = next(run for run in workers.children if run.data.tags["mlflow.runName"].endswith("2 workers, seed 1"))
     drawn = [float(row["metric"]) for row in curves if (row["point"], row["seed"]) == ("2 workers", "1")]
     assert drawn == workers.history(one, "val/loss")
 
 
-def test_the_same_command_again_trains_nothing_again(workers: Studied, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {run.info.run_id for run in workers.runs}
-    assert main(workers.words) == 0
-    assert {run.info.run_id for run in workers.runs} == before
-    assert "4 of 4 trainings are known already" in capsys.readouterr().out
+def test_each_number_of_workers_may_have_settings_of_its_own(workers: Grown) -> None:
+    made = {(run.data.params["trainer.devices"], workers.history(run, "train/meta_lr")[0]) for run in workers.children}
+    assert made == {("1", 0.005), ("2", float(OWN_RATE))}
 
 
-def test_a_further_seed_is_all_that_is_trained(workers: Studied) -> None:
-    before = {run.info.run_id for run in workers.children}
-    more = [*workers.words]
-    more[more.index("--seeds") + 1] = "3"
-    more[more.index("--workers") + 1 : more.index("--workers") + 3] = ["1"]
-    assert main(more) == 0
-    (new,) = [run for run in workers.children if run.info.run_id not in before]
-    assert (new.data.params["trainer.devices"], new.data.params["seed_everything"]) == ("1", "2")
+def test_runs_may_be_counted_to_a_metric_that_is_asked_for(workers: Grown) -> None:
+    assert [float(row["run_to_target"]) for row in workers.first_table] == [1, 1]
+    assert [float(row["target"]) for row in workers.first_table] == [1000, 1000]
 
 
-def test_each_number_of_workers_may_have_settings_of_its_own_and_a_metric_to_reach(
-    repository: Path, tmp_path: Path
-) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("2: {model.meta_optimizer.init_args.lr: 0.02, trainer.max_steps: 4}")
-    words = ("--workers", "1", "2", "--seeds", "1", "--own", str(own), "--target", "1000")
-    given = words_of(repository, tmp_path, "workers", *words)
-    studied = Studied(tmp_path, "workers", given, main(given), "")
-    rates = {r.data.params["trainer.devices"]: studied.history(r, "train/meta_lr")[0] for r in studied.children}
-    assert rates == {"1": 0.005, "2": 0.02}
-    assert [float(row["runs"]) for row in studied.table()] == [4, 2]
-    assert [float(row["run_to_target"]) for row in studied.table()] == [1, 1]
-    assert [float(row["target"]) for row in studied.table()] == [1000, 1000]
+def test_what_a_study_has_trained_is_not_trained_again(workers: Grown) -> None:
+    assert "2 of 4 trainings are known already" in workers.then_said
+    assert len(workers.first_runs) == 2
+    new = [run for run in workers.children if run.info.run_id not in workers.first_runs]
+    assert [run.data.params["seed_everything"] for run in new] == ["1", "1"]
 
 
 @pytest.mark.parametrize(
@@ -240,12 +253,11 @@ def test_own_settings_that_make_no_sense_are_told_in_one_line(
 def test_a_failed_training_is_told_and_made_again_by_the_same_command(
     repository: Path, fragile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill = "if os.environ['LOCAL_RANK'] + os.environ['PL_GLOBAL_SEED'] == '11': os.kill(os.getpid(), signal.SIGKILL)"
-    monkeypatch.setenv("DO", kill)
-    first = study(repository, fragile, capsys, "workers", "--workers", "2", "--seeds", "2", NETWORK)
+    monkeypatch.setenv("DO", "if os.environ['PL_GLOBAL_SEED'] == '1': os.kill(os.getpid(), signal.SIGKILL)")
+    first = study(repository, fragile, capsys, "workers", "--workers", "1", "--seeds", "2", NETWORK)
     assert first.code == 1
-    assert re.search(r"2 workers, seed 1: failed", first.printed)
-    assert "dmaml: error: 1 training failed: 2 workers, seed 1" in first.printed
+    assert re.search(r"1 worker, seed 1: failed", first.printed)
+    assert "dmaml: error: 1 training failed: 1 worker, seed 1" in first.printed
     assert first.parent.info.status == "FAILED"
     assert sorted(run.info.status for run in first.children) == ["FAILED", "FINISHED"]
     assert [row["seeds"] for row in first.table()] == ["1"]
@@ -255,17 +267,6 @@ def test_a_failed_training_is_told_and_made_again_by_the_same_command(
     assert sorted(run.info.status for run in first.children) == ["FAILED", "FINISHED", "FINISHED"]
     assert first.parent.info.status == "FINISHED"
     assert [row["seeds"] for row in first.table()] == ["2"]
-
-
-def ends(pid: int, within_s: float) -> bool:
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], within_s)[0])
-    finally:
-        os.close(handle)
 
 
 def workers_of(folder: Path) -> list[int]:
@@ -288,6 +289,7 @@ def test_ctrl_c_ends_the_trainings_and_says_that_the_same_command_goes_on(
     assert all(ends(worker, within_s=0) for worker in workers_of(fragile))
 
 
+@pytest.mark.slow  # test_fork_server has what becomes of what a killed process had forked
 def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragile: Path) -> None:
     words = words_of(repository, fragile, "workers", "--workers", "1", "--seeds", "1", NETWORK)
     doing = "Path('told').exists() or (Path('told').touch(), os.kill(int(os.environ['STUDY']), signal.SIGKILL))"
@@ -305,6 +307,7 @@ def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragi
 # -- scaling -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # seven trainings: test_study_plans has what they are, and the report on them
 def test_a_study_of_scaling_sees_as_many_tasks_through_each_knob(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +343,7 @@ def test_a_study_of_scaling_sees_as_many_tasks_through_each_knob(
 def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as_a_result(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    lay_store(tmp_path)
     name = "model.meta_optimizer.init_args.lr"
     merges = "trainer.strategy.merge: {choice: [dmaml_pl.MeanMerge]}"  # a choice among texts, of which there is one
     (tmp_path / "space.yaml").write_text(f"{name}: {{choice: [1e-9, 0.03, 1e30]}}\n{merges}\n")
@@ -349,7 +353,9 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
     statuses = {run.data.params["model.meta_optimizer.lr"]: run.info.status for run in done.children}
     assert statuses == {"1e-09": "FINISHED", "0.03": "FINISHED", "1e+30": "FAILED"}
     assert len(done.children) == 3  # the same setting is not trained twice
-    finals = {run.data.params["model.meta_optimizer.lr"]: run.data.metrics.get("val/loss") for run in done.children}
+    finals = {
+        run.data.params["model.meta_optimizer.lr"]: run.data.metrics.get("val/loss", math.nan) for run in done.children
+    }
     (best,) = done.table()
     assert best[name] == "0.03"
     assert float(best["score"]) == finals["0.03"]
@@ -360,22 +366,21 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
     assert f"--{name}=0.03" in done.printed
     assert {"best.png", "search.png", "trials.csv"} <= done.artifacts()
 
-    # With another objective the trainings are the same, and known. Never below -1: more than the 4 runs there are.
-    assert main([*done.words, "--target", "-1"]) == 0
+    # With another objective the trainings are the same, and known: the fewest runs to what only one of them reaches.
+    target = (finals["0.03"] + finals["1e-09"]) / 2
+    assert main([*done.words, "--target", str(target)]) == 0
+    assert capsys.readouterr().out.count("1 of 1 trainings are known already") == 8
     assert len(done.children) == 3
+    (run,) = [run for run in done.children if run.data.params["model.meta_optimizer.lr"] == "0.03"]
+    (runs, *_) = [number for number, loss in enumerate(done.history(run, "val/loss"), start=1) if loss <= target]
     costs = {row[name]: float(row["score"]) for row in done.table("trials.csv")}
-    assert 4 < costs["0.03"] <= costs["1e-9"] <= 8 < costs["1e30"]
-    assert done.table()[0]["run_to_target"] == ""
-    # One that is reached at the first validation costs what the first run took.
-    assert main([*done.words, "--target", "1000"]) == 0
-    (reached,) = done.table()
-    assert reached["run_to_target"] == "1.0"
-    (run,) = [run for run in done.children if run.data.params["model.meta_optimizer.lr"] == str(float(reached[name]))]
-    assert float(reached["computed_wall_seconds_to_target"]) == pytest.approx(
-        done.history(run, "train/run_cpu_seconds")[0]
-    )
+    assert costs["0.03"] == runs <= 4 < costs["1e-9"] <= 8 < costs["1e30"]
     by_setting = {row[name]: row["run_to_target"] for row in done.table("trials.csv")}
-    assert by_setting == {"1e-9": "1.0", "0.03": "1.0", "1e30": ""}
+    assert by_setting == {"1e-9": "", "0.03": str(float(runs)), "1e30": ""}
+    (best,) = done.table()
+    assert best["run_to_target"] == str(float(runs))
+    seconds = sum(done.history(run, "train/run_cpu_seconds")[:runs])
+    assert float(best["computed_wall_seconds_to_target"]) == pytest.approx(seconds)
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
@@ -439,20 +444,15 @@ def test_a_space_that_makes_no_sense_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("kind", "words", "told"),
     [
-        ("workers", ["--config", "none.yaml"], "--config is none.yaml, but there is no such file"),
         ("workers", ["--trainer.max_step=3"], "trainer.max_step is not a setting. Did you mean"),
-        ("workers", ["--data.seed=1"], "data.seed is 1, but must be null for a study"),
-        ("workers", ["--trainer.logger=false"], "trainer.logger must be dmaml_pl.MLflowTracker"),
-        ("workers", ["--checkpoint.monitor=train/loss"], "checkpoint.monitor is train/loss"),
         ("workers", ["--workers", "9", "--data.val_tasks=8"], "data.val_tasks is 8"),
-        ("scaling", ["--trainer.max_steps=-1"], "trainer.max_steps is -1, but must be a whole number"),
-        ("sweep", ["--space", "space.yaml"], "model.inner_rl"),
+        ("sweep", ["--workers", "1", "--space", "space.yaml"], "model.inner_rl"),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_anything_is_tracked(
     kind: str, words: list[str], told: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "space.yaml").write_text("model.inner_rl: {float: [0.1, 1]}")
+    (tmp_path / "space.yaml").write_text("model.inner_rl: {choice: [0.1]}")
     done = study(repository, tmp_path, capsys, kind, *words)
     assert done.code == 1
     assert told in done.printed

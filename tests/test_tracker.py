@@ -38,6 +38,7 @@ from dmaml_pl.tracking.description import wrap
 from dmaml_pl.tracking.params import clean_name, flatten
 from dmaml_pl.tracking.sender import pause_after
 from dmaml_pl.tracking.tracker import MLflowTracker
+from tests.trainings import empty_store
 
 pytestmark = [
     # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
@@ -114,21 +115,10 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A store as MLflow makes it: copying it is faster than making it 20 times."""
-    folder = tmp_path_factory.mktemp("empty")
-    make(folder).open()
-    return (folder / "mlflow.db").read_bytes()
-
-
 @pytest.fixture
-def folder(tmp_path: Path, empty_store: bytes) -> Path:
-    (tmp_path / "mlflow.db").write_bytes(empty_store)
-    # Its experiment keeps its files where it was made, so trackers here need one of another name.
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        database.execute("UPDATE experiments SET name = 'elsewhere' WHERE name = 'dmaml'")
-    database.close()
+def folder(tmp_path: Path) -> Path:
+    """A folder with a store as MLflow makes it: copying it is faster than making it 20 times."""
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
     return tmp_path
 
 

@@ -21,6 +21,7 @@ from dmaml_pl.errors import TrackingError
 from dmaml_pl.tracking.tracker import MLflowTracker
 from dmaml_pl.tracking.ui import main
 from tests.browser import CHROMIUM, DRIVER, MISSING, Browser, browsing, curves, picture
+from tests.trainings import empty_store
 
 # MLflow 3.17 still asks SQLAlchemy 2.1 for a loader strategy that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -34,6 +35,7 @@ class Served:
     """A store of one MLflow run, and the process that serves it."""
 
     def __init__(self, folder: Path) -> None:
+        (folder / "mlflow.db").write_bytes(empty_store())
         self.figure = folder / "curve.png"
         Image.new("RGB", (600, 400), "white").save(self.figure)
         self.trackers = [self.log(str(folder), workers) for workers in (1, 2)]

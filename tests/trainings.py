@@ -82,7 +82,7 @@ def dmaml(
 
 
 @cache
-def _empty_store() -> bytes:
+def empty_store() -> bytes:
     """An MLflow store without experiments of ours: making one takes seconds, copying it none."""
     with tempfile.TemporaryDirectory() as folder:
         Store.find(f"sqlite:///{folder}/mlflow.db", folder).connect()
@@ -93,8 +93,8 @@ def lay_store(folder: Path) -> None:
     """Lay an empty tracking store into `mlruns` of a folder, unless one is there."""
     file = folder / "mlruns" / "mlflow.db"
     if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(_empty_store())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(empty_store())
 
 
 @dataclass

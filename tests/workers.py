@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import select
 import socket
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,16 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def ends(pid: int, within_s: float) -> bool:
+    """Whether a process, which need be no child of this one, ends within some seconds."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    with os.fdopen(handle) as ended:
+        return bool(select.select([ended], [], [], within_s)[0])
 
 
 def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 60.0) -> list[Any]:
