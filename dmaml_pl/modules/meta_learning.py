@@ -76,7 +76,7 @@ class MetaLearning(RunModule):
         engine: EngineName = "auto",
         compile: bool = False,  # noqa: A002 - the name of the setting
         task_chunk: int | None = None,
-        freeze: Sequence[str] = (),
+        freeze: Sequence[str] | None = None,
         batch_norm: BatchNormUse = "task",
     ) -> None:
         super().__init__()
@@ -94,10 +94,10 @@ class MetaLearning(RunModule):
         require_one_of("model.batch_norm", batch_norm, ("task", "frozen"))
         self.batch_norm = batch_norm
         (use_batch_statistics if batch_norm == "task" else use_running_statistics)(network)
-        freeze_weights(network, freeze)
+        freeze_weights(network, freeze or ())
         self.learner = MetaLearner(network, algorithm)
         if not any(p.requires_grad for p in self.learner.parameters()):
-            raise ConfigError(f"model.freeze is {list(freeze)}, which leaves nothing to learn.")
+            raise ConfigError(f"model.freeze is {list(freeze or ())}, which leaves nothing to learn.")
         self.trained_by: int | None = None
         self.shapes: dict[str, list[int]] = {}
         self.scaling: Scaling | None = None
