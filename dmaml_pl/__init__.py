@@ -13,7 +13,20 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner
     from dmaml_pl.adapting.loading import load, load_adapted
-    from dmaml_pl.algorithms import ANIL, BOIL, MAML, Algorithm, InnerAdam, InnerMomentum
+    from dmaml_pl.algorithms import (
+        ALFA,
+        ANIL,
+        BOIL,
+        KFO,
+        LSLR,
+        MAML,
+        Algorithm,
+        InnerAdam,
+        InnerMomentum,
+        MAMLPlusPlus,
+        MetaCurvature,
+        MetaSGD,
+    )
     from dmaml_pl.modules import MetaLearning
     from dmaml_pl.networks import MLP, Backbone, Conv4, LoRA, ResNet12
     from dmaml_pl.objectives import Objective
@@ -31,7 +44,20 @@ if TYPE_CHECKING:
 _NAMES = {
     "dmaml_pl.adapting.learner": ("AdaptedLearner", "FewShotLearner"),
     "dmaml_pl.adapting.loading": ("load", "load_adapted"),
-    "dmaml_pl.algorithms": ("ANIL", "Algorithm", "BOIL", "InnerAdam", "InnerMomentum", "MAML"),
+    "dmaml_pl.algorithms": (
+        "ALFA",
+        "ANIL",
+        "Algorithm",
+        "BOIL",
+        "InnerAdam",
+        "InnerMomentum",
+        "KFO",
+        "LSLR",
+        "MAML",
+        "MAMLPlusPlus",
+        "MetaCurvature",
+        "MetaSGD",
+    ),
     "dmaml_pl.modules": ("MetaLearning",),
     "dmaml_pl.networks": ("Backbone", "Conv4", "LoRA", "MLP", "ResNet12"),
     "dmaml_pl.objectives": ("Objective",),
@@ -39,8 +65,11 @@ _NAMES = {
 }
 
 __all__ = [
+    "ALFA",
     "ANIL",
     "BOIL",
+    "KFO",
+    "LSLR",
     "MAML",
     "MLP",
     "AdaptedLearner",
@@ -52,10 +81,13 @@ __all__ = [
     "InnerAdam",
     "InnerMomentum",
     "LoRA",
+    "MAMLPlusPlus",
     "MLflowTracker",
     "MeanMerge",
     "MergedAverage",
+    "MetaCurvature",
     "MetaLearning",
+    "MetaSGD",
     "Objective",
     "OuterOptimizerMerge",
     "ResNet12",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from data_modules import Sinusoid
-from dmaml_pl import MLP
+from dmaml_pl import MLP, Conv4
 from dmaml_pl.algorithms import Algorithm, Weights
 from dmaml_pl.engines import Engine, EngineChoice, EngineName, Learn2LearnEngine, VectorizedEngine
 from dmaml_pl.engines import compiled as compiler
@@ -172,3 +172,59 @@ class AlgorithmPromises(ABC):
             torch.testing.assert_close(curve, curves[0], **TIGHT)
         assert same(before, learner.state_dict())
         assert all(w.grad is None for w in learner.parameters())
+
+
+class StepPromises(AlgorithmPromises):
+    """Tests of an algorithm of two steps, of which a subclass writes out the formula of a step."""
+
+    @abstractmethod
+    def stepped(self, meta: Weights, weights: Weights, gradients: Weights, number: int) -> Weights:
+        """The adapting weights after step `number` of one task (no T axis), from those before it and their gradients.
+
+        `meta` has the algorithm's own parameters.
+        """
+
+    def placed(self, meta: Weights, weights: Weights, number: int) -> Weights:
+        """All weights that the network runs with after `number` steps."""
+        return weights
+
+    def outcome(self, losses: list[Tensor]) -> Tensor:
+        """What is differentiated, from the query losses after each step."""
+        return losses[-1]
+
+    def task_loss(
+        self, learner: MetaLearner, meta: Weights, task: TaskBatch, loss: Callable[[Weights, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        weights, second_order, names = dict(meta), not learner.algorithm.first_order, learner.algorithm.adapts
+        losses = []
+        for number in range(2):
+            support = loss(self.placed(meta, weights, number), task.support_x, task.support_y)
+            found = torch.autograd.grad(support, [weights[name] for name in names], create_graph=second_order)
+            gradients = dict(zip(names, found, strict=True))
+            weights |= self.stepped(meta, {name: weights[name] for name in names}, gradients, number)
+            losses.append(loss(self.placed(meta, weights, number + 1), task.query_x, task.query_y))
+        return self.outcome(losses)
+
+
+class Images:
+    """Five classes of noisy pictures and a small convolutional network, in the place of sine curves."""
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return Conv4(filters=4, image_size=16).double()
+
+    def objective(self) -> Objective:
+        return objective_of("classification")
+
+    def batch(self, tasks: int = 2, number: int = 0) -> TaskBatch:
+        generator = torch.Generator().manual_seed(number)
+        classes = torch.randn(tasks, 5, 1, 16, 16, generator=generator, dtype=torch.float64)
+        noise = torch.randn(2, tasks, 5, 1, 16, 16, generator=generator, dtype=torch.float64)
+        y = torch.arange(5).expand(tasks, 5)
+        return TaskBatch.of(classes + noise[0], y, classes + noise[1], y)
+
+
+def check_with_convolutions(promises: type[AlgorithmPromises]) -> None:
+    """What the promises say of the formula, in every engine, with convolutions and batch norms."""
+    kind: type[AlgorithmPromises] = type(promises.__name__, (Images, promises), {"__test__": False})
+    kind().test_the_meta_gradient_of_every_engine_equals_the_formula()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ from torch import Tensor
 
 from dmaml_pl import MLP, MetaLearning
 from dmaml_pl.algorithms import Algorithm, Weights
-from dmaml_pl.engines import EngineName
+from dmaml_pl.engines import EngineChoice, EngineName
 from dmaml_pl.engines import compiled as compiler
-from dmaml_pl.learner import MetaLearner
-from dmaml_pl.tasks import TaskBatch
-from tests.algorithm_promises import AlgorithmPromises
+from dmaml_pl.errors import ConfigError
+from tests.algorithm_promises import StepPromises
 from tests.recipes import same, state_of, straight_and_resumed, train_with_two
 from tests.trainings import SETTINGS, dmaml, flags
 from tests.workers import in_workers
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 def write_example(folder: Path) -> None:
     """The example as a user would save it."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    (example,) = [code for code in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if "class MetaSGD" in code]
-    (folder / "meta_sgd.py").write_text(example)
+    (example,) = [code for code in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if "class ClippedMAML" in code]
+    (folder / "clipped.py").write_text(example)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Algorithm
     folder = tmp_path_factory.mktemp("outside")
     write_example(folder)
     sys.path.insert(0, str(folder))
-    yield importlib.import_module("meta_sgd").MetaSGD
+    yield importlib.import_module("clipped").ClippedMAML
     sys.path.remove(str(folder))
-    del sys.modules["meta_sgd"]
+    del sys.modules["clipped"]
 
 
-class TestMetaSGD(AlgorithmPromises):
-    """w' = w - rate * dL(support; w)/dw, repeated; the rates are learned."""
+class TestClippedMAML(StepPromises):
+    """w' = w - inner_lr * g * c / sqrt(c^2 + |g|^2), repeated; c is learned."""
 
     @pytest.fixture(autouse=True)
     def _example(self, example: type[Algorithm]) -> None:
@@ -54,26 +54,29 @@ class TestMetaSGD(AlgorithmPromises):
 
     def algorithm(self, *, first_order: bool = False) -> Algorithm:
         kind: Any = self.kind
-        made: Algorithm = kind(inner_lr=0.05, inner_steps=2, first_order=first_order)
+        made: Algorithm = kind(longest=2.0, inner_lr=0.05, inner_steps=2, first_order=first_order)
         return made
 
-    def task_loss(
-        self, learner: MetaLearner, meta: Weights, task: TaskBatch, loss: Callable[[Weights, Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        names = learner.algorithm.adapts
-        weights, second_order = dict(meta), not learner.algorithm.first_order
-        for _ in range(2):
-            support = loss(weights, task.support_x, task.support_y)
-            gradients = torch.autograd.grad(support, [weights[name] for name in names], create_graph=second_order)
-            weights |= {
-                name: weights[name] - meta[f"algorithm.rates.{number}"] * gradient
-                for number, (name, gradient) in enumerate(zip(names, gradients, strict=True))
-            }
-        return loss(weights, task.query_x, task.query_y)
+    def stepped(self, meta: Weights, weights: Weights, gradients: Weights, number: int) -> Weights:
+        c, norm = meta["algorithm.longest"], torch.cat([g.flatten() for g in gradients.values()]).norm()
+        return {name: w - 0.05 * gradients[name] / (1 + (norm / c) ** 2) ** 0.5 for name, w in weights.items()}
+
+    def test_far_longer_gradients_are_shortened_to_the_length_and_far_shorter_ones_kept(self) -> None:
+        learner = self.learner()
+        gradients = {"w": torch.tensor([[3e6, 4e6], [3e-6, 4e-6]], dtype=torch.float64)}
+        found = learner.algorithm.step(learner.meta(), {"w": torch.zeros(2, 2).double()}, gradients, 0)["w"]
+        torch.testing.assert_close(found / -0.05, torch.tensor([[1.2, 1.6], [3e-6, 4e-6]], dtype=torch.float64))
+
+    def test_learn2learn_has_it_not_which_is_told_in_one_line(self) -> None:
+        choice = EngineChoice("learn2learn", self.objective())
+        with pytest.raises(ConfigError) as caught:
+            choice.for_training(self.learner(), self.batch())
+        told = "model.engine is learn2learn, but learn2learn has no ClippedMAML: set model.engine to auto."
+        assert str(caught.value) == told
 
 
-@pytest.mark.parametrize("engine", ["learn2learn", "per_task", "vectorized", "compiled"])
-def test_two_workers_learn_merge_and_resume_the_rates_to_the_bit(
+@pytest.mark.parametrize("engine", ["per_task", "vectorized", "compiled"])
+def test_two_workers_learn_merge_and_resume_the_length_to_the_bit(
     engine: str, example: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "machine_code", lambda graph, examples: graph)
@@ -81,9 +84,9 @@ def test_two_workers_learn_merge_and_resume_the_rates_to_the_bit(
     assert [same(mine, others) for mine, others in zip(first["merged"], second["merged"], strict=True)] == [True] * 3
     assert same(first["straight"], first["resumed"])
     assert same(second["straight"], second["resumed"])
-    rates = [value for name, value in first["straight"].items() if ".rates." in name]
-    assert len(rates) == 4
-    assert all(not torch.equal(rate, torch.full_like(rate, 0.05)) for rate in rates)
+    longest = float(first["straight"]["learner.algorithm.longest"])
+    assert math.isfinite(longest)
+    assert longest != 2.0
 
 
 def _train_and_resume(example: Any, engine: str, folder: Path) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def _train(
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     torch.manual_seed(0)
     name: EngineName = "vectorized" if engine == "compiled" else engine  # type: ignore[assignment]
-    algorithm = example(inner_lr=0.05, inner_steps=2)
+    algorithm = example(longest=2.0, inner_lr=0.05, inner_steps=2)
     module = MetaLearning(MLP(hidden=[8]), algorithm, engine=name, compile=engine == "compiled", evaluation_steps=2)
     _, recorder = train_with_two(module, folder, steps, ckpt)
     return state_of(module), recorder.states
@@ -104,15 +107,15 @@ def _train(
 
 def test_the_command_line_trains_it_by_its_class_path_and_adapts_with_what_it_learned(tmp_path: Path) -> None:
     write_example(tmp_path)
-    settings = SETTINGS | {"model.algorithm": "meta_sgd.MetaSGD", "model.algorithm.inner_lr": "0.02"}
+    settings = SETTINGS | {"model.algorithm": "clipped.ClippedMAML", "model.algorithm.longest": "5"}
     ended = dmaml(tmp_path, "fit", "--config", str(ROOT / "configs" / "sinusoid.yaml"), *flags(settings))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     kept = next(tmp_path.rglob("last.ckpt"))
     state = torch.load(kept, weights_only=True)["state_dict"]
-    assert "learner.algorithm.rates.0" in state
+    assert "learner.algorithm.longest" in state
     table = "x,y\n" + "\n".join(f"{x},{x * 0.5}" for x in range(-5, 6)) + "\n"
     (tmp_path / "points.csv").write_text(table)
-    words = ("--ckpt", str(kept), "--support", "points.csv", "--query", "points.csv", "--trust", "meta_sgd")
+    words = ("--ckpt", str(kept), "--support", "points.csv", "--query", "points.csv", "--trust", "clipped")
     adapted = dmaml(tmp_path, "adapt", *words)
     assert adapted.returncode == 0, adapted.stdout + adapted.stderr
     assert (tmp_path / "predictions.csv").is_file()

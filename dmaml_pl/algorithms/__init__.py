@@ -1,18 +1,34 @@
 """The inner loops, one a file: what adapts to a task, and by which rule."""
 
+from dmaml_pl.algorithms.alfa import ALFA
 from dmaml_pl.algorithms.anil import ANIL, BOIL
 from dmaml_pl.algorithms.base import Algorithm, Outcome, Tasks, Weights, gradients
+from dmaml_pl.algorithms.gradient_transform import GradientTransform
 from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerMomentum, InnerOptimizer
+from dmaml_pl.algorithms.kfo import KFO
+from dmaml_pl.algorithms.learned_step import LearnedStep
+from dmaml_pl.algorithms.lslr import LSLR
 from dmaml_pl.algorithms.maml import MAML
+from dmaml_pl.algorithms.maml_plus_plus import MAMLPlusPlus
+from dmaml_pl.algorithms.meta_curvature import MetaCurvature
+from dmaml_pl.algorithms.meta_sgd import MetaSGD
 
 __all__ = [
+    "ALFA",
     "ANIL",
     "BOIL",
+    "KFO",
+    "LSLR",
     "MAML",
     "Algorithm",
+    "GradientTransform",
     "InnerAdam",
     "InnerMomentum",
     "InnerOptimizer",
+    "LearnedStep",
+    "MAMLPlusPlus",
+    "MetaCurvature",
+    "MetaSGD",
     "Outcome",
     "Tasks",
     "Weights",

@@ -10,6 +10,8 @@ from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import ConfigError
 
+_HOOKS = ("minibatch", "start", "step", "place", "adapt", "outer")
+
 
 class MAML(Algorithm):
     """The inner loop w' = w - inner_lr * dL(support; w)/dw, repeated, starting from the meta-weights.
@@ -53,7 +55,9 @@ class MAML(Algorithm):
     def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
         """`learn2learn.algorithms.MAML`, where all weights adapt that are not frozen, by gradient descent."""
         learned = [name for name, weight in network.named_parameters() if weight.requires_grad]
-        if self.adapts != learned or self.inner_optimizer is not None:
+        # A subclass that does anything else is another algorithm.
+        differs = any(getattr(type(self), hook) is not getattr(MAML, hook) for hook in _HOOKS)
+        if differs or self.adapts != learned or self.inner_optimizer is not None:
             return None
         return package.algorithms.MAML(
             network, lr=self.inner_lr, first_order=self.first_order, allow_nograd=True, allow_unused=True

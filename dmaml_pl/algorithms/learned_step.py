@@ -1,0 +1,41 @@
+"""What the inner loops have in common whose step has parameters of its own."""
+
+from typing import Any
+
+from torch import nn
+
+from dmaml_pl.algorithms.base import OWN, Weights
+from dmaml_pl.algorithms.maml import MAML
+from dmaml_pl.checks import require_positive
+
+
+class LearnedStep(MAML):
+    """Base of the algorithms that step as MAML does, but for what is meta-learned of the step.
+
+    Args:
+        meta_lr: learning rate of what is meta-learned of the step; by default the meta-optimizer's.
+        settings: those of `MAML`.
+
+    Raises:
+        ConfigError: a value is not greater than zero.
+    """
+
+    def __init__(self, meta_lr: float | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        if meta_lr is not None:
+            require_positive(**{"model.algorithm.meta_lr": meta_lr})
+        self.meta_lr = meta_lr
+
+    def adapting(self, network: nn.Module) -> Weights:
+        """The weights of a network that adapt, by name; known once `MAML.attach` has chosen them."""
+        weights = dict(network.named_parameters())
+        return {name: weights[name] for name in self.adapts}
+
+    def own(self, meta: Weights, parameters: str) -> Weights:
+        """An own list of parameters, one for each weight that adapts, by the names of the weights.
+
+        Args:
+            meta: meta-weights.
+            parameters: name of the list.
+        """
+        return {name: meta[f"{OWN}{parameters}.{number}"] for number, name in enumerate(self.adapts)}
