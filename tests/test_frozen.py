@@ -160,11 +160,7 @@ def test_a_frozen_stem_a_learned_neck_and_an_adapting_head() -> None:
         nn.Linear(8, 1),
     )
 
-    class Head(MAML):
-        def attach(self, network: nn.Module) -> None:
-            self.adapts = ["head.weight", "head.bias"]
-
-    module = MetaLearning(network, Head(inner_lr=0.1), freeze=["stem.*"], run_length=5)
+    module = MetaLearning(network, MAML(inner_lr=0.1, adapts=["head.*"]), freeze=["stem.*"], run_length=5)
     before = state_of(module)
     small_trainer().fit(module, small_data())
     moved = {name for name, value in state_of(module).items() if not torch.equal(value, before[name])}

@@ -24,15 +24,8 @@ from tests.recipes import small_data, small_trainer
 
 ENGINES = [VectorizedEngine, PerTaskEngine]
 TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+HEAD = ["head.*"]
 WAYS = 3
-
-
-class HeadAlone(MAML):
-    """MAML of the last layer."""
-
-    def attach(self, network: nn.Module) -> None:
-        super().attach(network)
-        self.adapts = [name for name in self.adapts if name.startswith("head.")]
 
 
 class Counted(Conv4):
@@ -79,7 +72,7 @@ def batch_of(tasks: int = 3, steps: int = 1) -> TaskBatch:
 
 def found(network: nn.Module, engine: Engine, batch: TaskBatch, first_order: bool) -> tuple[Any, AdaptationCurve]:
     """Loss, metric and meta-gradients by name; and the adaptation curve."""
-    learner = MetaLearner(network, HeadAlone(inner_lr=0.3, inner_steps=3, first_order=first_order))
+    learner = MetaLearner(network, MAML(adapts=HEAD, inner_lr=0.3, inner_steps=3, first_order=first_order))
     learner.zero_grad()
     outcome = engine.meta_gradient(learner, batch)
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
@@ -105,7 +98,7 @@ def test_predictions_and_acting_are_those_of_running_it_all() -> None:
     for kind in ENGINES:
         results = []
         for given in (network, Unsplit(network)):
-            learner, engine = MetaLearner(given, HeadAlone(inner_lr=0.3, inner_steps=2)), kind(objective)
+            learner, engine = MetaLearner(given, MAML(adapts=HEAD, inner_lr=0.3, inner_steps=2)), kind(objective)
             acting = engine.act(learner, batch.support)
             results.append((engine.predict(learner, batch, 4), acting(batch.query.x)))
         torch.testing.assert_close(results[0], results[1], **TIGHT)
@@ -117,7 +110,7 @@ def test_the_body_is_run_once_for_the_support_and_once_for_the_query_set(
     kind: type[Any], times: int, first_order: bool
 ) -> None:
     network, engine, batch = conv4(), kind(objective_of("classification")), batch_of()
-    learner = MetaLearner(network, HeadAlone(inner_lr=0.3, inner_steps=4, first_order=first_order))
+    learner = MetaLearner(network, MAML(adapts=HEAD, inner_lr=0.3, inner_steps=4, first_order=first_order))
     engine.refusal(learner, batch)
     network.runs.clear()
     engine.meta_gradient(learner, batch)
@@ -163,7 +156,7 @@ def test_a_traced_meta_gradient_is_the_eager_one_at_other_weights(
 ) -> None:
     monkeypatch.setattr(compiler, "machine_code", lambda graph, examples: graph)
     objective, network = objective_of("classification"), conv4()
-    learner, results = MetaLearner(network, HeadAlone(inner_lr=0.3, inner_steps=2)), []
+    learner, results = MetaLearner(network, MAML(adapts=HEAD, inner_lr=0.3, inner_steps=2)), []
     traced = VectorizedEngine(objective, compiled=True)
     with caplog.at_level(logging.INFO):
         traced.meta_gradient(learner, batch_of())
@@ -196,7 +189,7 @@ class Tempered(nn.Module):
 def test_a_network_that_is_more_than_its_embedding_and_head_is_refused_in_one_line() -> None:
     torch.manual_seed(0)
     with pytest.raises(ConfigError, match=r"Tempered, whose output is not head\(embed\(x\)\)"):
-        small_trainer().fit(MetaLearning(Tempered(), HeadAlone()), small_data())
+        small_trainer().fit(MetaLearning(Tempered(), MAML(adapts=HEAD)), small_data())
     small_trainer().fit(MetaLearning(Tempered(), MAML()), small_data())
 
 
