@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 import dmaml_pl
-from dmaml_pl import MAML, MLP, Backbone, Conv4, DMAMLStrategy, LoRA, MetaLearning
+from dmaml_pl import MAML, MLP, Backbone, Conv4, DMAMLStrategy, LoRA, MergedAverage, MetaLearning
 from dmaml_pl.__main__ import main
 from dmaml_pl.data import Split, TaskDataModule
 from dmaml_pl.engines import EngineChoice, EngineName
@@ -236,6 +236,15 @@ def test_a_frozen_body_is_worker_0s_from_the_start_is_not_sent_at_merges_and_kee
     values, head = sum(p.numel() for p in body_of(start).values()), WAYS * 8 + WAYS
     assert max(sent) < 4 * values  # though a head with its moments is in it, statistics, and a table of metrics
     assert min(sent) > (4 * head if strategy == "dmaml" else 0)
+
+
+def test_an_average_of_merged_weights_leaves_what_is_frozen_to_the_bit() -> None:
+    module = module_of(backbone(), **FROZEN)
+    before = state_of(module)
+    small_trainer(max_steps=12, strategy=DMAMLStrategy(), callbacks=[MergedAverage(0.7)]).fit(module, Patterns())
+    after = state_of(module)
+    assert same(body_of(before), body_of(after))
+    assert not same(before, after)
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------------
