@@ -20,7 +20,8 @@ class ALFA(LearnedStep):
     (a, b), two numbers for each weight tensor, are what a network of two layers with 2 L units each makes of the means
     of all weight and all gradient tensors, at every step anew. That network is meta-learned, as are `rate` and `decay`.
     The gradients that it is shown are constants to it, as in the paper's code. There the rates and decays have a value
-    for one step more than are made; here steps beyond training take the last.
+    for one step more than are made; here steps beyond training take the last. In that code batch norms do
+    not adapt; here all that is not left out by `adapts`.
 
     Args:
         weight_decay: where all of `decay` start, times `inner_lr`; 0.0005 in the paper's code.
@@ -39,7 +40,7 @@ class ALFA(LearnedStep):
         super().__init__(**settings)
         if not weight_decay >= 0:
             raise ConfigError(f"model.algorithm.weight_decay is {weight_decay}, but must not be negative.")
-        self._weight_decay = weight_decay
+        self.weight_decay = weight_decay
 
     def attach(self, network: nn.Module) -> None:
         """Make rates, decays and the network that chooses by them, its weights as PyTorch draws them."""
@@ -47,7 +48,7 @@ class ALFA(LearnedStep):
         like = next(iter(self.adapting(network).values())).detach()
         size = len(self.adapts)
         self.rates = nn.Parameter(like.new_full((size, self.steps), self.inner_lr))
-        self.decays = nn.Parameter(like.new_full((size, self.steps), self.inner_lr * self._weight_decay))
+        self.decays = nn.Parameter(like.new_full((size, self.steps), self.inner_lr * self.weight_decay))
         self.generator = nn.Sequential(nn.Linear(2 * size, 2 * size), nn.ReLU(), nn.Linear(2 * size, 2 * size)).to(like)
 
     def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:

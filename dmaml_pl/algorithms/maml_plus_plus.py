@@ -58,19 +58,19 @@ class MAMLPlusPlus(LSLR):
         super().__init__(**settings)
         if multi_step_until < 0:
             raise ConfigError(f"model.algorithm.multi_step_until is {multi_step_until}, but must not be negative.")
-        self._multi_step_until = multi_step_until
+        self.multi_step_until = multi_step_until
         self._multi_step = multi_step_until > 0
-        self._learned_rates = learned_rates
-        self._per_step_norms = per_step_norms
+        self.learned_rates = learned_rates
+        self.per_step_norms = per_step_norms
         self._norms: list[str] = []
 
     def attach(self, network: nn.Module) -> None:
         """Make the rates, and the norm weights of every step but the first."""
         super().attach(network)
-        if self._per_step_norms:
+        if self.per_step_norms:
             self._take_norms_out(network)
         rates = self.rates.new_full((len(self.adapts), self.steps), self.inner_lr)
-        self.rates = nn.Parameter(rates, requires_grad=self._learned_rates)
+        self.rates = nn.Parameter(rates, requires_grad=self.learned_rates)
         self.register_buffer("importance", self.rates.new_tensor(self.importance_at(0)), persistent=False)
 
     def _take_norms_out(self, network: nn.Module) -> None:
@@ -95,16 +95,16 @@ class MAMLPlusPlus(LSLR):
     def importance_at(self, meta_iteration: int) -> list[float]:
         """The importance of the loss after each step; they add up to one."""
         steps = self.steps
-        if meta_iteration >= self._multi_step_until:
+        if meta_iteration >= self.multi_step_until:
             return [0.0] * (steps - 1) + [1.0]
-        gone = meta_iteration / self._multi_step_until
+        gone = meta_iteration / self.multi_step_until
         each = max((1 - gone) / steps, LEAST / steps)
         return [each] * (steps - 1) + [1 - (steps - 1) * each]
 
     def begin(self, meta_iteration: int) -> None:
         """Move importance to the last step."""
         super().begin(meta_iteration)
-        self._multi_step = meta_iteration < self._multi_step_until
+        self._multi_step = meta_iteration < self.multi_step_until
         self.importance.copy_(self.importance.new_tensor(self.importance_at(meta_iteration)))
 
     @property

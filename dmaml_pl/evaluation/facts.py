@@ -59,6 +59,16 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(thing: object) -> dict[str, Any]:
-    """The arguments of an object's constructor that it keeps under the same names, where they are plain values."""
-    kept = {name: getattr(thing, name, None) for name in inspect.signature(type(thing)).parameters}
+    """The arguments of an object's constructor that it keeps under the same names, where they are plain values.
+
+    So are those that its class passes on to its base class.
+    """
+    names = list[str]()
+    for kind in type(thing).__mro__:
+        if "__init__" in vars(kind):
+            parameters = inspect.signature(vars(kind)["__init__"]).parameters
+            names += parameters
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    kept = {name: getattr(thing, name, None) for name in names}
     return {name: value for name, value in kept.items() if isinstance(value, bool | int | float | str)}
