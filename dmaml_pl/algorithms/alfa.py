@@ -20,8 +20,8 @@ class ALFA(LearnedStep):
     (a, b), two numbers for each weight tensor, are what a network of two layers with 2 L units each makes of the means
     of all weight and all gradient tensors, at every step anew. That network is meta-learned, as are `rate` and `decay`.
     The gradients that it is shown are constants to it, as in the paper's code. There the rates and decays have a value
-    for one step more than are made; here steps beyond training take the last. In that code batch norms do
-    not adapt; here all that is not left out by `adapts`.
+    for one step more than are made, and batch norms do not adapt; here steps beyond training take the last, and all
+    adapts that `adapts` does not leave out.
 
     Args:
         weight_decay: where all of `decay` start, times `inner_lr`; 0.0005 in the paper's code.
