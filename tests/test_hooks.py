@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dmaml_pl import MLP
 from dmaml_pl.algorithms import Algorithm, Outcome, Tasks, Weights
-from dmaml_pl.engines.loop import NetworkTasks, at_once
-from dmaml_pl.engines.per_task import one_by_one
+from dmaml_pl.engines.loop import NetworkTasks, at_once, one_by_one
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import objective_of
 from dmaml_pl.tasks import TaskBatch

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _suggested_max_num_threads
+from torch import Tensor
 
-from dmaml_pl import DMAMLStrategy
+from dmaml_pl import MLP, DMAMLStrategy
+from dmaml_pl.engines import EngineChoice, EngineName, PerTaskEngine, work
 from tests.recipes import small_data, small_maml, small_trainer
 from tests.workers import in_workers
 
@@ -43,3 +47,67 @@ def test_two_workers_take_half_the_cores_each_unless_the_user_sets_their_threads
     half = _suggested_max_num_threads(2)
     assert half <= max(1, (os.cpu_count() or 1) // 2)
     assert in_workers(_threads_of_training, 2, own) == [half if own is None else 3] * 2
+
+
+class Watched(MLP):
+    """Notes with how many threads it is run."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(hidden=[width, width])
+        self.seen = set[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add(torch.get_num_threads())
+        return super().forward(x)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(8, 1), (600, 2)])
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+@pytest.mark.usefixtures("two_threads")
+def test_a_small_network_is_trained_and_evaluated_in_one_thread_and_a_large_one_in_all(
+    engine: EngineName, width: int, expected: int
+) -> None:
+    network = Watched(width)
+    module = small_maml(network, engine=engine, evaluation_steps=1, run_length=2)
+    data = small_data(meta_batch=1, val_tasks=1)
+    for training in (True, False):  # which takes all threads
+        module.engine.for_training(module.train(training).learner, data.sample(worker=0, run=0, iteration=0))
+    forget = pl.callbacks.LambdaCallback(on_train_start=lambda trainer, module: network.seen.clear())
+    trainer = small_trainer(max_steps=2, limit_val_batches=1.0, val_check_interval=1, callbacks=[forget])
+    trainer.fit(module.train(), data)
+    assert max(network.seen) == expected
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("width", "expected"), [(8, 1), (600, None)])
+def test_tasks_one_by_one_are_spread_over_threads_where_these_have_more_to_do_than_to_wait(
+    width: int, expected: int | None
+) -> None:
+    module, batch = small_maml(MLP(hidden=[width, width])), small_data().sample(worker=0, run=0, iteration=0)
+    engine = PerTaskEngine(module.objective)
+    assert engine.threads(module.learner, batch) == expected
+
+
+def test_threads_are_counted_on_one_task_once_for_all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    counted = work._count
+
+    def watched(*given: Any) -> Any:
+        calls.append(given)
+        return counted(*given)
+
+    monkeypatch.setattr(work, "_count", watched)
+    module, data = small_maml(), small_data()
+    for iteration in range(2):
+        batch = data.sample(worker=0, run=0, iteration=iteration)
+        for name in ("learn2learn", "per_task", "vectorized"):
+            EngineChoice(name, module.objective).for_training(module.learner, batch).threads(module.learner, batch)
+    assert len(calls) == 1

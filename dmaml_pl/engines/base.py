@@ -89,12 +89,12 @@ class Engine(ABC):
             of: what is differentiated.
         """
 
+    @abstractmethod
     def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
         """Threads with which meta-gradients of such a batch, and all that surrounds them, are fastest; None: all.
 
-        Compiles what is to be compiled.
+        By the work in a task alone, so that it is the same at every start. Compiles what is to be compiled.
         """
-        return None
 
     @abstractmethod
     def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:

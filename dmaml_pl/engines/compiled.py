@@ -24,18 +24,12 @@ from dmaml_pl.engines.base import Backward, Tried
 from dmaml_pl.engines.loop import Evaluated, learned
 from dmaml_pl.engines.products import merge_products
 from dmaml_pl.engines.threads import limited_threads
+from dmaml_pl.engines.work import SMALL_PRODUCT
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.tasks import TaskBatch
 
 MAX_GRAPHS = 2
 """Graphs compiled for a network in a phase of its algorithm: one, and one for another shape of tasks; no more."""
-
-SMALL_PRODUCT = 3_000_000
-"""Graphs whose matrix products take fewer floating-point operations each, on average, run in one thread on CPUs.
-
-Threads would wait for each other longer than they compute, and far longer where other processes want the cores. With
-1.3 million, two threads were as fast as one where nothing else ran.
-"""
 
 CALLS_TO_A_REPLAY = 3
 """The first call of a CUDA graph warms up, the second records, the third replays."""

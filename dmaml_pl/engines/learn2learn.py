@@ -12,7 +12,8 @@ from torch import Tensor
 from dmaml_pl import _learn2learn
 from dmaml_pl.engines import trial
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, MetaOutcome, Of
-from dmaml_pl.engines.per_task import one_by_one
+from dmaml_pl.engines.loop import one_by_one
+from dmaml_pl.engines.work import threads_for
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.tasks import Samples, TaskBatch
 
@@ -63,6 +64,10 @@ class Learn2LearnEngine(Engine):
             losses.append(loss.detach())
             metrics.append(objective.measure(output.detach(), task.query_y))
         return MetaOutcome(torch.stack(losses).mean(), torch.stack(metrics).mean())
+
+    def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
+        """One for small networks."""
+        return threads_for(learner, self.objective, batch)
 
     def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
         """Evaluate every task before adaptation and after each step of it."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
 
 from dmaml_pl.algorithms.base import OWN, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Engine, Of
@@ -24,6 +25,17 @@ at_once = partial(vmap, randomness="different")
 
 HEAD = "head."
 """What the names of the weights begin with of a network's last part, where it is split; see `is_split`."""
+
+
+def one_by_one(of_one_task: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes of a function of one task one whose arguments and results have a T axis of size 1."""
+
+    def with_axis(*given: Any) -> Any:
+        found = of_one_task(*(tree_map(lambda tensor: tensor.squeeze(0), each) for each in given))
+        return tree_map(lambda tensor: tensor.unsqueeze(0), found)
+
+    return with_axis
+
 
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes of a function of one task one of T tasks, whose arguments and results have a leading T axis."""

@@ -31,20 +31,11 @@ from dmaml_pl.engines import loop, trial
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
 from dmaml_pl.engines.layers import use_faster_layers
-from dmaml_pl.engines.loop import Found
+from dmaml_pl.engines.loop import Found, one_by_one
+from dmaml_pl.engines.work import threads_for
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
-
-
-def one_by_one(of_one_task: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes of a function of one task one whose arguments and results have a T axis of size 1."""
-
-    def with_axis(*given: Any) -> Any:
-        found = of_one_task(*(tree_map(lambda tensor: tensor.squeeze(0), each) for each in given))
-        return tree_map(lambda tensor: tensor.unsqueeze(0), found)
-
-    return with_axis
 
 
 class _Traits(NamedTuple):
@@ -107,6 +98,10 @@ class PerTaskEngine(loop.FunctionalEngine):
         gradients = [(gradient / batch.tasks).contiguous() for gradient in total.values()]
         hand_out(MetaGradient(loss, metric, [meta[name] for name in total], gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
+
+    def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
+        """One, where threads would wait for Python's lock longer than they compute."""
+        return threads_for(learner, self.objective, batch)
 
     def run(self, learner: MetaLearner, meta: Weights, fast: Weights, x: Tensor) -> Any:
         """The network's outputs, one task after another."""

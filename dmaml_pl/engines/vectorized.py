@@ -18,6 +18,7 @@ from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines import loop, trial
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import Compiler, hand_out
+from dmaml_pl.engines.work import threads_for
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
@@ -76,14 +77,15 @@ class VectorizedEngine(loop.FunctionalEngine):
         return loop.evaluate(learner, meta, self._tasks(learner, buffers, batch))
 
     def _tasks(self, learner: MetaLearner, buffers: Weights, batch: TaskBatch) -> loop.NetworkTasks:
-        return loop.NetworkTasks(learner.network, buffers, self.objective, batch, loop.at_once)
+        each = loop.one_by_one if batch.tasks == 1 else loop.at_once  # vmap takes longer than what it saves
+        return loop.NetworkTasks(learner.network, buffers, self.objective, batch, each)
 
     def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
-        """One for a small compiled graph."""
-        if self._compiler is None:
-            return None
+        """One for small networks, and as the graph wants it where one is compiled."""
         chunk = next(iter(batch.chunks(self.task_chunk)))
-        return 1 if self._compiler.is_small(learner, chunk, self._evaluate) else None
+        if self._compiler is not None and self._compiler.is_small(learner, chunk, self._evaluate):
+            return 1
+        return threads_for(learner, self.objective, batch, at_once=chunk.tasks)
 
     def each(self, learner: MetaLearner, batch: TaskBatch, work: loop.Work[loop.Found]) -> Iterator[loop.Found]:
         """A chunk of tasks at a time."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.engines import EngineChoice
+from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.evaluation.baseline import Baseline
 from dmaml_pl.evaluation.curves import BASELINE, NETWORKS, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
 from dmaml_pl.learner import MetaLearner
@@ -126,7 +127,9 @@ class EvaluatedModule(pl.LightningModule):
 
     def _predict(self, learner: MetaLearner, batch: TaskBatch, engine: EngineChoice) -> Tensor:
         with self._adapting(batch) as tasks:
-            return engine.for_evaluation(learner, tasks).predict(learner, tasks, self.evaluation_steps)
+            chosen = engine.for_evaluation(learner, tasks)
+            with limited_threads(chosen.threads(learner, tasks)):
+                return chosen.predict(learner, tasks, self.evaluation_steps)
 
     def act(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
         """How the networks act that are adapted to support sets, one a step; what task sources are given (`Act`)."""
@@ -135,7 +138,9 @@ class EvaluatedModule(pl.LightningModule):
     def _score(self, learner: MetaLearner, batch: TaskBatch, engine: EngineChoice | None = None) -> TaskScores:
         choice = self.engine if engine is None else engine
         with self._adapting(batch) as tasks:
-            curve = choice.for_evaluation(learner, tasks).adaptation_curve(learner, tasks, self.evaluation_steps)
+            chosen = choice.for_evaluation(learner, tasks)
+            with limited_threads(chosen.threads(learner, tasks)):
+                curve = chosen.adaptation_curve(learner, tasks, self.evaluation_steps)
         numbers = torch.arange(batch.tasks) if batch.numbers is None else batch.numbers
         return TaskScores(numbers.cpu(), curve.loss.cpu(), curve.metric.cpu())
 

@@ -86,10 +86,10 @@ class RunModule(EvaluatedModule):
                 self.answer_the_outside(strategy)
                 self.iteration = len(losses)
                 batch = tasks.sample(worker=worker, run=run, iteration=self.iteration, act=self.act).to(device)
+                self.algorithm.begin(done + len(losses))
                 if not losses:
                     engine = self.engine.for_training(self.learner, batch)
                     surroundings.enter_context(limited_threads(engine.threads(self.learner, batch)))
-                self.algorithm.begin(done + len(losses))
                 outcome = self._meta_gradient(engine, batch, outer)
                 loss = float(outcome.loss)
                 failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
