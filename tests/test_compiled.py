@@ -271,7 +271,6 @@ def test_what_executes_one_task_after_another_cannot_be_compiled(engine: Any) ->
 
 def test_auto_compiles_what_it_vectorizes() -> None:
     assert MetaLearning(MLP(), compile=True).engine_in_use == "compiled vectorized"
-    assert MetaLearning(network_of("none"), compile=True).engine_in_use == "per_task"
 
 
 def test_a_copy_of_an_engine_compiles_too() -> None:

@@ -179,4 +179,4 @@ def test_training_evaluating_and_adapting_need_no_learn2learn(tmp_path: Path) ->
         words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == ["vectorized", "per_task"]
+    assert done.stdout.split()[-2:] == ["vectorized", "vectorized"]

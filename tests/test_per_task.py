@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmaml_pl import MAML, Conv4, MetaLearning
-from dmaml_pl.engines import EngineChoice, Learn2LearnEngine, PerTaskEngine
+from dmaml_pl.engines import Learn2LearnEngine, PerTaskEngine
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from tests.recipes import same, state_of
@@ -184,9 +184,3 @@ def test_a_network_that_writes_its_buffers_is_refused_in_one_line_and_left_to_th
     automatic = MetaLearning(copy.deepcopy(network))
     automatic.engine.for_training(automatic.learner, batch)
     assert automatic.engine_in_use == "learn2learn"
-
-
-def test_auto_executes_convolutions_per_task_on_a_cpu() -> None:
-    network, rule = network_of("batch"), MAML(inner_lr=0.1)
-    expected = gradients_by(per_task(network, rule), network, rule)[0]
-    assert same(gradients_by(EngineChoice("auto", objective_for(network)), network, rule)[0], expected)

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from data_modules import Sinusoid
 from dmaml_pl import MAML, Conv4, MetaLearning
 from dmaml_pl.algorithms import Algorithm
-from dmaml_pl.engines import Engine, EngineChoice, EngineName, Learn2LearnEngine, VectorizedEngine, choose
+from dmaml_pl.engines import Engine, EngineChoice, EngineName, Learn2LearnEngine, VectorizedEngine
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.networks import MLP
@@ -324,40 +324,6 @@ def test_a_mistake_of_the_network_itself_is_not_mistaken_for_one_of_the_engine()
     module = small_maml(MLP(inputs=3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         module.engine.for_training(module.learner, next(iter(small_data().val_dataloader())))
-
-
-@pytest.mark.parametrize(("kind", "expected"), [("mlp", "vectorized"), ("none", "per_task")])
-def test_auto_takes_the_engine_that_is_faster_on_a_cpu(kind: str, expected: str) -> None:
-    assert MetaLearning(network_of(kind)).engine_in_use == expected
-
-
-def test_auto_takes_the_vectorized_engine_for_convolutions_elsewhere() -> None:
-    assert MetaLearning(network_of("none").to("meta")).engine_in_use == "vectorized"
-
-
-@pytest.mark.parametrize(("filters", "tasks", "expected"), [(16, 8, True), (16, 7, False), (20, 8, False)])
-def test_auto_judges_many_tasks_at_once_with_small_convolutions(
-    filters: int, tasks: int, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(choose, "FEW_ELEMENTS", 16 * 16 * 16 * 2)
-    rule = MAML(inner_lr=0.1)
-    judged: list[int] = []
-    network = Conv4(ways=2, image_size=16, filters=filters)
-    y = torch.tensor([0, 1]).repeat(tasks, 1)
-    batch = TaskBatch.of(torch.rand(tasks, 2, 1, 16, 16), y, torch.rand(tasks, 2, 1, 16, 16), y)
-    learner = MetaLearner(network, rule)
-    engine = EngineChoice("auto", objective_for(network)).for_evaluation(learner, batch)
-    expected_curve = Learn2LearnEngine(objective_for(network)).adaptation_curve(learner, batch, steps=1)
-    at_once = VectorizedEngine.adaptation_curve
-
-    def watched(*given: Any, **settings: Any) -> Any:
-        judged.append(1)
-        return at_once(*given, **settings)
-
-    monkeypatch.setattr(VectorizedEngine, "adaptation_curve", watched)
-    curve = engine.adaptation_curve(learner, batch, steps=1)
-    torch.testing.assert_close(curve.loss, expected_curve.loss, rtol=1e-3, atol=1e-4)
-    assert bool(judged) is expected
 
 
 class Sign(Algorithm):

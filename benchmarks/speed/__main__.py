@@ -1,4 +1,4 @@
-"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 frozen loop sampling start`.
+"""`make benchmark`, or a part of it: `python -m benchmarks.speed --only sinusoid-1 conv4-1 auto loop sampling start`.
 
 Everyone's meta-gradient is compared with learn2learn's before anything is timed; whoever disagrees is not timed. Then
 all are called in turn, and a ratio is that of two calls of the same round.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import frozen, machine, memory, sampling, startup, training
+from benchmarks.speed import choice, frozen, machine, memory, sampling, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "conv4-1": lambda: conv(1),
     "conv4-5": lambda: conv(5),
 }
-OTHERS = ("frozen", "loop", "sampling", "start", "memory")
+OTHERS = ("auto", "frozen", "loop", "sampling", "start", "memory")
 
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 15, 0.1, 100.0
 LOOP_RUNS = 100
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [machine.description(given.device), ""]
     print(lines[0], flush=True)
     others: dict[str, Callable[[], tuple[str, list[Row]]]] = {
+        "auto": auto,
         "frozen": frozen_bodies,
         "loop": loop,
         "sampling": partial(samplers, given.omniglot),
@@ -114,6 +115,17 @@ def timed(reference: Times, own: Times) -> Row:
         "times as fast": f"{ratio.median:.2f}",
         "range": f"{ratio.lowest:.2f} to {ratio.highest:.2f}",
     }
+
+
+def auto() -> tuple[str, list[Row]]:
+    """What `auto` takes beside every engine; each case is shown as it comes."""
+    rows: list[Row] = []
+    for found in choice.measure():
+        row: Row = {"workload": "auto", "meta-gradient": found.title}
+        row |= {f"{name}, ms": f"{1000 * found.seconds[name]:.3g}" for name in choice.ENGINES if name in found.seconds}
+        rows.append(row | {"auto takes": found.auto, "auto / best": f"{found.ratio:.2f}"})
+        print(" | ".join(str(cell) for cell in rows[-1].values()), flush=True)
+    return "What `model.engine: auto` takes, and its time beside that of the fastest engine", rows
 
 
 def frozen_bodies() -> tuple[str, list[Row]]:

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, vmap
 from benchmarks.speed.problems import Problem
 from dmaml_pl import _learn2learn
 from dmaml_pl.engines import EngineChoice, EngineName
+from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.learner import MetaLearner
 
 
@@ -100,7 +101,12 @@ def our_engine(problem: Problem, *, name: EngineName, compiled: bool, task_chunk
     learner = MetaLearner(network, problem.rule)
     choice = EngineChoice(name, problem.objective, compiled=compiled, task_chunk=task_chunk)
     engine = choice.for_training(learner, batch)
-    return _from_grad(problem, network, lambda: engine.meta_gradient(learner, batch))
+
+    def accumulate() -> None:
+        with limited_threads(engine.threads(learner, batch)):  # as in a training
+            engine.meta_gradient(learner, batch)
+
+    return _from_grad(problem, network, accumulate)
 
 
 def learn2learn(problem: Problem) -> Measured:

@@ -1,4 +1,10 @@
-"""Which engine executes a learner: the one asked for, or the fastest that can, by the network and where it is."""
+"""Which engine executes a learner: the one asked for, or the fastest that can, by the work in a task.
+
+Nothing is timed, so that what is chosen, and with it the bits of a training, are the same at every start.
+"""
+
+from collections.abc import Hashable
+from typing import Literal
 
 from pytorch_lightning.utilities import rank_zero_info
 from torch.nn.modules.conv import _ConvNd
@@ -8,50 +14,78 @@ from dmaml_pl.engines.base import Engine, EngineName, Tried
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
+from dmaml_pl.engines.work import work_of
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
-MANY_TASKS, FEW_ELEMENTS = 8, 100_000
-"""From so many tasks on, and up to so many elements of a task's largest feature maps, convolutions of all tasks at once
-are evaluated faster on CPUs: 1.6 times as fast with 80,000, equally with 160,000, and a third as fast with 940,000."""
+CompileSetting = bool | Literal["auto"]
+
+LARGE_OPERATION = 80_000
+"""Elements that an operation gives for one task, as a root mean square, up to which CPUs compute all tasks at once.
+
+Small operations take as long as it takes to start them, so that it is better to start one for all tasks; the results of
+large ones for all tasks are in no cache. Between 0.1 and 0.95 of the time of tasks one by one was taken up to 78,000
+elements, about the same or up to a third more around 85,000, and 1.6 to 3.8 times as much from 96,000 on:
+convolutions, multilayer perceptrons, adapting wholly and in part (`make benchmark ONLY=auto`).
+"""
+
+MOST_ELEMENTS = 500_000_000
+"""Elements of all tasks' operations, in 2 GB of float32, up to which `auto` has all tasks in memory at once."""
+
+SAVED_S = 15e-6
+"""Seconds that compiling saves of each operation of a meta-gradient: 16 to 20 µs of sinusoid's on an Intel Xeon."""
+
+COMPILING_S, COMPILING_OPERATION_S = 10.0, 0.1
+"""What compiling takes, where nothing was compiled before: as a whole, and for each operation of one task."""
 
 
 class EngineChoice:
-    """Chooses an engine for learners, tries it on them once, and remembers.
+    """Chooses engines for learners by network, algorithm and batch, the same at every start, and remembers.
 
-    With "auto" it is the fastest engine that can run the network where it is. On CPUs a convolution with other weights
-    for every task is slower than one task's after another, so networks with convolutions are executed per task there;
-    all others vectorized. What one cannot run is left to the next, learn2learn the last.
+    With "auto" it is the fastest engine that can run the network where it is. On CPUs networks with large operations
+    are executed per task; all others vectorized. What one cannot run is left to the next, learn2learn the last. Each
+    engine is tried on one task first.
 
     Args:
         name: the value of `model.engine`.
         objective: the losses and the metric.
-        compiled: compile the meta-gradient where the vectorized engine is chosen.
+        compiled: compile the meta-gradient where the vectorized engine is chosen. With "auto" where that pays within
+            `meta_iterations`, and never convolutions on CPUs, which take minutes to compile.
         task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
+
+    Attributes:
+        meta_iterations: of the training; what there is to be gained by compiling. None: there is no training.
 
     Raises:
         ConfigError: there is no engine of that name, it cannot be compiled, or `task_chunk` is not greater than zero.
     """
 
     def __init__(
-        self, name: EngineName, objective: Objective, *, compiled: bool = False, task_chunk: int | None = None
+        self, name: EngineName, objective: Objective, *, compiled: CompileSetting = False, task_chunk: int | None = None
     ) -> None:
         if task_chunk is not None:
             require_positive(**{"model.task_chunk": task_chunk})
-        if compiled and name in ("learn2learn", "per_task"):
+        if compiled not in (True, False, "auto"):
+            raise ConfigError(f"model.compile is {compiled!r}, but must be true, false or auto.")
+        if compiled is True and name in ("learn2learn", "per_task"):
             raise ConfigError(f"model.compile is true, but model.engine is {name}: set it to vectorized or auto.")
         self._engines: dict[str, Engine] = {
             "learn2learn": Learn2LearnEngine(objective),
             "per_task": PerTaskEngine(objective, task_chunk=task_chunk),
-            "vectorized": VectorizedEngine(objective, compiled=compiled, task_chunk=task_chunk),
+            "vectorized": VectorizedEngine(objective, task_chunk=task_chunk),
         }
         if name != "auto" and name not in self._engines:
             raise ConfigError(f"model.engine is {name!r}, but must be one of auto, {', '.join(sorted(self._engines))}.")
+        self.meta_iterations: float | None = None
+        self._objective = objective
         self._asked = name
-        self._chosen: Tried[dict[tuple[str, bool], Engine]] = Tried()
-        self._all_at_once: Tried[bool] = Tried()
+        self._task_chunk = task_chunk
+        self._compiled = compiled
+        self._compiling = VectorizedEngine(objective, compiled=True, task_chunk=task_chunk)
+        self._trains: Tried[dict[tuple[Hashable, ...], Engine]] = Tried()
+        self._evaluates: Tried[dict[tuple[Hashable, ...], Engine]] = Tried()
         self._said: set[str] = set()
 
     def name(self, learner: MetaLearner) -> str:
@@ -64,10 +98,11 @@ class EngineChoice:
         Raises:
             ConfigError: the engine asked for cannot execute the learner, or none can; names `model.engine`.
         """
-        chosen = self._chosen.setdefault(learner, {})
-        key = _device_of(learner), learner.network.training
+        chosen, key = self._trains.setdefault(learner, {}), (self.meta_iterations, *_key(learner, batch))
         if key not in chosen:
-            chosen[key] = self._first_that_can(learner, batch)
+            engine = self._first_that_can(learner, batch)
+            is_compiled = engine is self._engines["vectorized"] and self._compiles(learner, batch)
+            chosen[key] = self._compiling if is_compiled else engine
         return chosen[key]
 
     def for_evaluation(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
@@ -76,43 +111,79 @@ class EngineChoice:
         Raises:
             ConfigError: as for training.
         """
-        engine = self.for_training(learner, batch)
-        if self._asked == "auto" and isinstance(engine, PerTaskEngine) and batch.tasks >= MANY_TASKS:
-            vectorized = self._engines["vectorized"]
-            if learner not in self._all_at_once:
-                small = engine.widest(learner, batch) <= FEW_ELEMENTS
-                self._all_at_once[learner] = small and vectorized.refusal(learner, batch) is None
-            if self._all_at_once[learner]:
-                return vectorized
-        return engine
+        chosen, key = self._evaluates.setdefault(learner, {}), _key(learner, batch)
+        if key not in chosen:
+            chosen[key] = self._first_that_can(learner, batch)
+        return chosen[key]
 
     def for_acting(self, learner: MetaLearner) -> Engine:
         """The engine that makes samples; where there were none yet to try the learner on, the one to be tried first."""
-        chosen = self._chosen.get(learner, {})
-        known = [engine for (device, _), engine in chosen.items() if device == _device_of(learner)]
-        return known[-1] if known else self._engines[self._candidates(learner)[0]]
+        device = _device_of(learner)
+        for known in (self._trains, self._evaluates):
+            engines = [engine for key, engine in known.get(learner, {}).items() if device in key]
+            if engines:
+                return engines[-1]
+        if self._asked in ("auto", "vectorized"):
+            return self._compiling if self._compiled is True else self._engines["vectorized"]
+        return self._engines[self._asked]
 
-    def _candidates(self, learner: MetaLearner) -> list[str]:
+    def _candidates(self, learner: MetaLearner, batch: TaskBatch) -> list[str]:
         if self._asked != "auto":
             return [self._asked]
-        convolves = any(isinstance(layer, _ConvNd) for layer in learner.network.modules())
-        first = ["per_task"] if convolves and _device_of(learner) == "cpu" else ["vectorized", "per_task"]
+        first = ["vectorized", "per_task"] if self._gains_at_once(learner, batch) else ["per_task"]
         return [*first, "learn2learn"]
+
+    def _gains_at_once(self, learner: MetaLearner, batch: TaskBatch) -> bool:
+        """Whether all tasks at once are faster than one by one, and fit into memory."""
+        if _device_of(learner) != "cpu":
+            return True
+        work = work_of(learner, self._objective, batch)
+        if work is None:
+            return True
+        tasks = min(batch.tasks, self._task_chunk or batch.tasks)
+        return work.size <= LARGE_OPERATION and tasks * work.elements <= MOST_ELEMENTS
+
+    def _compiles(self, learner: MetaLearner, batch: TaskBatch) -> bool:
+        """Whether meta-gradients are compiled, which "auto" says where they are."""
+        if self._compiled != "auto":
+            return self._compiled
+        on_cpu, network = _device_of(learner) == "cpu", learner.network
+        if self.meta_iterations is None or (on_cpu and any(isinstance(layer, _ConvNd) for layer in network.modules())):
+            return False
+        work = work_of(learner, self._objective, batch)
+        if work is None:
+            return False
+        takes = COMPILING_S + COMPILING_OPERATION_S * work.operations
+        if self.meta_iterations * SAVED_S * work.operations <= takes:
+            return False
+        self._say(f"model.compile is auto: the meta-gradient is compiled, which may take {takes:.0f} s and saves more.")
+        return True
+
+    def _say(self, line: str) -> None:
+        """Once."""
+        if line not in self._said:
+            rank_zero_info(line)
+            self._said.add(line)
 
     def _first_that_can(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
         refusals: list[str] = []
-        for name in self._candidates(learner):
+        for name in self._candidates(learner, batch):
             refusal = self._engines[name].refusal(learner, batch)
             if refusal is None:
-                if refusals and refusals[0] not in self._said:
-                    rank_zero_info(f"model.engine is {name}: {refusals[0]}.")
-                    self._said.add(refusals[0])
+                if refusals:
+                    self._say(f"model.engine is {name}: {refusals[0]}.")
                 return self._engines[name]
             refusals.append(refusal)
         if self._asked == "auto":
             raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}.")
         others = "auto" if self._asked == "learn2learn" else "learn2learn or auto"
         raise ConfigError(f"model.engine is {self._asked}, but {refusals[0]}: set model.engine to {others}.")
+
+
+def _key(learner: MetaLearner, batch: TaskBatch) -> tuple[Hashable, ...]:
+    """What a choice depends on."""
+    shapes = tuple(tensor.shape for tensor in batch.tensors())
+    return _device_of(learner), learner.network.training, shapes
 
 
 def _device_of(learner: MetaLearner) -> str:

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from dmaml_pl.algorithms.base import Weights
@@ -46,14 +45,12 @@ class _Traits(NamedTuple):
         copies: it can be copied, and its copies run on a CPU in its place.
         threads: also in several threads, with the same bits at every time.
         channels_last: it takes images whose channels are last in memory.
-        widest: elements of the largest output of a convolution, for one sample.
     """
 
     refusal: str | None
     copies: bool = False
     threads: bool = False
     channels_last: bool = False
-    widest: int = 0
 
 
 class PerTaskEngine(loop.FunctionalEngine):
@@ -76,10 +73,6 @@ class PerTaskEngine(loop.FunctionalEngine):
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         """Why the network cannot be run so: tried once in training and once in evaluation mode."""
         return self._traits_of(learner, batch).refusal
-
-    def widest(self, learner: MetaLearner, batch: TaskBatch) -> int:
-        """Elements of the largest output of a convolution for the query set of one task."""
-        return self._traits_of(learner, batch).widest * batch.query_x.shape[1]
 
     def meta_gradient(
         self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
@@ -187,14 +180,9 @@ class PerTaskEngine(loop.FunctionalEngine):
             return self._traits_of_copy(learner, copied, task, draws=draws)
 
     def _traits_of_copy(self, learner: MetaLearner, copied: nn.Module, task: TaskBatch, *, draws: bool) -> _Traits:
-        """Whether a copy of the network takes other memory, and how wide it is."""
-        widths = [0]
-        for layer in copied.modules():
-            if isinstance(layer, _ConvNd):
-                layer.register_forward_hook(lambda layer, given, out: widths.append(out[0].numel()))
+        """Whether a copy of the network takes images in another order in memory."""
         meta, buffers = learner.meta(), dict(learner.network.named_buffers())
         fast = {name: weight.detach().unsqueeze(0) for name, weight in learner.network.named_parameters()}
-        loop.NetworkTasks(copied, buffers, self.objective, task, one_by_one).support_loss(meta, fast, 0)
         channels_last = task.support_x.ndim == 5
         if channels_last:
             at = {name: weight.detach().requires_grad_(meta[name].requires_grad) for name, weight in fast.items()}
@@ -204,7 +192,7 @@ class PerTaskEngine(loop.FunctionalEngine):
                 loss.sum().backward()
             except RuntimeError:  # such as `view` of what is not in one piece
                 channels_last = False
-        return _Traits(None, copies=True, threads=not draws, channels_last=channels_last, widest=max(widths))
+        return _Traits(None, copies=True, threads=not draws, channels_last=channels_last)
 
 
 def adapted_weights(learner: MetaLearner, objective: Objective, x: Tensor, y: Tensor, steps: int) -> Weights:

@@ -3,6 +3,7 @@
 Legend: H meta-iterations of a run.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.checks import require_one_of, require_positive
-from dmaml_pl.engines import EngineChoice, EngineName
+from dmaml_pl.engines import CompileSetting, EngineChoice, EngineName
 from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
@@ -43,10 +44,11 @@ class MetaLearning(RunModule):
         gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
         run_length: H, meta-iterations of a run where the strategy does not set it.
         engine: "learn2learn" adapts to one task after another, "per_task" as well, on all threads and faster for
-            convolutions on CPUs, "vectorized" to all of a meta-batch at once; "auto" takes the fastest one that can run
-            the network where it is.
-        compile: compile the meta-gradient of the vectorized engine. Takes a while once, and pays in long trainings of
-            small networks. What the network decides in Python is decided at the first meta-iteration.
+            large networks on CPUs, "vectorized" to all of a meta-batch at once; "auto" takes the fastest one that can
+            run the network where it is, by the work in a task.
+        compile: compile the meta-gradient of the vectorized engine, which takes a while once. "auto" does so where the
+            training has enough meta-iterations for it to pay, but never convolutions on CPUs. What the network decides
+            in Python is decided when it is compiled.
         task_chunk: tasks that are in memory at a time, at most; the meta-gradients of chunks are added up. By default
             all where they are executed at once, and as many as there are threads where one after another.
         freeze: which weights stay as they are, as patterns of their names, such as `body.*`; one that begins with `!`
@@ -74,7 +76,7 @@ class MetaLearning(RunModule):
         gradient_clip: float | None = None,
         run_length: int = 100,
         engine: EngineName = "auto",
-        compile: bool = False,  # noqa: A002 - the name of the setting
+        compile: CompileSetting = "auto",  # noqa: A002 - the name of the setting
         task_chunk: int | None = None,
         freeze: Sequence[str] | None = None,
         batch_norm: BatchNormUse = "task",
@@ -140,10 +142,11 @@ class MetaLearning(RunModule):
         """
         trainer = self.trainer
         self.check_workers_can_merge(trainer)
+        self.engine.meta_iterations = self._longest() if stage == "fit" else None
         task = getattr(getattr(trainer, "datamodule", None), "evaluation_task", None)
         self.scaling = getattr(getattr(trainer, "datamodule", None), "scaling", None) or self.scaling
         if task is not None:
-            self.check_task(task("val" if stage == "fit" else "test", 0))
+            self.check_task(task("val" if stage == "fit" else "test", 0), getattr(trainer.datamodule, "meta_batch", 1))  # type: ignore[attr-defined]
         self.remember_untrained()
 
     def on_fit_start(self) -> None:
@@ -166,8 +169,21 @@ class MetaLearning(RunModule):
                 "than one worker it must be dmaml."
             )
 
-    def check_task(self, task: TaskBatch) -> None:
+    def _longest(self) -> float:
+        """Meta-iterations of a worker in the whole training; infinite where nothing says."""
+        trainer: Any = self.trainer
+        by_steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
+        if not trainer.max_epochs or trainer.max_epochs < 0:
+            return float(by_steps)
+        runs = getattr(getattr(trainer, "datamodule", None), "runs_per_epoch", math.inf)
+        return float(min(by_steps, trainer.max_epochs * runs * self.planned_run_length()))
+
+    def check_task(self, task: TaskBatch, meta_batch: int = 1) -> None:
         """Check that the network can take a task (no T axis) and that the objective can evaluate what it gives.
+
+        Args:
+            task: one.
+            meta_batch: T in training, by which the engine is chosen.
 
         Raises:
             ConfigError: names the settings that do not fit together.
@@ -187,7 +203,8 @@ class MetaLearning(RunModule):
             self._check_split(task.support_x.to(self.device))
         self.objective.check(prediction, task.support_y.to(self.device))
         self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
-        self.engine.for_training(self.learner, batch.to(self.device))
+        many = batch.map(lambda tensor: tensor.expand(meta_batch, *tensor.shape[1:]))
+        self.engine.for_training(self.learner, many.to(self.device))
 
     def _check_split(self, x: Tensor) -> None:
         """Check that a network which says that it is an embedding and a head is no more than that."""
