@@ -146,8 +146,9 @@ def test_a_small_graph_runs_in_one_thread_and_a_large_one_in_all(
     assert set(seen) == {expected}
 
 
-@pytest.mark.parametrize(("width", "expected"), [(8, 1), (600, 2)])
-@pytest.mark.parametrize("engine", ["vectorized", "auto"])
+@pytest.mark.parametrize(
+    ("engine", "width", "expected"), [("vectorized", 8, 1), ("vectorized", 600, 2), ("auto", 8, 1)]
+)
 @pytest.mark.usefixtures("graphs")
 def test_all_of_a_run_with_a_small_graph_is_made_in_one_thread_and_what_follows_in_all(
     engine: Any, width: int, expected: int, monkeypatch: pytest.MonkeyPatch
@@ -204,6 +205,28 @@ def test_weights_and_buffers_are_read_anew_at_every_meta_iteration() -> None:
         network.inner.layers[0].weight.mul_(2)
     network.scale = torch.tensor(0.3, dtype=torch.float64)
     assert_equals_the_reference(network, rule, engine)
+
+
+class Tempered(MLP):
+    """A network that reads a number of its own, which somebody may change between two meta-iterations."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=[8])
+        self.temperature = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.temperature
+
+
+def test_a_number_that_a_module_holds_is_no_constant_of_what_is_compiled(graphs: list[Any]) -> None:
+    network = made(Tempered)
+    learner, batch = MetaLearner(network, MAML(inner_lr=0.1)), small_data().sample(worker=0, run=0, iteration=0)
+    engines = [VectorizedEngine(objective_of("regression"), compiled=compiled) for compiled in (True, False)]
+    for temperature in (1.0, 2.0, 1.0, 3.0):
+        network.temperature = temperature
+        losses = [engine.meta_gradient(learner, batch).loss for engine in engines]
+        torch.testing.assert_close(losses[0], losses[1])
+    assert len(graphs) == 2  # the third number is executed without
 
 
 def test_a_training_compiles_once(graphs: list[Any], caplog: pytest.LogCaptureFixture) -> None:

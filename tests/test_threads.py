@@ -87,7 +87,7 @@ def test_a_small_network_is_trained_and_evaluated_in_one_thread_and_a_large_one_
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("width", "expected"), [(8, 1), (600, None)])
+@pytest.mark.parametrize(("width", "expected"), [(8, 1), (2000, None)])
 def test_tasks_one_by_one_are_spread_over_threads_where_these_have_more_to_do_than_to_wait(
     width: int, expected: int | None
 ) -> None:
