@@ -86,6 +86,7 @@ class EngineChoice:
         self._compiling = VectorizedEngine(objective, compiled=True, task_chunk=task_chunk)
         self._trains: Tried[dict[tuple[Hashable, ...], Engine]] = Tried()
         self._evaluates: Tried[dict[tuple[Hashable, ...], Engine]] = Tried()
+        self._refusals: Tried[dict[tuple[Hashable, ...], str | None]] = Tried()
         self._said: set[str] = set()
 
     def name(self, learner: MetaLearner) -> str:
@@ -159,6 +160,12 @@ class EngineChoice:
         self._say(f"model.compile is auto: the meta-gradient is compiled, which may take {takes:.0f} s and saves more.")
         return True
 
+    def _refusal(self, name: str, learner: MetaLearner, batch: TaskBatch) -> str | None:
+        known, key = self._refusals.setdefault(learner, {}), (name, _device_of(learner), learner.network.training)
+        if key not in known:
+            known[key] = self._engines[name].refusal(learner, batch)
+        return known[key]
+
     def _say(self, line: str) -> None:
         """Once."""
         if line not in self._said:
@@ -168,7 +175,7 @@ class EngineChoice:
     def _first_that_can(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
         refusals: list[str] = []
         for name in self._candidates(learner, batch):
-            refusal = self._engines[name].refusal(learner, batch)
+            refusal = self._refusal(name, learner, batch)
             if refusal is None:
                 if refusals:
                     self._say(f"model.engine is {name}: {refusals[0]}.")
