@@ -224,7 +224,9 @@ class Images:
         return TaskBatch.of(classes + noise[0], y, classes + noise[1], y)
 
 
-def check_with_convolutions(promises: type[AlgorithmPromises]) -> None:
-    """What the promises say of the formula, in every engine, with convolutions and batch norms."""
+def check_with_convolutions(promises: type[AlgorithmPromises], engines: int = 2) -> None:
+    """What the promises say of the formula, in so many engines, with convolutions and batch norms."""
     kind: type[AlgorithmPromises] = type(promises.__name__, (Images, promises), {"__test__": False})
-    kind().test_the_meta_gradient_of_every_engine_equals_the_formula()
+    own = kind()
+    assert len(own.engines(own.learner(), own.batch())) == engines
+    own.test_the_meta_gradient_of_every_engine_equals_the_formula()
