@@ -47,6 +47,8 @@ class ImageTasks(TaskDataModule):
         shots: K, support samples per class.
         queries: Q, query samples per class; 15 in the MAML paper.
         meta_batch: T, tasks in the meta-batch of one worker.
+        test_ways: N of validation and meta-test, where that is another: for algorithms that take any number of ways,
+            such as `ProtoNet`, which learns more from tasks of more classes than it is to tell apart.
         sampler: "batched" samples all tasks of a meta-batch at once; "learn2learn", the reference, one after another
             through learn2learn's task transforms. From the same seed they make other tasks of the same distribution.
         settings: those of `TaskDataModule`.
@@ -61,11 +63,13 @@ class ImageTasks(TaskDataModule):
         shots: int = 1,
         queries: int = 15,
         meta_batch: int = 4,
+        test_ways: int | None = None,
         sampler: SamplerName = "batched",
         **settings: Any,
     ) -> None:
         super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
         self.ways = ways
+        self.test_ways = test_ways
         self.sampler: SamplerName = sampler
         self._samplers: dict[Split, Sampler] = {}
         self._images: dict[Split, Tensor] = {}
@@ -88,8 +92,9 @@ class ImageTasks(TaskDataModule):
         """
         if self._samplers:
             return
-        if self.ways < 2:
-            raise ConfigError(f"data.ways is {self.ways}, but a task needs at least 2 classes to tell apart.")
+        for setting, ways in (("ways", self.ways), ("test_ways", self.test_ways)):
+            if ways is not None and ways < 2:
+                raise ConfigError(f"data.{setting} is {ways}, but a task needs at least 2 classes to tell apart.")
         sampler = sampler_named(self.sampler)
         splits = {split: ClassImages.of(images) for split, images in self.load_splits().items()}
         # The smallest first, so that what it allows, every split allows.
@@ -99,14 +104,21 @@ class ImageTasks(TaskDataModule):
             self._images[split] = images.pixels
             self._rows[split] = (images.starts, images.samples)
             self._samplers[split] = sampler(
-                images.samples, starts=images.starts, ways=self.ways, per_class=self.shots + self.queries
+                images.samples, starts=images.starts, ways=self._ways_of(split)[1], per_class=self.shots + self.queries
             )
+
+    def _ways_of(self, split: Split) -> tuple[str, int]:
+        """N of a split, and the setting that says it."""
+        if split == "train" or self.test_ways is None:
+            return "data.ways", self.ways
+        return "data.test_ways", self.test_ways
 
     def _check(self, split: Split, images: ClassImages) -> None:
         name, classes = type(self).__name__, len(images.starts)
-        if self.ways > classes:
+        setting, ways = self._ways_of(split)
+        if ways > classes:
             raise ConfigError(
-                f"data.ways is {self.ways}, but the {split} split of {name} has {classes} classes: "
+                f"{setting} is {ways}, but the {split} split of {name} has {classes} classes: "
                 f"{f'choose 2 to {classes}' if classes > 1 else 'it needs more'}{self.split_remedy}."
             )
         smallest = int(images.samples.argmin())

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         ALFA,
         ANIL,
         BOIL,
+        CAVIA,
+        IMAML,
         KFO,
         LSLR,
         MAML,
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
         MAMLPlusPlus,
         MetaCurvature,
         MetaSGD,
+        ProtoMAML,
+        ProtoNet,
+        Reptile,
     )
     from dmaml_pl.modules import MetaLearning
-    from dmaml_pl.networks import MLP, Backbone, Conv4, LoRA, ResNet12
+    from dmaml_pl.networks import MLP, Backbone, ContextConv4, ContextMLP, Conv4, LoRA, ResNet12
     from dmaml_pl.objectives import Objective
     from dmaml_pl.strategies import (
         DMAMLStrategy,
@@ -49,6 +54,8 @@ _NAMES = {
         "ANIL",
         "Algorithm",
         "BOIL",
+        "CAVIA",
+        "IMAML",
         "InnerAdam",
         "InnerMomentum",
         "KFO",
@@ -57,9 +64,12 @@ _NAMES = {
         "MAMLPlusPlus",
         "MetaCurvature",
         "MetaSGD",
+        "ProtoMAML",
+        "ProtoNet",
+        "Reptile",
     ),
     "dmaml_pl.modules": ("MetaLearning",),
-    "dmaml_pl.networks": ("Backbone", "Conv4", "LoRA", "MLP", "ResNet12"),
+    "dmaml_pl.networks": ("Backbone", "ContextConv4", "ContextMLP", "Conv4", "LoRA", "MLP", "ResNet12"),
     "dmaml_pl.objectives": ("Objective",),
     "dmaml_pl.tracking.tracker": ("MLflowTracker",),
 }
@@ -68,6 +78,8 @@ __all__ = [
     "ALFA",
     "ANIL",
     "BOIL",
+    "CAVIA",
+    "IMAML",
     "KFO",
     "LSLR",
     "MAML",
@@ -75,6 +87,8 @@ __all__ = [
     "AdaptedLearner",
     "Algorithm",
     "Backbone",
+    "ContextConv4",
+    "ContextMLP",
     "Conv4",
     "DMAMLStrategy",
     "FewShotLearner",
@@ -90,6 +104,9 @@ __all__ = [
     "MetaSGD",
     "Objective",
     "OuterOptimizerMerge",
+    "ProtoMAML",
+    "ProtoNet",
+    "Reptile",
     "ResNet12",
     "TaskParallelStrategy",
     "TaskWeightedMerge",

@@ -113,7 +113,8 @@ class Classification(Objective):
         if output.ndim != 2 or output.shape[1] != int(y.max()) + 1:
             raise ConfigError(
                 f"The network's output has shape {tuple(output.shape)}, but the tasks have "
-                f"{int(y.max()) + 1} ways: set the network's ways (model.network) to data.ways."
+                f"{int(y.max()) + 1} ways: set the network's ways (model.network) to data.ways, and "
+                "data.test_ways to the same, or take an algorithm for any number of ways, such as dmaml_pl.ProtoNet."
             )
 
 

@@ -6,7 +6,7 @@ Legend: B samples (S of the support), N ways, D outputs of a regression, `...` t
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from dmaml_pl.checkpoints import CONFIG_KEY
 from dmaml_pl.checkpoints.files import write_whole
 from dmaml_pl.checks import require_positive
 from dmaml_pl.engines.per_task import adapted_weights
-from dmaml_pl.errors import DataError
+from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Scaling
@@ -139,27 +139,34 @@ class FewShotLearner(Learner):
         Args:
             x: support samples (S, ...), like those of training: pictures as numbers from 0 to 1.
             y: for classification, the class of each sample (S,), by name or by number; there must be as many classes
-                as in training. For regression, real targets (S, D), or (S,) where D is 1.
+                as in training, but for algorithms that take any number, such as `ProtoNet`. For regression, real
+                targets (S, D), or (S,) where D is 1.
             steps: adaptation steps. By default those of training, because the meta-weights were learned to be good
                 after just so many, and the best checkpoint was chosen by that. More often fit better still: the
                 meta-test's table shows how far that goes.
 
         Raises:
             DataError: the samples do not fit the network, or there are more or fewer classes than in training.
-            ConfigError: `steps` is not greater than zero.
+            ConfigError: `steps` is not greater than zero, or the algorithm makes none.
         """
-        steps = self.steps if steps is None else steps
-        require_positive(steps=steps)
+        if steps is not None and not self.steps:
+            name = type(self.module.algorithm).__name__
+            raise ConfigError(f"steps is {steps}, but {name} makes no adaptation steps: leave it out.")
+        if steps is None:
+            steps = self.steps
+        else:
+            require_positive(steps=steps)
         x = self._samples(x)
         output = self._ask(x)
         targets, classes = self._targets(y, x, output)
         with torch.inference_mode(False), torch.enable_grad():
             weights = adapted_weights(self.module.learner, self.objective, x.clone(), targets.clone(), steps)
         adapted = copy.deepcopy(self.network)
+        give_shapes(adapted, weights)
         adapted.load_state_dict(adapted.state_dict() | weights)
         if not all(bool(weight.isfinite().all()) for weight in adapted.parameters()):
             raise DataError(f"The weights are not finite after {steps} adaptation steps: ask for fewer steps.")
-        shapes = {"sample": list(x.shape[1:]), "output": list(output.shape[1:])}
+        shapes = {"sample": list(x.shape[1:]), "output": [len(classes)] if classes else list(output.shape[1:])}
         return AdaptedLearner(
             adapted, self.objective, shapes, self.scaling, self.config, self.data, classes, steps, len(x)
         )
@@ -172,6 +179,12 @@ class FewShotLearner(Learner):
             if {type(value) for value in values} not in ({str}, {int}):
                 raise DataError("y must hold the class of each sample, all as names or all as whole numbers: (S,).")
             classes, ways = tuple(sorted(set(values))), output.shape[1]
+            if self.module.algorithm.any_ways:
+                ways = len(classes)
+                if ways < 2:
+                    raise DataError(
+                        f"The support set has 1 class ({classes[0]}), but there must be 2 or more to tell apart."
+                    )
             if len(classes) != ways:
                 shown = ", ".join(str(name) for name in classes[:10]) + (", ..." if len(classes) > 10 else "")
                 raise DataError(
@@ -248,6 +261,16 @@ class AdaptedLearner(Learner):
         from dmaml_pl.adapting.onnx import export  # noqa: PLC0415 - needs packages that are not always there
 
         export(self.network, self.shapes["sample"], self.classes, self.scaling, Path(path))
+
+
+def give_shapes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Make linear layers as large as they are in weights that they are to hold, such as a head for other classes."""
+    for name, layer in network.named_modules():
+        kept = weights.get(f"{name}.weight")
+        if isinstance(layer, nn.Linear) and kept is not None and kept.shape != layer.weight.shape:
+            layer.out_features, layer.in_features = kept.shape
+            for own, parameter in layer.named_parameters():
+                setattr(layer, own, nn.Parameter(parameter.new_empty(weights[f"{name}.{own}"].shape)))
 
 
 def _as_tensor(values: Values, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from data_modules import TaskDataModule
-from dmaml_pl.adapting.learner import ADAPTED_KEY, AdaptedLearner, FewShotLearner
+from dmaml_pl.adapting.learner import ADAPTED_KEY, AdaptedLearner, FewShotLearner, give_shapes
 from dmaml_pl.adapting.recipe import build, of_today
 from dmaml_pl.checkpoints import CONFIG_KEY, check_fits
 from dmaml_pl.checkpoints.lookup import read_plain
@@ -61,6 +61,8 @@ def load_either(
         module, config, data = _build(Path(path), content, trust)
     adapted: dict[str, Any] | None = content.get(ADAPTED_KEY)
     trained: nn.Module = module if adapted is None else module.network
+    if adapted is not None and module.algorithm.any_ways:
+        give_shapes(trained, content["state_dict"])
     check_fits(content, trained, Path(path), option="")
     trained.load_state_dict(content["state_dict"])
     module.shapes = content.get("shapes") or module.shapes

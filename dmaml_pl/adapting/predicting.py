@@ -45,7 +45,7 @@ def adapt_and_predict(
     adapted, answers = of_kind(learner, support or Path(), query, steps)  # of an adapted one it is not read
     answers.write(output, {"checkpoint": str(ckpt), "steps": adapted.steps, "support_samples": adapted.support})
     answers.print(
-        f"{len(answers.table)} samples, after {adapted.steps} adaptation step{'s' if adapted.steps > 1 else ''} on "
+        f"{len(answers.table)} samples, after {adapted.steps} adaptation step{'s' if adapted.steps != 1 else ''} on "
         f"{adapted.support} support samples"
     )
     print(f"\nPredictions: {output}")

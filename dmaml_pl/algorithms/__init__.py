@@ -3,7 +3,9 @@
 from dmaml_pl.algorithms.alfa import ALFA
 from dmaml_pl.algorithms.anil import ANIL, BOIL
 from dmaml_pl.algorithms.base import Algorithm, Outcome, Tasks, Weights, gradients
+from dmaml_pl.algorithms.cavia import CAVIA
 from dmaml_pl.algorithms.gradient_transform import GradientTransform
+from dmaml_pl.algorithms.imaml import IMAML
 from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerMomentum, InnerOptimizer
 from dmaml_pl.algorithms.kfo import KFO
 from dmaml_pl.algorithms.learned_step import LearnedStep
@@ -12,11 +14,15 @@ from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.algorithms.maml_plus_plus import MAMLPlusPlus
 from dmaml_pl.algorithms.meta_curvature import MetaCurvature
 from dmaml_pl.algorithms.meta_sgd import MetaSGD
+from dmaml_pl.algorithms.proto import ProtoMAML, ProtoNet
+from dmaml_pl.algorithms.reptile import Reptile
 
 __all__ = [
     "ALFA",
     "ANIL",
     "BOIL",
+    "CAVIA",
+    "IMAML",
     "KFO",
     "LSLR",
     "MAML",
@@ -30,6 +36,9 @@ __all__ = [
     "MetaCurvature",
     "MetaSGD",
     "Outcome",
+    "ProtoMAML",
+    "ProtoNet",
+    "Reptile",
     "Tasks",
     "Weights",
     "gradients",

@@ -108,6 +108,7 @@ class Algorithm(nn.Module, ABC):
         steps: `inner_steps`.
         first_order: the meta-gradient takes the gradients of the inner loop for constants.
         adapts: names of the weights that adapt, after `attach`.
+        any_ways: tasks may have any number of classes, whatever the network's head was made for.
         meta_lr: learning rate of the algorithm's own parameters; None takes the meta-optimizer's.
 
     Raises:
@@ -115,6 +116,7 @@ class Algorithm(nn.Module, ABC):
     """
 
     first_order: bool = False
+    any_ways: bool = False
     meta_lr: float | None = None
 
     def __init__(

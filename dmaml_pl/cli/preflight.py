@@ -35,7 +35,7 @@ def check_before(
         _check_trainer(trainer, data)
     data.prepare_data()
     data.setup(stage)
-    module.check_task(data.evaluation_task(split, 0), data.meta_batch)
+    module.check_data(data, split)
     if stage == "fit":
         _check_checkpoints(trainer, module)
     # Every worker must have tasks to evaluate.

@@ -16,16 +16,13 @@ from torch.utils._pytree import tree_map
 from dmaml_pl.algorithms.base import OWN, Weights
 from dmaml_pl.engines.base import AdaptationCurve, Engine, Of
 from dmaml_pl.learner import MetaLearner
+from dmaml_pl.networks.names import HEAD, is_split
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
 
 Found = TypeVar("Found")
 
 at_once = partial(vmap, randomness="different")
-
-HEAD = "head."
-"""What the names of the weights begin with of a network's last part, where it is split; see `is_split`."""
-
 
 def one_by_one(of_one_task: Callable[..., Any]) -> Callable[..., Any]:
     """Makes of a function of one task one whose arguments and results have a T axis of size 1."""
@@ -39,20 +36,6 @@ def one_by_one(of_one_task: Callable[..., Any]) -> Callable[..., Any]:
 
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes of a function of one task one of T tasks, whose arguments and results have a leading T axis."""
-
-
-def is_split(network: nn.Module) -> bool:
-    """Whether a network has an embedding and a head: a method `embed` and a submodule `head` which share no weight.
-
-    Its forward is then to be `head(embed(x))`.
-    """
-    head = network._modules.get("head")  # noqa: SLF001 - and no attribute of another kind
-    if head is None or not callable(getattr(type(network), "embed", None)):
-        return False
-    named = list(network.named_parameters(remove_duplicate=False))
-    return not {id(p) for name, p in named if name.startswith(HEAD)} & {
-        id(p) for name, p in named if not name.startswith(HEAD)
-    }
 
 
 def adapts_head_alone(learner: MetaLearner) -> bool:

@@ -183,6 +183,7 @@ class PerTaskEngine(loop.FunctionalEngine):
         """Whether a copy of the network takes images in another order in memory."""
         meta, buffers = learner.meta(), dict(learner.network.named_buffers())
         fast = {name: weight.detach().unsqueeze(0) for name, weight in learner.network.named_parameters()}
+        task = trial.of_one_class(task)
         channels_last = task.support_x.ndim == 5
         if channels_last:
             at = {name: weight.detach().requires_grad_(meta[name].requires_grad) for name, weight in fast.items()}

@@ -163,7 +163,7 @@ class BaselineTraining:
                 schedule.step()
                 on_step(step + 1, float(loss.detach()))
             if self._classifies:
-                _exchange_head(trained, ways, to_zero=True)
+                _exchange_head(trained, self._data.evaluation_task("val", 0).ways or ways, to_zero=True)
         return trained.train(self._network.training)
 
     def _average(self, parameters: list[nn.Parameter]) -> None:

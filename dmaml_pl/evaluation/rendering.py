@@ -23,7 +23,8 @@ def print_result(result: MetaTest) -> None:
     # As in the MAML paper, and the training's, and the last.
     steps = sorted({step for step in (0, 1, 5, 10, result.inner_steps, result.steps) if step <= result.steps})
     print_table(_rows(result, steps), title)
-    print("mean ± half width of the 95 % confidence interval over the tasks; 0 steps: unadapted")
+    unadapted = "; 0 steps: unadapted" if result.steps else ""
+    print(f"mean ± half width of the 95 % confidence interval over the tasks{unadapted}")
     if BASELINE in result.metrics:
         print(f"baseline: {result.about_baseline}.\n{_advantage(result)}")
     else:
@@ -106,4 +107,4 @@ def _advantage(result: MetaTest) -> str:
 
 
 def _steps(count: int) -> str:
-    return f"{count} step{'s' if count > 1 else ''}"
+    return f"{count} step{'s' if count != 1 else ''}"

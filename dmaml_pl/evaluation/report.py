@@ -75,6 +75,8 @@ class MetaTestReport(pl.Callback):
         """Give the module its baseline; returns what it is, or why there is none."""
         if not self.baseline_budget:
             return "report.baseline_budget is 0"
+        if not module.evaluation_steps:
+            return f"{type(module.algorithm).__name__} makes no adaptation steps, and it would be fine-tuned by as many"
         data = getattr(trainer, "datamodule", None)
         training = BaselineTraining(module.untrained.network, module.objective, data, trainer.strategy)
         if training.refusal is not None:

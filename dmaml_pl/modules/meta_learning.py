@@ -13,12 +13,14 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.engines import CompileSetting, EngineChoice, EngineName
 from dmaml_pl.engines.loop import adapts_head_alone
+from dmaml_pl.engines.per_task import adapted_weights
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.run import RunModule
@@ -38,7 +40,7 @@ class MetaLearning(RunModule):
         objective: "regression" (mean squared error), "classification" (cross-entropy, shown as accuracy), or an
             `Objective` of one's own.
         evaluation_steps: adaptation steps up to which validation and test evaluate; at least those of training are
-            made. 10 as in the MAML paper.
+            made. 10 as in the MAML paper. None where an algorithm makes none in training, such as `ProtoNet`.
         meta_optimizer: from parameters to the meta-optimizer; the MAML paper's Adam with lr 1e-3 by default.
         meta_schedule: from the meta-optimizer to a learning-rate schedule, stepped once a meta-iteration.
         gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
@@ -88,7 +90,7 @@ class MetaLearning(RunModule):
         algorithm = MAML() if algorithm is None else algorithm
         self.objective = objective_of(objective)
         self.engine = EngineChoice(engine, self.objective, compiled=compile, task_chunk=task_chunk)
-        self.evaluation_steps = max(evaluation_steps, algorithm.steps)
+        self.evaluation_steps = max(evaluation_steps, algorithm.steps) if algorithm.steps else 0
         self.meta_optimizer = meta_optimizer
         self.meta_schedule = meta_schedule
         self.gradient_clip = gradient_clip
@@ -143,10 +145,10 @@ class MetaLearning(RunModule):
         trainer = self.trainer
         self.check_workers_can_merge(trainer)
         self.engine.meta_iterations = self._longest() if stage == "fit" else None
-        task = getattr(getattr(trainer, "datamodule", None), "evaluation_task", None)
-        self.scaling = getattr(getattr(trainer, "datamodule", None), "scaling", None) or self.scaling
-        if task is not None:
-            self.check_task(task("val" if stage == "fit" else "test", 0), getattr(trainer.datamodule, "meta_batch", 1))  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
+        self.scaling = getattr(data, "scaling", None) or self.scaling
+        if hasattr(data, "evaluation_task"):
+            self.check_data(data, "val" if stage == "fit" else "test")
         self.remember_untrained()
 
     def on_fit_start(self) -> None:
@@ -178,6 +180,17 @@ class MetaLearning(RunModule):
         runs = getattr(getattr(trainer, "datamodule", None), "runs_per_epoch", math.inf)
         return float(min(by_steps, trainer.max_epochs * runs * self.planned_run_length()))
 
+    def check_data(self, data: Any, split: str) -> None:
+        """Check a task of the split that is evaluated next; before a validation also one of training if it differs.
+
+        Raises:
+            ConfigError: as `check_task`.
+        """
+        meta_batch = getattr(data, "meta_batch", 1)
+        if split == "val" and getattr(data, "test_ways", None) is not None:
+            self.check_task(data.evaluation_task("train", 0), meta_batch)
+        self.check_task(data.evaluation_task(split, 0), meta_batch)
+
     def check_task(self, task: TaskBatch, meta_batch: int = 1) -> None:
         """Check that the network can take a task (no T axis) and that the objective can evaluate what it gives.
 
@@ -192,19 +205,26 @@ class MetaLearning(RunModule):
         check_tasks(batch)
         try:
             with torch.no_grad():
-                prediction = self.network(task.support_x.to(self.device))
+                prediction = self._first_output(batch.to(self.device))
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"model.network cannot take samples of shape {tuple(task.support_x.shape[1:])} ({reason}): set its "
                 "input size to that of the data."
             ) from error
-        if adapts_head_alone(self.learner):
+        if self.algorithm.any_ways or adapts_head_alone(self.learner):
             self._check_split(task.support_x.to(self.device))
         self.objective.check(prediction, task.support_y.to(self.device))
         self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
         many = batch.map(lambda tensor: tensor.expand(meta_batch, *tensor.shape[1:]))
         self.engine.for_training(self.learner, many.to(self.device))
+
+    def _first_output(self, batch: TaskBatch) -> Tensor:
+        """What the algorithm's network says of the support set of one task before the first step."""
+        x, y = batch.support_x[0], batch.support_y[0]
+        weights = adapted_weights(self.learner, self.objective, x, y, steps=0)
+        output: Tensor = functional_call(self.network, weights, (x,))
+        return output
 
     def _check_split(self, x: Tensor) -> None:
         """Check that a network which says that it is an embedding and a head is no more than that."""

@@ -1,4 +1,4 @@
-"""Weights chosen by patterns of their names."""
+"""Weights chosen by patterns of their names, and the parts of a network that names tell."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,6 +7,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from dmaml_pl.errors import ConfigError
+
+HEAD = "head."
+"""What the names of the weights begin with of a network's last part, where it is split; see `is_split`."""
 
 
 def select(names: Sequence[str], patterns: Sequence[str], setting: str) -> list[str]:
@@ -39,3 +42,17 @@ def head_of(network: nn.Module) -> str:
     """Name of the layer that a network's last weights belong to, which gives its outputs; "" is the network itself."""
     *_, last = (name for name, _ in network.named_parameters())
     return last.rpartition(".")[0]
+
+
+def is_split(network: nn.Module) -> bool:
+    """Whether a network has an embedding and a head: a method `embed` and a submodule `head` which share no weight.
+
+    Its forward is then to be `head(embed(x))`.
+    """
+    head = network._modules.get("head")  # noqa: SLF001 - and no attribute of another kind
+    if head is None or not callable(getattr(type(network), "embed", None)):
+        return False
+    named = list(network.named_parameters(remove_duplicate=False))
+    return not {id(p) for name, p in named if name.startswith(HEAD)} & {
+        id(p) for name, p in named if not name.startswith(HEAD)
+    }

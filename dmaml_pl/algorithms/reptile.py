@@ -1,0 +1,82 @@
+"""Reptile: the meta-weights move towards the adapted ones (Nichol, Achiam and Schulman 2018, arXiv:1803.02999)."""
+
+import random
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmaml_pl.algorithms.base import Outcome, Tasks, Weights
+from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerOptimizer
+from dmaml_pl.algorithms.maml import MAML
+from dmaml_pl.checks import require_positive
+
+
+class Reptile(MAML):
+    """The meta-gradient is w_0 - w_K, the way back from a task's weights after K steps, averaged over the tasks.
+
+    No derivative of the inner loop is taken, and no query set is learned from; its loss is shown. What does not adapt
+    is not learned, either. The paper's step w_0 + epsilon * (mean of w_K - w_0) is the meta-optimizer
+    `torch.optim.SGD` with learning rate epsilon, in the paper 1 and falling linearly to 0
+    (`meta_schedule: torch.optim.lr_scheduler.LinearLR` with `start_factor` 1, `end_factor` 0 and `total_iters` the
+    meta-iterations). K must be more than 1, or the mean of tasks is all that is learned.
+
+    Minibatches are those of an epoch in random order, then of the next in another, as in the paper's code
+    (github.com/openai/supervised-reptile). The orders are the same in all tasks, a function of the step's number. As
+    the samples of a class lie in a task's support set by chance, and classes have their labels by chance, a minibatch
+    is a random one in each task all the same; only how many samples of each label it has is common to all tasks.
+
+    In the paper's code the state of the inner Adam outlives a task, and is handed to the next. Here every task begins
+    with none, without which tasks could not be adapted to at once, nor in any order.
+
+    Args:
+        inner_lr: step size of the inner loop; 0.001 in the paper's classification.
+        inner_steps: K, steps of the inner loop in training; 5 in the paper's 5-way Omniglot.
+        inner_batch: support samples of a step, 10 in the paper's 5-way; None takes all.
+        inner_optimizer: the paper's `InnerAdam(beta1=0.0)` by default; `InnerMomentum(momentum=0.0)` is plain gradient
+            descent.
+        settings: those of `MAML`.
+
+    Raises:
+        ConfigError: a value is not greater than zero.
+    """
+
+    def __init__(
+        self,
+        inner_lr: float = 0.001,
+        inner_steps: int = 5,
+        inner_batch: int | None = None,
+        inner_optimizer: InnerOptimizer | None = None,
+        **settings: Any,
+    ) -> None:
+        optimizer = InnerAdam(beta1=0.0) if inner_optimizer is None else inner_optimizer
+        super().__init__(
+            inner_lr, inner_steps, first_order=True, first_order_until=0, inner_optimizer=optimizer, **settings
+        )
+        if inner_batch is not None:
+            require_positive(**{"model.algorithm.inner_batch": inner_batch})
+        self.inner_batch = inner_batch
+
+    def minibatch(self, number: int, samples: int) -> Sequence[int] | None:
+        """The next so many of the samples, in another order each time that all have had their turn."""
+        if self.inner_batch is None or self.inner_batch >= samples:
+            return None
+        first, end = number * self.inner_batch, (number + 1) * self.inner_batch
+        epochs = range(first // samples, (end - 1) // samples + 1)
+        rows = [row for epoch in epochs for row in random.Random(epoch).sample(range(samples), samples)]  # noqa: S311
+        skipped = epochs[0] * samples
+        return rows[first - skipped : end - skipped]
+
+    def outer(self, meta: Weights, path: list[Weights], tasks: Tasks) -> Outcome:
+        """Half the square of the way, whose gradient is the way."""
+        end = {name: weight.detach() for name, weight in path[-1].items()}
+        ways = [(tasks.expand(meta[name]) - weight).square().flatten(1).sum(dim=1) / 2 for name, weight in end.items()]
+        with torch.no_grad():
+            loss, output = tasks.query(meta, end)
+        return Outcome(torch.stack(ways).sum(dim=0), loss, output)
+
+    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
+        """learn2learn has Reptile as an example only."""
+        return None
