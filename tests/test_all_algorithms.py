@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 import dmaml_pl
-from data_modules import Sinusoid
+from data_modules import Glyphs, Sinusoid
 from dmaml_pl import ANIL, BOIL, MLP, DMAMLStrategy, MetaLearning, TaskParallelStrategy
 from dmaml_pl import algorithms as package
 from dmaml_pl.algorithms import Algorithm
@@ -33,6 +33,12 @@ STEPS, RUN = 6, 2
 
 def _sinusoid() -> TaskDataModule:
     return Sinusoid(shots=4, queries=4, meta_batch=2, seed=0)
+
+
+def _glyphs() -> TaskDataModule:
+    data = Glyphs(ways=3, shots=2, queries=2, meta_batch=2, seed=0)
+    data.setup()
+    return data
 
 
 class Case(NamedTuple):
@@ -61,10 +67,16 @@ def _norm_network() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1))
 
 
+def _conv4() -> nn.Module:
+    return dmaml_pl.Conv4(ways=3, filters=4)
+
+
 CASES = {
     "ALFA": Case(lambda: dmaml_pl.ALFA(inner_lr=0.05, inner_steps=2, meta_lr=0.02)),
     "ANIL": Case(lambda: ANIL(inner_lr=0.05, inner_steps=2)),
     "BOIL": Case(lambda: BOIL(inner_lr=0.05, inner_steps=2)),
+    "CAVIA": Case(lambda: dmaml_pl.CAVIA(inner_steps=2), lambda: dmaml_pl.ContextMLP(hidden=[4])),
+    "IMAML": Case(lambda: dmaml_pl.IMAML(inner_steps=3, regularization=20.0, cg_steps=2)),
     "KFO": Case(lambda: dmaml_pl.KFO(inner_lr=0.05, inner_steps=2)),
     "LSLR": Case(lambda: dmaml_pl.LSLR(inner_lr=0.05, inner_steps=2, first_order_until=3)),
     "MAML": Case(lambda: dmaml_pl.MAML(inner_lr=0.05, inner_steps=2, inner_optimizer=dmaml_pl.InnerAdam())),
@@ -73,6 +85,9 @@ CASES = {
     ),
     "MetaCurvature": Case(lambda: dmaml_pl.MetaCurvature(inner_lr=0.05, inner_steps=2)),
     "MetaSGD": Case(lambda: dmaml_pl.MetaSGD(inner_lr=0.05, inner_steps=2)),
+    "ProtoMAML": Case(lambda: dmaml_pl.ProtoMAML(inner_steps=2), _conv4, _glyphs, "classification"),
+    "ProtoNet": Case(dmaml_pl.ProtoNet, _conv4, _glyphs, "classification"),
+    "Reptile": Case(lambda: dmaml_pl.Reptile(inner_lr=0.01, inner_steps=3, inner_batch=3)),
 }
 """By name, one for every algorithm of the package."""
 
@@ -175,7 +190,7 @@ def _check_that_it_adapts(case: Case, file: Path) -> None:
     module = case.module()
     learner = dmaml_pl.load(file, module)
     task: TaskBatch = case.data().sample(worker=0, run=9, iteration=0).task(0)
-    adapted = learner.adapt(task.support_x, task.support_y, steps=3)
+    adapted = learner.adapt(task.support_x, task.support_y, steps=3 if module.algorithm.steps else None)
     batch = task.map(lambda tensor: tensor.unsqueeze(0))
     expected = module.engine.for_training(module.learner, batch).predict(module.learner, batch, 3)[0, -1]
     if case.objective == "classification":
@@ -190,6 +205,8 @@ def _check_that_it_adapts(case: Case, file: Path) -> None:
 def test_the_command_line_knows_its_settings_also_those_of_its_bases(name: str) -> None:
     parser = ArgumentParser()
     parser.add_subclass_arguments(Algorithm, "algorithm")
-    words = ["--algorithm", name, "--algorithm.adapts", '["*"]']
+    words = ["--algorithm", name]
+    if name != "ProtoNet":  # which has none
+        words += ["--algorithm.adapts", '["*"]']
     made = parser.instantiate(parser.parse_args(words)).algorithm
     assert type(made) is getattr(dmaml_pl, name)
