@@ -19,7 +19,7 @@ from data_modules.class_images import ClassImages
 from data_modules.samplers import Sampler, SamplerName, sampler_named
 from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import LabelledSamples, TaskBatch
+from dmaml_pl.tasks import LabelledSamples, Samples, TaskBatch
 
 MOVED_UP_TO = 4 * 2**30
 """Bytes of images that are moved to the trainer's device; of more only the tasks are, each when it is sampled."""
@@ -142,12 +142,12 @@ class ImageTasks(TaskDataModule):
         pixels = self._converted(images, numbers.reshape(-1).take(_support_first(shape, self.shots)))
         support, query = (labels.clone() for labels in _labels(shape, self.shots, pixels.device))
         size = images.shape[1:]
-        return TaskBatch.of(
-            pixels[: support.numel()].view(tasks, -1, *size),
-            support,
-            pixels[support.numel() :].view(tasks, -1, *size),
-            query,
+        supports, queries = (
+            Samples(part.view(tasks, -1, *size), labels)
+            for part, labels in zip(pixels.split([support.numel(), query.numel()]), (support, query), strict=True)
         )
+        # Not counted from the labels, for which a device would be waited for.
+        return TaskBatch((supports,), queries, ways=shape[1])
 
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis; the same as `sample_tasks` makes among others."""

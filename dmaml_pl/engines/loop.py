@@ -24,6 +24,7 @@ Found = TypeVar("Found")
 
 at_once = partial(vmap, randomness="different")
 
+
 def one_by_one(of_one_task: Callable[..., Any]) -> Callable[..., Any]:
     """Makes of a function of one task one whose arguments and results have a T axis of size 1."""
 
