@@ -47,6 +47,7 @@ def test_fit_prints_the_table_the_figures_and_the_command_that_shows_this_traini
 def test_fit_says_nothing_but_its_progress(trained: Training) -> None:
     lines = trained.result.stderr.splitlines()
     expected = [
+        r"Parameters: 0 frozen, 0 learned, 1,761 adapting",
         r"Training with the vectorized engine \.\.\.",
         r"Trained 6 runs, 60 meta-iterations on each of 2 workers, 600 tasks, in \d+ s\.",
         r"Training the baseline \.\.\.",
