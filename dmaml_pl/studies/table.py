@@ -58,13 +58,16 @@ def _measured(study: Study, child: Child, steps: Sequence[int]) -> tuple[str, di
     """The name of the metric, and what a training's meta-test, time and memory came to."""
     values = study.ledger.metrics(child)
     after = {int(match[2]): (match[1], values[name]) for name in values if (match := _STEP.fullmatch(name))}
-    if not set(steps) <= set(after):
+    if not after:
         raise TrackingError(f"{child.training.label} has no meta-test in MLflow: leave meta_test at true.")
     runs = {name: study.ledger.history(child, name) for name in RUN_METRICS}
     several = child.training.point.workers > 1
     total = curve_of(child.training.label, child.training.seed, {}, runs, communicates=several).total
-    row = {f"after_{step}": after[step][1] for step in steps} | {"wall_seconds": float(total["wall_seconds"])}
-    return after[steps[0]][0], row | {"peak_memory_mib": values.get("train/peak_memory_mib", float("nan"))}
+    most = max(after)  # where an algorithm makes none, more would change nothing
+    row = {f"after_{step}": after[min(step, most)][1] for step in steps}
+    row["wall_seconds"] = float(total["wall_seconds"])
+    row["peak_memory_mib"] = values.get("train/peak_memory_mib", float("nan"))
+    return after[most][0], row
 
 
 def _command(study: Study, point: Point) -> str:
