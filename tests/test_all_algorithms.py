@@ -85,6 +85,7 @@ CASES = {
     ),
     "MetaCurvature": Case(lambda: dmaml_pl.MetaCurvature(inner_lr=0.05, inner_steps=2)),
     "MetaSGD": Case(lambda: dmaml_pl.MetaSGD(inner_lr=0.05, inner_steps=2)),
+    "PMF": Case(dmaml_pl.PMF, _conv4, _glyphs, "classification"),
     "ProtoMAML": Case(lambda: dmaml_pl.ProtoMAML(inner_steps=2), _conv4, _glyphs, "classification"),
     "ProtoNet": Case(dmaml_pl.ProtoNet, _conv4, _glyphs, "classification"),
     "Reptile": Case(lambda: dmaml_pl.Reptile(inner_lr=0.01, inner_steps=3, inner_batch=3)),

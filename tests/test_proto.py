@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear
 
-from dmaml_pl import MLP, Conv4, ProtoMAML, ProtoNet
+from dmaml_pl import MLP, PMF, Conv4, ProtoMAML, ProtoNet
 from dmaml_pl._learn2learn import load
 from dmaml_pl.algorithms import Algorithm, Weights
+from dmaml_pl.algorithms.pmf import augmented
 from dmaml_pl.engines import EngineChoice, VectorizedEngine
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
@@ -135,6 +136,46 @@ class TestProtoNet(OnImages):
         learner, batch = self.learner(), self.batch()
         curve = VectorizedEngine(self.objective()).adaptation_curve(learner, batch, 3).loss
         assert torch.equal(curve, curve[:, :1].expand(-1, 4))
+
+
+class TestPMF(TestProtoNet):
+    """ProtoNet in training; then the body follows the prototypes' cross-entropy of changed pictures, by Adam."""
+
+    def algorithm(self, *, first_order: bool = False) -> Algorithm:
+        return PMF(inner_lr=0.01)
+
+    def test_further_steps_change_nothing(self) -> None:
+        """They do, as `torch.optim.Adam` would the body, with prototypes made anew after every step."""
+        learner, batch = self.learner(), self.batch()
+        found = VectorizedEngine(self.objective()).predict(learner, batch, 3)
+        for number in range(batch.tasks):
+            task, network = batch.task(number), cast("Conv4", self.network())
+            body = list(network.features.parameters())
+            optimizer = torch.optim.Adam(body, lr=0.01)
+
+            def outputs(x: Tensor, task: TaskBatch = task, network: Conv4 = network) -> Tensor:
+                features = network.embed(task.support_x)
+                means = torch.stack([features[task.support_y == way].mean(dim=0) for way in range(WAYS)])
+                return -torch.cdist(network.embed(x), means).square()
+
+            for step in range(4):
+                with torch.no_grad():
+                    expected = outputs(task.query_x).log_softmax(dim=-1)
+                    torch.testing.assert_close(found[number, step].log_softmax(dim=-1), expected, rtol=1e-6, atol=1e-6)
+                changed = augmented(task.support_x.unsqueeze(0), step)[0]
+                optimizer.zero_grad()
+                cross_entropy(outputs(changed), task.support_y).backward()
+                optimizer.step()
+
+    def test_pictures_are_moved_and_brightened_the_same_way_at_every_start(self) -> None:
+        x = torch.rand(2, 5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(augmented(x, 3), augmented(x, 3))
+        assert not torch.equal(augmented(x, 3), augmented(x, 4))
+        ours = augmented(x, 3)[0, 0, 0]
+        shifts = [x[0, 0, 0].roll((down, right), (0, 1)) for down in range(-2, 3) for right in range(-2, 3)]
+        inside = slice(2, -2)
+        spreads = [float((ours - shifted)[inside, inside].std()) for shifted in shifts]
+        assert min(spreads) < 1e-6 < sorted(spreads)[1]
 
 
 class TestProtoMAML(OnImages):

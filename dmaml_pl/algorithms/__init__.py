@@ -14,6 +14,7 @@ from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.algorithms.maml_plus_plus import MAMLPlusPlus
 from dmaml_pl.algorithms.meta_curvature import MetaCurvature
 from dmaml_pl.algorithms.meta_sgd import MetaSGD
+from dmaml_pl.algorithms.pmf import PMF
 from dmaml_pl.algorithms.proto import ProtoMAML, ProtoNet
 from dmaml_pl.algorithms.reptile import Reptile
 
@@ -26,6 +27,7 @@ __all__ = [
     "KFO",
     "LSLR",
     "MAML",
+    "PMF",
     "Algorithm",
     "GradientTransform",
     "InnerAdam",

@@ -109,6 +109,7 @@ class Algorithm(nn.Module, ABC):
         first_order: the meta-gradient takes the gradients of the inner loop for constants.
         adapts: names of the weights that adapt, after `attach`.
         any_ways: tasks may have any number of classes, whatever the network's head was made for.
+        fine_tunes: steps are made at validation and test, though none are in training.
         meta_lr: learning rate of the algorithm's own parameters; None takes the meta-optimizer's.
 
     Raises:
@@ -117,6 +118,7 @@ class Algorithm(nn.Module, ABC):
 
     first_order: bool = False
     any_ways: bool = False
+    fine_tunes: bool = False
     meta_lr: float | None = None
 
     def __init__(

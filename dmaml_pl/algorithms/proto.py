@@ -45,7 +45,7 @@ class ProtoNet(Algorithm):
 
     def start(self, meta: Weights, tasks: Tasks) -> Weights:
         """The head of a task's prototypes."""
-        return _head_of_prototypes(self, meta, tasks)
+        return head_of_prototypes(self, meta, tasks)
 
     def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
         """There is no step that changes anything."""
@@ -79,7 +79,7 @@ class ProtoMAML(MAML):
     def start(self, meta: Weights, tasks: Tasks) -> Weights:
         """The body's meta-weights, and the head of a task's prototypes."""
         body = {name: tasks.expand(meta[name]) for name in self.adapts if not name.startswith(HEAD)}
-        return body | _head_of_prototypes(self, meta, tasks)
+        return body | head_of_prototypes(self, meta, tasks)
 
     def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
         """learn2learn has no ProtoMAML."""
@@ -96,10 +96,11 @@ def _require_linear_head(algorithm: Algorithm, network: nn.Module) -> None:
         )
 
 
-def _head_of_prototypes(algorithm: Algorithm, meta: Weights, tasks: Tasks) -> Weights:
+def head_of_prototypes(algorithm: Algorithm, meta: Weights, tasks: Tasks, fast: Weights | None = None) -> Weights:
     """Weights (T, N, F) and biases (T, N) of each task's linear head.
 
-    The features are of the meta-weights themselves, not of the fast: the head is no function of what adapts with it.
+    The features are of the meta-weights themselves, unless fast ones are given for the body: the head that a task
+    starts with is no function of what adapts with it.
     """
     x, y = tasks.batch.support_of(0)
     if not tasks.batch.ways or not isinstance(y, Tensor):
@@ -107,7 +108,7 @@ def _head_of_prototypes(algorithm: Algorithm, meta: Weights, tasks: Tasks) -> We
             f"model.algorithm is {type(algorithm).__name__}, which needs classes, but the tasks have real targets: set "
             "model.algorithm to another, such as dmaml_pl.MAML."
         )
-    features = tasks.run(meta, {}, x, "embed")
+    features = tasks.run(meta, fast or {}, x, "embed")
     members = (y.unsqueeze(-1) == torch.arange(tasks.batch.ways, device=y.device)).to(features.dtype)  # (T, S, N)
     prototypes = members.mT @ features / members.sum(dim=1).unsqueeze(-1)
     return {WEIGHT: 2 * prototypes, BIAS: -prototypes.square().sum(dim=-1)}
