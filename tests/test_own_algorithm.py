@@ -22,7 +22,6 @@ from dmaml_pl.engines import compiled as compiler
 from dmaml_pl.errors import ConfigError
 from tests.algorithm_promises import StepPromises
 from tests.recipes import same, state_of, straight_and_resumed, train_with_two
-from tests.trainings import SETTINGS, dmaml, flags
 from tests.workers import in_workers
 
 ROOT = Path(__file__).parents[1]
@@ -103,19 +102,3 @@ def _train(
     module = MetaLearning(MLP(hidden=[8]), algorithm, engine=name, compile=engine == "compiled", evaluation_steps=2)
     _, recorder = train_with_two(module, folder, steps, ckpt)
     return state_of(module), recorder.states
-
-
-def test_the_command_line_trains_it_by_its_class_path_and_adapts_with_what_it_learned(tmp_path: Path) -> None:
-    write_example(tmp_path)
-    settings = SETTINGS | {"model.algorithm": "clipped.ClippedMAML", "model.algorithm.longest": "5"}
-    ended = dmaml(tmp_path, "fit", "--config", str(ROOT / "configs" / "sinusoid.yaml"), *flags(settings))
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    kept = next(tmp_path.rglob("last.ckpt"))
-    state = torch.load(kept, weights_only=True)["state_dict"]
-    assert "learner.algorithm.longest" in state
-    table = "x,y\n" + "\n".join(f"{x},{x * 0.5}" for x in range(-5, 6)) + "\n"
-    (tmp_path / "points.csv").write_text(table)
-    words = ("--ckpt", str(kept), "--support", "points.csv", "--query", "points.csv", "--trust", "clipped")
-    adapted = dmaml(tmp_path, "adapt", *words)
-    assert adapted.returncode == 0, adapted.stdout + adapted.stderr
-    assert (tmp_path / "predictions.csv").is_file()

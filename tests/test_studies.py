@@ -279,7 +279,7 @@ def test_ctrl_c_ends_the_trainings_and_says_that_the_same_command_goes_on(
     monkeypatch.setenv("STUDY", str(os.getpid()))
     again = "Path('told').exists() or (Path('told').touch(), os.kill(int(os.environ['STUDY']), signal.SIGINT))"
     monkeypatch.setenv("DO", again)
-    endless = ("--trainer.max_steps", "1000000")
+    endless = ("--trainer.max_steps", "1000000", "--model.compile", "false")
     done = study(repository, fragile, capsys, "workers", "--workers", "2", "--seeds", "1", NETWORK, *endless)
     assert done.code == 130
     assert "The same command goes on" in done.printed

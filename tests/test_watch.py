@@ -163,7 +163,7 @@ def test_ctrl_c_elsewhere_in_a_training_says_what_is_left_to_do(
 def test_ctrl_c_in_a_study_ends_its_trainings_and_says_that_the_same_command_goes_on(
     terminal: Callable[..., Terminal], sinusoid: str
 ) -> None:
-    settings = flags({"trainer.max_steps": 1_000_000, "data.val_tasks": 10})
+    settings = flags({"trainer.max_steps": 1_000_000, "model.compile": "false", "data.val_tasks": 10})
     study = terminal("study", "workers", "--config", sinusoid, "--workers", "1", "--seeds", "1", *settings)
     study.wait_until(lambda text: re.search(r"1 worker, seed 0: run \d+ .*tasks/s", text))
     study.type(CTRL_C)

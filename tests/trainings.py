@@ -31,6 +31,7 @@ LEFT_BEHIND = (
     "NODE_RANK",
 )
 SMALL = {
+    "model.compile": "false",  # also in trainings that would be long enough for it
     "data.meta_batch": 5,
     "data.val_tasks": 10,
     "data.test_tasks": 20,
