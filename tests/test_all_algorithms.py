@@ -191,8 +191,8 @@ def _check_that_it_adapts(case: Case, file: Path) -> None:
     module = case.module()
     learner = dmaml_pl.load(file, module)
     task: TaskBatch = case.data().sample(worker=0, run=9, iteration=0).task(0)
-    makes_steps = module.algorithm.steps > 0 or module.algorithm.fine_tunes
-    adapted = learner.adapt(task.support_x, task.support_y, steps=3 if makes_steps else None)
+    steps = 3 if module.algorithm.makes_steps else None
+    adapted = learner.adapt(task.support_x, task.support_y, steps=steps)
     batch = task.map(lambda tensor: tensor.unsqueeze(0))
     expected = module.engine.for_training(module.learner, batch).predict(module.learner, batch, 3)[0, -1]
     if case.objective == "classification":

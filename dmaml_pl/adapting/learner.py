@@ -149,7 +149,7 @@ class FewShotLearner(Learner):
             DataError: the samples do not fit the network, or there are more or fewer classes than in training.
             ConfigError: `steps` is not greater than zero, or the algorithm makes none.
         """
-        if steps is not None and not self.steps:
+        if steps is not None and not self.module.algorithm.makes_steps:
             name = type(self.module.algorithm).__name__
             raise ConfigError(f"steps is {steps}, but {name} makes no adaptation steps: leave it out.")
         if steps is None:

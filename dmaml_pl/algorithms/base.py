@@ -165,6 +165,11 @@ class Algorithm(nn.Module, ABC):
         """What of the Python code's course depends on `begin`: another phase is compiled anew."""
         return self.first_order
 
+    @property
+    def makes_steps(self) -> bool:
+        """Whether tasks are adapted to by steps, in training or after it."""
+        return self.steps > 0 or self.fine_tunes
+
     def minibatch(self, number: int, samples: int) -> Sequence[int] | None:
         """Which of so many support samples step `number` sees; None, as by default: all."""
         return None

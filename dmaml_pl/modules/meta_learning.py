@@ -90,8 +90,7 @@ class MetaLearning(RunModule):
         algorithm = MAML() if algorithm is None else algorithm
         self.objective = objective_of(objective)
         self.engine = EngineChoice(engine, self.objective, compiled=compile, task_chunk=task_chunk)
-        makes_steps = algorithm.steps > 0 or algorithm.fine_tunes
-        self.evaluation_steps = max(evaluation_steps, algorithm.steps) if makes_steps else 0
+        self.evaluation_steps = max(evaluation_steps, algorithm.steps) if algorithm.makes_steps else 0
         self.meta_optimizer = meta_optimizer
         self.meta_schedule = meta_schedule
         self.gradient_clip = gradient_clip
