@@ -53,7 +53,7 @@ class PMF(ProtoNet):
         super().__init__()
         require_positive(**{"model.algorithm.inner_lr": inner_lr})
         self.inner_lr = inner_lr
-        self.inner_optimizer = InnerAdam() if inner_optimizer is None else inner_optimizer
+        self._optimizer = InnerAdam() if inner_optimizer is None else inner_optimizer
         self._patterns = adapts
 
     def attach(self, network: Any) -> None:
@@ -68,12 +68,12 @@ class PMF(ProtoNet):
         body = {name: tasks.expand(meta[name]) for name in self.adapts if not name.startswith(HEAD)}
         fixed = {name: weight.detach() for name, weight in meta.items()}
         for number in range(steps):
+            x, y = tasks.batch.support_x, tasks.batch.support_y
             at = {name: weight.detach().requires_grad_() for name, weight in body.items()}
-            x, y = tasks.batch.support_of(number)
             outputs = tasks.run(fixed, at | head_of_prototypes(self, fixed, tasks, at), augmented(x, number))
             losses = functional.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none")
             found = gradients(losses.view(y.shape).mean(dim=1), at, create_graph=False)
-            direction, state = self.inner_optimizer.direction(found, state, number)
+            direction, state = self._optimizer.direction(found, state, number)
             body = {name: weight.detach() for name, weight in body.items()}
             body |= {name: body[name] - self.inner_lr * step for name, step in direction.items()}
             with torch.no_grad():
