@@ -112,6 +112,7 @@ def _initial(config: str) -> torch.Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in MLP().parameters()])
 
 
+@pytest.mark.slow
 def test_frozen_workers_and_those_that_die_in_a_validation_are_left_behind_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:

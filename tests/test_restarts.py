@@ -95,6 +95,7 @@ def test_a_worker_that_does_not_come_is_an_error_in_time(agent: Any) -> None:
             restarts.meet(agent, rank=rank, workers=2, timeout=0.1, check=lambda: None)
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_same_bits_and_restarts_a_training_whose_worker_was_killed_in_the_same_mlflow_run(
     undisturbed: Training, tmp_path: Path, sinusoid: str
 ) -> None:

@@ -250,6 +250,7 @@ def test_own_settings_that_make_no_sense_are_told_in_one_line(
 # -- failures ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_told_and_made_again_by_the_same_command(
     repository: Path, fragile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +341,7 @@ def test_a_study_of_scaling_sees_as_many_tasks_through_each_knob(
 # -- sweep ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as_a_result(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

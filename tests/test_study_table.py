@@ -23,6 +23,7 @@ head alone: {model.algorithm: ANIL, model.algorithm.inner_lr: 0.02}
 """
 
 
+@pytest.mark.slow
 def test_a_table_has_the_meta_test_time_memory_and_command_of_each_row_and_makes_each_training_once(
     repository: Path, tmp_path: Path, capsys: Any
 ) -> None:
