@@ -12,12 +12,8 @@ from dmaml_pl.networks.names import head_of
 class ANIL(MAML):
     """Almost No Inner Loop (Raghu et al. 2020, arXiv:1909.09157): the head alone adapts, the body is meta-learned.
 
-    Args:
-        settings: those of `MAML`; `adapts` is the last layer that has weights, unless it is set.
+    Its settings are those of `MAML`; `adapts` is the last layer that has weights, unless it is set.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def attach(self, network: nn.Module) -> None:
         """Choose the head."""
@@ -38,12 +34,8 @@ class ANIL(MAML):
 class BOIL(MAML):
     """Body Only update in Inner Loop (Oh et al. 2021, arXiv:2008.08882): all but the head adapts.
 
-    Args:
-        settings: those of `MAML`; `adapts` is all but the last layer that has weights, unless it is set.
+    Its settings are those of `MAML`; `adapts` is all but the last layer that has weights, unless it is set.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def attach(self, network: nn.Module) -> None:
         """Choose the body."""

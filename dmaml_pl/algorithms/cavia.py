@@ -1,6 +1,5 @@
 """CAVIA: a few context parameters adapt, all weights are shared (Zintgraf et al. 2019, arXiv:1810.03642)."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -54,7 +53,3 @@ class CAVIA(MAML):
     def start(self, meta: Weights, tasks: Tasks) -> Weights:
         """Zero."""
         return {name: tasks.expand(torch.zeros_like(meta[name])) for name in self.adapts}
-
-    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
-        """learn2learn has no CAVIA."""
-        return None

@@ -13,12 +13,8 @@ from dmaml_pl.algorithms.learned_step import LearnedStep
 class GradientTransform(LearnedStep):
     """The inner loop w' = w - inner_lr * U(dL(support; w)/dw), with a learned U for each weight, at first the identity.
 
-    Args:
-        settings: those of `LearnedStep`.
+    Its settings are those of `LearnedStep`.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     @abstractmethod
     def identity(self, weight: Tensor) -> Weights:

@@ -1,11 +1,10 @@
 """iMAML: an implicit meta-gradient, of which the inner loop is no part (Rajeswaran et al. 2019, arXiv:1909.04630)."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmaml_pl.algorithms.base import Outcome, Tasks, Weights, gradients
 from dmaml_pl.algorithms.maml import MAML
@@ -89,10 +88,6 @@ class IMAML(MAML):
         if any(weight.requires_grad for name, weight in meta.items() if name not in at):
             differentiate = differentiate + loss - _dot(slope, solution)
         return Outcome(differentiate, loss.detach(), output)
-
-    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
-        """learn2learn has no iMAML."""
-        return None
 
 
 def _gradients(losses: Tensor, of: Weights) -> Weights:

@@ -20,12 +20,8 @@ class KFO(GradientTransform):
     for a bias, and (I, K) for each output of a convolution; gradients of other shapes are left as they are. All start
     as the identity, and stay the same within the inner loop.
 
-    Args:
-        settings: those of `LearnedStep`.
+    Its settings are those of `LearnedStep`.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def identity(self, weight: Tensor) -> Weights:
         """Matrices L and R, square, by the sizes of G."""

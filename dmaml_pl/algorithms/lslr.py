@@ -1,7 +1,5 @@
 """Learned rates of each layer and step, a part of MAML++ (Antoniou et al. 2019, arXiv:1810.09502)."""
 
-from typing import Any
-
 from torch import nn
 
 from dmaml_pl.algorithms.base import OWN, Weights
@@ -14,15 +12,12 @@ class LSLR(LearnedStep):
     A layer's weight and its bias have rates of their own, as in the paper's code. Steps beyond those of training take
     the last step's rates.
 
-    Args:
-        settings: `inner_lr`, where all rates start, `meta_lr`, their own learning rate, and the others of `MAML`.
+    Its settings are `inner_lr`, where all rates start, `meta_lr`, their own learning rate, and the others of
+    `MAML`.
 
     Attributes:
         rates: (weights that adapt, `inner_steps`), after `attach`.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def attach(self, network: nn.Module) -> None:
         """Make the rates of what adapts."""

@@ -4,7 +4,6 @@ Legend: T tasks, O outputs and I inputs of a layer, K values of a filter for one
 """
 
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,8 @@ class MetaCurvature(GradientTransform):
     For a linear layer U(G) = M_outputs G M_inputs; a convolution's gradient is also multiplied along its filters, by
     M_filter, and that of a bias value by value. Others are left as they are. All start as the identity.
 
-    Args:
-        settings: those of `LearnedStep`.
+    Its settings are those of `LearnedStep`.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def identity(self, weight: Tensor) -> Weights:
         """Matrices (O, O), (I, I), (K, K), or one scale (O,) of a bias."""

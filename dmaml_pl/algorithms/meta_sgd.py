@@ -15,12 +15,9 @@ class MetaSGD(LearnedStep):
 
     The paper makes one step; here all steps share the rates.
 
-    Args:
-        settings: `inner_lr`, where all rates start, `meta_lr`, their own learning rate, and the others of `MAML`.
+    Its settings are `inner_lr`, where all rates start, `meta_lr`, their own learning rate, and the others of
+    `MAML`.
     """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def attach(self, network: nn.Module) -> None:
         """Make the rates of what adapts."""

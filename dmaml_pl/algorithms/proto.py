@@ -6,9 +6,6 @@ another, as a head of learned weights does.
 Legend: T tasks, S support samples, F features, N ways.
 """
 
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -57,14 +54,10 @@ class ProtoMAML(MAML):
 
     From there all adapts. The meta-gradient goes through the prototypes, too, also where it is of first order.
 
-    Args:
-        settings: those of `MAML`; the head adapts whatever `adapts` says.
+    Its settings are those of `MAML`; the head adapts whatever `adapts` says.
     """
 
     any_ways = True
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
 
     def attach(self, network: nn.Module) -> None:
         """Choose what adapts beside the head.
@@ -80,10 +73,6 @@ class ProtoMAML(MAML):
         """The body's meta-weights, and the head of a task's prototypes."""
         body = {name: tasks.expand(meta[name]) for name in self.adapts if not name.startswith(HEAD)}
         return body | head_of_prototypes(self, meta, tasks)
-
-    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
-        """learn2learn has no ProtoMAML."""
-        return None
 
 
 def _require_linear_head(algorithm: Algorithm, network: nn.Module) -> None:

@@ -2,11 +2,9 @@
 
 import random
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from dmaml_pl.algorithms.base import Outcome, Tasks, Weights
 from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerOptimizer
@@ -76,7 +74,3 @@ class Reptile(MAML):
         with torch.no_grad():
             loss, output = tasks.query(meta, end)
         return Outcome(torch.stack(ways).sum(dim=0), loss, output)
-
-    def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
-        """learn2learn has Reptile as an example only."""
-        return None

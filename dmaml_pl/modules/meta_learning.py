@@ -25,7 +25,7 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.run import RunModule
 from dmaml_pl.networks.batch_norm import BatchNormUse, use_batch_statistics, use_running_statistics
-from dmaml_pl.networks.freezing import freeze as freeze_weights
+from dmaml_pl.networks.names import select
 from dmaml_pl.objectives import Objective, ObjectiveName, objective_of
 from dmaml_pl.runs import CHECKPOINT_KEY, strategy_of_runs
 from dmaml_pl.tasks import Scaling, TaskBatch, check_tasks
@@ -98,7 +98,8 @@ class MetaLearning(RunModule):
         require_one_of("model.batch_norm", batch_norm, ("task", "frozen"))
         self.batch_norm = batch_norm
         (use_batch_statistics if batch_norm == "task" else use_running_statistics)(network)
-        freeze_weights(network, freeze or ())
+        for name in select([name for name, _ in network.named_parameters()], freeze or (), "model.freeze"):
+            network.get_parameter(name).requires_grad_(False)
         self.learner = MetaLearner(network, algorithm)
         if not any(p.requires_grad for p in self.learner.parameters()):
             raise ConfigError(f"model.freeze is {list(freeze or ())}, which leaves nothing to learn.")
