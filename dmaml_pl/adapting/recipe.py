@@ -13,7 +13,6 @@ from torch import nn
 
 from dmaml_pl.algorithms import InnerOptimizer
 from dmaml_pl.errors import CheckpointError
-from dmaml_pl.networks import Backbone
 from dmaml_pl.objectives import Objective
 
 TRUSTED = ("dmaml_pl", "data_modules", "torch.nn")
@@ -61,8 +60,8 @@ def build(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str] = ()
     if not issubclass(made, kinds):
         raise CheckpointError(f"it names {path}, which is not a {kind}")
     arguments = (settings.get("init_args") or {}) | (settings.get("dict_kwargs") or {})
-    if issubclass(made, Backbone) and "weights" in arguments:
-        arguments["weights"] = None  # they are in the checkpoint, and their file may have moved
+    # What is in the checkpoint is not read from files, which may have moved.
+    arguments |= dict.fromkeys(arguments.keys() & set(getattr(made, "in_checkpoint", ())))
     try:
         return made(**{name: _value(value, trust) for name, value in arguments.items() if name not in _FOR_TRAINING})
     except (TypeError, ValueError) as error:

@@ -63,7 +63,7 @@ class Reptile(MAML):
             return None
         first, end = number * self.inner_batch, (number + 1) * self.inner_batch
         epochs = range(first // samples, (end - 1) // samples + 1)
-        rows = [row for epoch in epochs for row in random.Random(epoch).sample(range(samples), samples)]  # noqa: S311
+        rows = [row for epoch in epochs for row in random.Random(epoch).sample(range(samples), samples)]  # noqa: S311 - nothing secret
         skipped = epochs[0] * samples
         return rows[first - skipped : end - skipped]
 

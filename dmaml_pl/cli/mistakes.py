@@ -26,6 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dmaml_pl.cli.messages import suggest
 from dmaml_pl.errors import ConfigError
 
+# Private names of argparse and jsonargparse below: neither has a public way to ask a parser what it knows.
+
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
 
 

@@ -93,7 +93,7 @@ class _Counter(TorchDispatchMode):
     """Counts what PyTorch executes inside."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's to type
         self.sizes: list[int] = []
         self.products, self.flops = 0, 0.0
 

@@ -47,6 +47,9 @@ class Backbone(nn.Module):
             be read, be downloaded, or do not fit.
     """
 
+    in_checkpoint = ("weights",)
+    """Settings whose files a checkpoint does without; a network of one's own may say the same."""
+
     mean: Tensor | None
     std: Tensor | None
 

@@ -64,7 +64,7 @@ def _read(path: Path, setting: str) -> dict[str, Any]:
 def _read_safetensors(path: Path, setting: str) -> dict[str, Any]:
     try:
         from safetensors import SafetensorError  # noqa: PLC0415 - an extra
-        from safetensors.torch import load_file  # noqa: PLC0415
+        from safetensors.torch import load_file  # noqa: PLC0415 - rarely needed
     except ImportError as error:
         raise ConfigError(
             f"{setting} is {path}, but safetensors is not installed: pip install 'dmaml_pl[timm]'."
