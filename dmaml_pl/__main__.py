@@ -8,8 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from dmaml_pl.errors import DmamlError
+from dmaml_pl.launching.leaving import leave
 
 USAGE = """\
 usage: dmaml COMMAND [--config FILE ...] [--SETTING VALUE ...]
@@ -82,5 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def start() -> NoReturn:
+    """Be the command, in a process that is for nothing else."""
+    leave(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -219,3 +219,44 @@ def test_an_error_of_the_call_is_told_as_python_tells_it() -> None:
     done = python("print(server.started(os.getpid).fork(dict(os.environ), functools.partial(int, 'none')).wait())")
     assert done.stdout == "1\n"
     assert done.stderr.endswith("ValueError: invalid literal for int() with base 10: 'none'\n")
+
+
+# -- the end of a process ------------------------------------------------------------------------------------------
+
+LEFT = """
+import atexit
+from dmaml_pl.launching.leaving import leave
+
+def late():
+    threading.main_thread().join(0.01)
+    print('the thread has ended')
+
+def call():
+    global kept
+    kept = open('kept', 'w')
+    kept.write('what was left open')
+    atexit.register(print, 'registered')
+    threading.Thread(target=late).start()
+    return {}
+
+leave(call)
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "code", "said"),
+    [("None", 0, ""), ("3", 3, ""), ("sys.exit(4)", 4, ""), ("sys.exit('no')", 1, "no\n")],
+)
+def test_a_process_that_leaves_gives_its_exit_code_and_waits_calls_and_writes_all_that_python_would(
+    returned: str, code: int, said: str
+) -> None:
+    done = python(LEFT.format(returned))
+    assert (done.returncode, done.stderr) == (code, said)
+    assert done.stdout == "the thread has ended\nregistered\n"
+    assert Path("kept").read_text() == "what was left open"
+
+
+def test_a_process_that_leaves_with_an_error_tells_it_as_python_does() -> None:
+    done = python(LEFT.format("int('none')"))
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: invalid literal for int() with base 10: 'none'\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -63,6 +64,7 @@ class _Failure:
 
 
 def _work(function: Callable[..., Any], args: tuple[Any, ...], rank: int, workers: int, port: int, pipe: Any) -> None:
+    gc.freeze()  # else collections go through all that the tests have loaded, and copy its pages
     os.environ.update(
         {
             "RANK": str(rank),

@@ -12,6 +12,7 @@ only waits, and so has not. When the process that gives it orders dies, it ends 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import pickle
 import signal
@@ -25,6 +26,8 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NoReturn
+
+from dmaml_pl.launching.leaving import leave
 
 PATIENCE_S = 20.0
 """Seconds that processes have to end in good order after the one that had them forked has died."""
@@ -166,6 +169,7 @@ def own() -> Server | None:
 
 def _serve(control: Connection) -> Any:
     """Fork a process for every order, and return there what it is to call; never returns in the server itself."""
+    gc.freeze()  # else each collection in a forked process goes through all that is loaded, and copies its pages
     children: dict[int, Connection] = {}
 
     def reap(*_: object) -> None:
@@ -226,7 +230,7 @@ def main() -> None:
     control: Connection = Connection(int(sys.argv[1]))
     del sys.argv[:2]  # the rest is the name of the program, by which a user is told how to go on
     control.recv()()
-    sys.exit(_serve(control)())
+    leave(_serve(control))
 
 
 if __name__ == "__main__":
