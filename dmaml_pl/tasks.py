@@ -48,12 +48,14 @@ class TaskBatch(NamedTuple):
         query: the query set.
         numbers: number of each task, (T,), where tasks are numbered (validation, test); None in training.
         ways: N, classes of each task; 0 where targets are no class numbers.
+        metrics: what its source tells of how it came about, by name, such as steps in environments; logged.
     """
 
     support: tuple[Samples, ...]
     query: Samples
     numbers: Tensor | None = None
     ways: int = 0
+    metrics: dict[str, float] | None = None
 
     @classmethod
     def of(
@@ -121,7 +123,8 @@ class TaskBatch(NamedTuple):
         """Every tensor changed alike."""
         support = tuple(samples.map(change) for samples in self.support)
         query = self.query.map(change)  # before the numbers: `with_tensors` reckons with the order of `tensors`
-        return TaskBatch(support, query, None if self.numbers is None else change(self.numbers), self.ways)
+        numbers = None if self.numbers is None else change(self.numbers)
+        return TaskBatch(support, query, numbers, self.ways, self.metrics)
 
     def map_inputs(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """The inputs of all samples changed alike."""
@@ -167,12 +170,25 @@ class Scaling(NamedTuple):
         return output * output.new_tensor(self.y_scale) + output.new_tensor(self.y_mean)
 
 
-Act = Callable[[tuple[Samples, ...]], Callable[[Tensor], Any]]
-"""Of support sets that a source has made, one a step, the networks adapted to them: from inputs (T, B, ...) to outputs.
+class Act(Protocol):
+    """How the networks act: of support sets that a source has made, one a step, the networks adapted to them.
 
-A source of rollouts calls it to learn how each task's policy acts after so many steps, none at first; gradients are not
-recorded. What acts and what is differentiated are two things.
-"""
+    A source of rollouts calls it to learn how each task's policy acts after so many steps, none at first; what it is
+    given back leads from inputs (T, B, ...) to outputs. Gradients are not recorded: what acts and what is
+    differentiated are two things.
+
+    Attributes:
+        steps: of adaptation that are asked for, each by a support set of its own.
+        device: where the networks are.
+    """
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]: ...
 
 
 @runtime_checkable

@@ -261,7 +261,6 @@ class FunctionalEngine(Engine):
 
     Frozen and unused weights are left as they are, as by learn2learn.
     """
-
     @abstractmethod
     def each(self, learner: MetaLearner, batch: TaskBatch, work: Work[Found]) -> Iterator[Found]:
         """What `work` gives of each part of a batch that is in memory at a time, in the order of the tasks."""
@@ -276,24 +275,31 @@ class FunctionalEngine(Engine):
         return torch.cat(list(self.each(learner, batch, partial(predictions, steps=steps))))
 
     def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
-        """The networks adapted to support sets, one a step."""
-        meta, adapted = detached(learner.meta()), list[Weights]()
+        """The networks adapted to support sets, one a step; they are adapted when they are first asked."""
+        meta, ready = detached(learner.meta()), list[Callable[[Tensor], Any]]()
 
         def outputs(x: Tensor) -> Any:
-            batch = TaskBatch(supports, Samples(x, x))
-            if not adapted:
-                parts = list(self.each(learner, batch, partial(_adapted, steps=len(supports))))
-                adapted.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-            return self.run(learner, meta, adapted[0], x)
+            if not ready:
+                batch = TaskBatch(supports, Samples(x, x))
+                with torch.enable_grad():
+                    parts = list(self.each(learner, batch, partial(_adapted, steps=len(supports))))
+                adapted = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                ready.append(self.with_weights(learner, meta, adapted))
+            return ready[0](x)
 
         return outputs
 
-    def run(self, learner: MetaLearner, meta: Weights, fast: Weights, x: Tensor) -> Any:
-        """The network's outputs (T, B, ...) of inputs (T, B, ...) with each task's own weights."""
-        batch = TaskBatch((), Samples(x, x))
-        tasks = NetworkTasks(learner.network, dict(learner.network.named_buffers()), self.objective, batch, at_once)
-        with torch.no_grad():
-            return tasks.run(meta, fast, x)
+    def with_weights(self, learner: MetaLearner, meta: Weights, fast: Weights) -> Callable[[Tensor], Any]:
+        """The networks with each task's own weights: from inputs (T, B, ...) to outputs, without gradients."""
+        buffers = dict(learner.network.named_buffers())
+
+        def outputs(x: Tensor) -> Any:
+            batch = TaskBatch((), Samples(x, x))
+            tasks = NetworkTasks(learner.network, buffers, self.objective, batch, at_once)
+            with torch.no_grad():
+                return tasks.run(meta, fast, x)
+
+        return outputs
 
 
 def _adapted(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> Weights:

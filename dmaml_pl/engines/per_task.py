@@ -96,15 +96,20 @@ class PerTaskEngine(loop.FunctionalEngine):
         """One, where threads would wait for Python's lock longer than they compute."""
         return threads_for(learner, self.objective, batch)
 
-    def run(self, learner: MetaLearner, meta: Weights, fast: Weights, x: Tensor) -> Any:
-        """The network's outputs, one task after another."""
-        buffers, found = dict(learner.network.named_buffers()), []
-        for number, task in enumerate(TaskBatch((), Samples(x, x)).chunks(1)):
-            own = {name: weight[number : number + 1] for name, weight in fast.items()}
-            tasks = loop.NetworkTasks(learner.network, buffers, self.objective, task, one_by_one)
-            with torch.no_grad():
-                found.append(tasks.run(meta, own, task.query.x))
-        return tree_map(lambda *parts: torch.cat(parts), *found)
+    def with_weights(self, learner: MetaLearner, meta: Weights, fast: Weights) -> Callable[[Tensor], Any]:
+        """The networks with each task's own weights, run one after another."""
+        buffers = dict(learner.network.named_buffers())
+
+        def outputs(x: Tensor) -> Any:
+            found = []
+            for number, task in enumerate(TaskBatch((), Samples(x, x)).chunks(1)):
+                own = {name: weight[number : number + 1] for name, weight in fast.items()}
+                tasks = loop.NetworkTasks(learner.network, buffers, self.objective, task, one_by_one)
+                with torch.no_grad():
+                    found.append(tasks.run(meta, own, task.query.x))
+            return tree_map(lambda *parts: torch.cat(parts), *found)
+
+        return outputs
 
     def each(self, learner: MetaLearner, batch: TaskBatch, work: loop.Work[Found]) -> Iterator[Found]:
         """A task at a time, in as many threads as there are."""

@@ -9,13 +9,15 @@ norm's second derivative when its backward runs under vmap.
 Legend: T tasks, Q query samples, I adaptation steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines import loop, trial
+from dmaml_pl.engines.acting import Acting
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import Compiler, hand_out
 from dmaml_pl.engines.work import threads_for
@@ -39,6 +41,7 @@ class VectorizedEngine(loop.FunctionalEngine):
         self.task_chunk = task_chunk
         self._compiler = Compiler() if compiled else None
         self._refusals: Tried[dict[bool, str | None]] = Tried()
+        self._acting = Acting(objective)
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         """Why the network cannot be run so: tried once in training and once in evaluation mode."""
@@ -92,6 +95,10 @@ class VectorizedEngine(loop.FunctionalEngine):
         buffers = dict(learner.network.named_buffers())
         for chunk in batch.chunks(self.task_chunk):
             yield work(learner, learner.meta(), self._tasks(learner, buffers, chunk))
+
+    def with_weights(self, learner: MetaLearner, meta: Weights, fast: Weights) -> Callable[[Tensor], Any]:
+        """The networks with each task's own weights, as a graph in which what no input changes is computed once."""
+        return self._acting.with_weights(learner, meta, fast)
 
     def _try(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         network = learner.network

@@ -1,0 +1,100 @@
+"""2D navigation of the MAML paper (Finn et al. 2017, section 5.3): a point walks to a goal that it is not told.
+
+Legend: T tasks, B rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmaml_pl.rollouts.data import EnvironmentDataModule
+from dmaml_pl.rollouts.environments import Environments, Step, Task
+
+REACH = 0.01
+"""So near, in both directions, the goal is reached, and the episode ends."""
+
+STRIDE = 0.1
+"""The furthest that one action leads in each direction."""
+
+
+class Navigation2D(EnvironmentDataModule):
+    """Goals are uniform in a square around the start, the reward is minus the distance to the goal.
+
+    Observations are the position, actions the velocity, 1 being the fastest, which they are clipped to. An episode ends
+    at the goal.
+
+    Args:
+        half_width: of the square.
+        settings: those of `EnvironmentDataModule`.
+    """
+
+    def __init__(self, *, half_width: float = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.half_width = half_width
+
+    def make_environments(self) -> Environments:
+        """Points on the plane."""
+        return PointEnvironments(self.half_width)
+
+
+class PointState(NamedTuple):
+    """Points on the plane, T x B.
+
+    Attributes:
+        position: (T, B, 2).
+        goal: (T, 1, 2).
+    """
+
+    position: Tensor
+    goal: Tensor
+
+
+class PointEnvironments(Environments):
+    """Points that walk on the plane, on the device of their actions.
+
+    Args:
+        half_width: of the square in which goals lie.
+    """
+
+    observations = 2
+    actions = 2
+
+    def __init__(self, half_width: float = 0.5) -> None:
+        self.half_width = half_width
+
+    def sample_task(self, generator: torch.Generator) -> Task:
+        """A goal."""
+        place = self.half_width * (2 * torch.rand(2, generator=generator) - 1)
+        return {"goal": place.tolist()}
+
+    def reset(self, tasks: Sequence[Task], rollouts: int, generators: Sequence[torch.Generator]) -> tuple[Any, Tensor]:
+        """All begin at the origin."""
+        goal = torch.tensor([task["goal"] for task in tasks]).unsqueeze(1)
+        position = torch.zeros(len(tasks), rollouts, 2)
+        return PointState(position, goal), position
+
+    def step(self, state: PointState, action: Tensor) -> Step:
+        """Walk."""
+        goal = state.goal.to(action.device)
+        position = state.position.to(action.device) + STRIDE * action.clamp(-1, 1)
+        away = position - goal
+        return Step(
+            PointState(position, goal),
+            position,
+            -away.square().sum(-1).sqrt(),
+            (away.abs() < REACH).all(-1),
+        )
+
+    def best_return(self, tasks: Sequence[Task], horizon: int) -> Tensor:
+        """Straight to the goal: in each direction as fast as it goes, and no further than the goal."""
+        goal = torch.tensor([task["goal"] for task in tasks])
+        position, total = torch.zeros_like(goal), torch.zeros(len(goal))
+        for _ in range(horizon):
+            reached = ((position - goal).abs() < REACH).all(-1)
+            position = position + (goal - position).clamp(-STRIDE, STRIDE)
+            total -= torch.where(reached, 0.0, (position - goal).norm(dim=-1))
+        return total

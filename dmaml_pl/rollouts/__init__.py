@@ -1,0 +1,1 @@
+"""Rollouts of policies in environments: what makes the samples of reinforcement learning."""
