@@ -4,6 +4,7 @@ from data_modules.cifar100 import CIFARFS, FC100
 from data_modules.glyphs import Glyphs
 from data_modules.image_folder import ImageFolder
 from data_modules.mini_imagenet import MiniImageNet
+from data_modules.navigation2d import Navigation2D
 from data_modules.omniglot import Omniglot
 from data_modules.sinusoid import Sinusoid
 from data_modules.tabular import Tabular
@@ -16,6 +17,7 @@ __all__ = [
     "Glyphs",
     "ImageFolder",
     "MiniImageNet",
+    "Navigation2D",
     "Omniglot",
     "Sinusoid",
     "Tabular",

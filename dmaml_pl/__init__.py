@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Algorithm,
         InnerAdam,
         InnerMomentum,
+        InnerScales,
         MAMLPlusPlus,
         MetaCurvature,
         MetaSGD,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from dmaml_pl.modules import MetaLearning
     from dmaml_pl.networks import MLP, Backbone, ContextConv4, ContextMLP, Conv4, LoRA, ResNet12
     from dmaml_pl.objectives import Objective
+    from dmaml_pl.optimizers import Epochs, TrustRegion
+    from dmaml_pl.policies import CategoricalMLP, CategoricalPolicy, GaussianMLP, GaussianPolicy, PolicyGradient
     from dmaml_pl.strategies import (
         DMAMLStrategy,
         MeanMerge,
@@ -59,6 +62,7 @@ _NAMES = {
         "IMAML",
         "InnerAdam",
         "InnerMomentum",
+        "InnerScales",
         "KFO",
         "LSLR",
         "MAML",
@@ -73,6 +77,8 @@ _NAMES = {
     "dmaml_pl.modules": ("MetaLearning",),
     "dmaml_pl.networks": ("Backbone", "ContextConv4", "ContextMLP", "Conv4", "LoRA", "MLP", "ResNet12"),
     "dmaml_pl.objectives": ("Objective",),
+    "dmaml_pl.optimizers": ("Epochs", "TrustRegion"),
+    "dmaml_pl.policies": ("CategoricalMLP", "CategoricalPolicy", "GaussianMLP", "GaussianPolicy", "PolicyGradient"),
     "dmaml_pl.tracking.tracker": ("MLflowTracker",),
 }
 
@@ -90,13 +96,19 @@ __all__ = [
     "AdaptedLearner",
     "Algorithm",
     "Backbone",
+    "CategoricalMLP",
+    "CategoricalPolicy",
     "ContextConv4",
     "ContextMLP",
     "Conv4",
     "DMAMLStrategy",
+    "Epochs",
     "FewShotLearner",
+    "GaussianMLP",
+    "GaussianPolicy",
     "InnerAdam",
     "InnerMomentum",
+    "InnerScales",
     "LoRA",
     "MAMLPlusPlus",
     "MLflowTracker",
@@ -107,12 +119,14 @@ __all__ = [
     "MetaSGD",
     "Objective",
     "OuterOptimizerMerge",
+    "PolicyGradient",
     "ProtoMAML",
     "ProtoNet",
     "Reptile",
     "ResNet12",
     "TaskParallelStrategy",
     "TaskWeightedMerge",
+    "TrustRegion",
     "ValidationWeightedMerge",
     "load",
     "load_adapted",

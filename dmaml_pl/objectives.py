@@ -25,12 +25,15 @@ class Objective(ABC):
         metric: short name of the metric, as in `val/mse`.
         title: the metric's full name.
         better: "min" where a smaller metric is better, else "max".
+        inner_penalty: so many times the constraint of the support sets, each at the weights before its step, is added
+            to what the meta-gradient is of.
     """
 
     name: str
     metric: str
     title: str
     better: Literal["min", "max"]
+    inner_penalty: float = 0.0
 
     @abstractmethod
     def support_loss(self, output: Any, y: Targets) -> Tensor:
@@ -66,6 +69,10 @@ class Objective(ABC):
         Raises:
             ConfigError: names the settings that do not fit together; by default, that it is no tensor.
         """
+        if isinstance(y, dict) and "action" in y:
+            raise ConfigError(
+                f"model.objective is {self.name}, but the data has environments: set it to dmaml_pl.PolicyGradient."
+            )
         if not isinstance(output, Tensor):
             raise ConfigError(f"model.network gives a {type(output).__name__}, but must give one tensor.")
 

@@ -183,12 +183,18 @@ class Act(Protocol):
     """
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Of adaptation."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Of the networks."""
+        ...
 
-    def __call__(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]: ...
+    def __call__(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
+        """The networks after as many steps as there are supports."""
+        ...
 
 
 @runtime_checkable
@@ -207,6 +213,45 @@ class TaskSource(Protocol):
             iteration: number of the meta-iteration within the run, from 0.
             act: how the networks act when they are adapted; supervised learning does not ask.
         """
+        ...
+
+
+@runtime_checkable
+class ActingSource(Protocol):
+    """A data module whose tasks have no samples before someone acts in them, such as environments."""
+
+    horizon: int
+
+    def trial(self, act: Act) -> TaskBatch:
+        """A meta-batch of one task, by which a network is tried before the training."""
+        ...
+
+
+@runtime_checkable
+class ActingTasks(Protocol):
+    """Tasks that are evaluated on by acting in them.
+
+    Attributes:
+        tasks: how many, T.
+        numbers: of each, (T,).
+    """
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        ...
+
+    @property
+    def numbers(self) -> Tensor:
+        """Of each task, (T,)."""
+        ...
+
+    def returns(self, act: Act) -> Tensor:
+        """Return of each task after 0 .. `act.steps` steps of adaptation, (T, I + 1)."""
+        ...
+
+    def best_returns(self) -> Tensor | None:
+        """The return of whoever knows each task, (T,); None where nobody can tell."""
         ...
 
 

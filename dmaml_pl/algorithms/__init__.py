@@ -6,7 +6,7 @@ from dmaml_pl.algorithms.base import Algorithm, Outcome, Tasks, Weights, gradien
 from dmaml_pl.algorithms.cavia import CAVIA
 from dmaml_pl.algorithms.gradient_transform import GradientTransform
 from dmaml_pl.algorithms.imaml import IMAML
-from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerMomentum, InnerOptimizer
+from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerMomentum, InnerOptimizer, InnerScales
 from dmaml_pl.algorithms.kfo import KFO
 from dmaml_pl.algorithms.learned_step import LearnedStep
 from dmaml_pl.algorithms.lslr import LSLR
@@ -33,6 +33,7 @@ __all__ = [
     "InnerAdam",
     "InnerMomentum",
     "InnerOptimizer",
+    "InnerScales",
     "LearnedStep",
     "MAMLPlusPlus",
     "MetaCurvature",

@@ -7,11 +7,13 @@ Legend: T tasks, `...` the axes of one tensor.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import ConfigError
 
 
@@ -27,6 +29,29 @@ class InnerOptimizer(ABC):
             state: what was given at the step before; None at the first.
             number: of the step.
         """
+
+
+class InnerScales(InnerOptimizer):
+    """Gradients, each step's times a factor of its own, such as a shorter second step.
+
+    Args:
+        scales: of step 1, 2 and so on; the last of all that follow. In the MAML paper's reinforcement learning 1 and
+            0.5.
+
+    Raises:
+        ConfigError: there is none, or one is not greater than zero.
+    """
+
+    def __init__(self, scales: Sequence[float] = (1.0, 0.5)) -> None:
+        if not scales:
+            raise ConfigError("model.algorithm.inner_optimizer.scales is empty, but must hold a factor.")
+        require_positive(**{f"model.algorithm.inner_optimizer.scales[{n}]": each for n, each in enumerate(scales)})
+        self.scales = list(scales)
+
+    def direction(self, gradients: dict[str, Tensor], state: Any, number: int) -> tuple[dict[str, Tensor], Any]:
+        """The factor times g."""
+        scale = self.scales[min(number, len(self.scales) - 1)]
+        return {name: scale * g for name, g in gradients.items()}, None
 
 
 class InnerMomentum(InnerOptimizer):

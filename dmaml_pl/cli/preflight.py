@@ -31,6 +31,7 @@ def check_before(
     """
     split: Literal["val", "test"] = "val" if stage in ("fit", "validate") else "test"
     module.check_workers_can_merge(trainer)
+    module.check_trainer(trainer, data)
     if stage == "fit":
         _check_trainer(trainer, data)
     data.prepare_data()

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
@@ -22,6 +23,9 @@ EngineName = Literal["auto", "learn2learn", "per_task", "vectorized"]
 
 Backward = Callable[[Tensor], object]
 """Differentiates a loss, as `Tensor.backward` and `LightningModule.manual_backward` do."""
+
+Product = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""The curvature times a vector, both by the names of the meta-weights that are learned."""
 
 Of = Literal["loss", "constraint"]
 """What a meta-gradient is of: the algorithm's outcome, or the objective's constraint on the query sets."""
@@ -52,6 +56,12 @@ class Tried(WeakKeyDictionary[nn.Module, Kept]):
 
     def __deepcopy__(self, memo: Any) -> Tried[Kept]:
         return Tried()
+
+
+def _asks_for_more(engine: str) -> ConfigError:
+    return ConfigError(
+        f"model.engine is {engine}, but model.meta_optimizer asks for more than gradients: set model.engine to auto."
+    )
 
 
 class Engine(ABC):
@@ -88,6 +98,22 @@ class Engine(ABC):
             backward: differentiates the loss.
             of: what is differentiated.
         """
+
+    def evaluate_only(self, learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """The mean loss after adaptation, and the mean constraint, scalars; no gradient is computed.
+
+        Raises:
+            ConfigError: this engine cannot, as by default.
+        """
+        raise _asks_for_more(self.name)
+
+    def curvature(self, learner: MetaLearner, batch: TaskBatch, *, exact: bool, every: int) -> Product:
+        """The curvature of the mean constraint; see `engines/curvature.py`.
+
+        Raises:
+            ConfigError: this engine cannot, as by default.
+        """
+        raise _asks_for_more(self.name)
 
     @abstractmethod
     def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:

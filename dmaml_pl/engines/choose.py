@@ -120,6 +120,11 @@ class EngineChoice:
     def for_acting(self, learner: MetaLearner) -> Engine:
         """The engine that makes samples; where there were none yet to try the learner on, the one to be tried first."""
         device = _device_of(learner)
+        if (
+            self._asked == "auto"
+            and self._refusals.get(learner, {}).get(("vectorized", device, learner.network.training), True) is None
+        ):
+            return self._engines["vectorized"]  # all tasks act at once, whatever trains them
         for known in (self._trains, self._evaluates):
             engines = [engine for key, engine in known.get(learner, {}).items() if device in key]
             if engines:

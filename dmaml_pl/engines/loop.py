@@ -3,8 +3,7 @@
 Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 """
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +13,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from dmaml_pl.algorithms.base import OWN, Weights
-from dmaml_pl.engines.base import AdaptationCurve, Engine, Of
+from dmaml_pl.engines.base import Of
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.networks.names import HEAD, is_split
 from dmaml_pl.objectives import Objective
@@ -203,6 +202,11 @@ def evaluate(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, of: Of = 
     path = algorithm.adapt(meta, tasks, algorithm.steps, create_graph=not algorithm.first_order)
     differentiate, loss, output = algorithm.outer(meta, path, tasks)
     metric = metrics_of(objective, loss, output, tasks.batch.query)
+    if objective.inner_penalty:
+        for number, fast in enumerate(path[:-1]):
+            samples = tasks.batch.support_of(number)
+            acting = tasks.run(meta, algorithm.place(meta, fast, number), samples.x)
+            differentiate = differentiate + objective.inner_penalty * vmap(objective.constraint)(acting, samples.y)
     if of == "constraint":
         differentiate = loss = vmap(objective.constraint)(output, tasks.batch.query.y)
     return Evaluated(differentiate, loss, metric)
@@ -254,53 +258,3 @@ def metrics_of(objective: Objective, losses: Tensor, outputs: Any, query: Sample
 
 
 Work = Callable[[MetaLearner, Weights, NetworkTasks], Found]
-
-
-class FunctionalEngine(Engine):
-    """Base of the engines that run a network as a function of weights; see `Engine` for what the methods promise.
-
-    Frozen and unused weights are left as they are, as by learn2learn.
-    """
-    @abstractmethod
-    def each(self, learner: MetaLearner, batch: TaskBatch, work: Work[Found]) -> Iterator[Found]:
-        """What `work` gives of each part of a batch that is in memory at a time, in the order of the tasks."""
-
-    def adaptation_curve(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> AdaptationCurve:
-        """Evaluate every task before adaptation and after each step of it."""
-        losses, metrics = zip(*self.each(learner, batch, partial(curve, steps=steps)), strict=True)
-        return AdaptationCurve(torch.cat(losses), torch.cat(metrics))
-
-    def predict(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Tensor:
-        """Query predictions before adaptation and after each step of it."""
-        return torch.cat(list(self.each(learner, batch, partial(predictions, steps=steps))))
-
-    def act(self, learner: MetaLearner, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
-        """The networks adapted to support sets, one a step; they are adapted when they are first asked."""
-        meta, ready = detached(learner.meta()), list[Callable[[Tensor], Any]]()
-
-        def outputs(x: Tensor) -> Any:
-            if not ready:
-                batch = TaskBatch(supports, Samples(x, x))
-                with torch.enable_grad():
-                    parts = list(self.each(learner, batch, partial(_adapted, steps=len(supports))))
-                adapted = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                ready.append(self.with_weights(learner, meta, adapted))
-            return ready[0](x)
-
-        return outputs
-
-    def with_weights(self, learner: MetaLearner, meta: Weights, fast: Weights) -> Callable[[Tensor], Any]:
-        """The networks with each task's own weights: from inputs (T, B, ...) to outputs, without gradients."""
-        buffers = dict(learner.network.named_buffers())
-
-        def outputs(x: Tensor) -> Any:
-            batch = TaskBatch((), Samples(x, x))
-            tasks = NetworkTasks(learner.network, buffers, self.objective, batch, at_once)
-            with torch.no_grad():
-                return tasks.run(meta, fast, x)
-
-        return outputs
-
-
-def _adapted(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, steps: int) -> Weights:
-    return detached(steps_of(learner, meta, tasks, steps)[-1])

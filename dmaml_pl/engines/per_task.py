@@ -29,6 +29,7 @@ from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines import loop, trial
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
+from dmaml_pl.engines.functional import FunctionalEngine
 from dmaml_pl.engines.layers import use_faster_layers
 from dmaml_pl.engines.loop import Found, one_by_one
 from dmaml_pl.engines.work import threads_for
@@ -53,7 +54,7 @@ class _Traits(NamedTuple):
     channels_last: bool = False
 
 
-class PerTaskEngine(loop.FunctionalEngine):
+class PerTaskEngine(FunctionalEngine):
     """Adapts the tasks of a meta-batch one by one, on all threads.
 
     Networks that draw randomly (dropout) are run in one thread, in which the draws follow from the seed.

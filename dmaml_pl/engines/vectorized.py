@@ -20,13 +20,14 @@ from dmaml_pl.engines import loop, trial
 from dmaml_pl.engines.acting import Acting
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import Compiler, hand_out
+from dmaml_pl.engines.functional import FunctionalEngine
 from dmaml_pl.engines.work import threads_for
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 
-class VectorizedEngine(loop.FunctionalEngine):
+class VectorizedEngine(FunctionalEngine):
     """Adapts the tasks of a meta-batch at once.
 
     Args:

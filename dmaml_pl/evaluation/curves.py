@@ -17,10 +17,13 @@ from dmaml_pl.objectives import Objective
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution; the mean of some hundred tasks is normal enough."""
 
-TRAINED, BASELINE, UNTRAINED = NETWORKS = ("trained", "baseline", "untrained")
-"""The networks that a meta-test compares: meta-trained; trained without meta-learning, then fine-tuned; not trained."""
+TRAINED, BASELINE, UNTRAINED, ORACLE = NETWORKS = ("trained", "baseline", "untrained", "oracle")
+"""The networks that a meta-test compares: meta-trained; trained without meta-learning, then fine-tuned; not trained.
 
-TITLES = {TRAINED: "meta-trained", BASELINE: "baseline", UNTRAINED: "untrained"}
+In environments also whoever knows the task, where it is known how that one would act.
+"""
+
+TITLES = {TRAINED: "meta-trained", BASELINE: "baseline", UNTRAINED: "untrained", ORACLE: "knows the task"}
 
 
 class TaskScores(NamedTuple):

@@ -6,6 +6,7 @@ Legend: T tasks, Q query samples, I adaptation steps.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,12 +18,32 @@ from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.engines import EngineChoice
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.evaluation.baseline import Baseline
-from dmaml_pl.evaluation.curves import BASELINE, NETWORKS, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
+from dmaml_pl.evaluation.curves import BASELINE, NETWORKS, ORACLE, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.metrics import log_evaluation
 from dmaml_pl.objectives import Objective
 from dmaml_pl.runs import RunStrategy, strategy_of_runs
-from dmaml_pl.tasks import Samples, TaskBatch
+from dmaml_pl.tasks import Act, ActingTasks, Samples, TaskBatch
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """How the networks of a learner act (`Act`); a signal is heard whenever they are asked."""
+
+    learner: MetaLearner
+    engine: EngineChoice
+    steps: int
+    device: torch.device
+    hears: Callable[[], None]
+
+    def __call__(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
+        policy = self.engine.for_acting(self.learner).act(self.learner, supports)
+
+        def outputs(x: Tensor) -> Any:
+            self.hears()
+            return policy(x)
+
+        return outputs
 
 
 class EvaluatedModule(pl.LightningModule):
@@ -104,6 +125,9 @@ class EvaluatedModule(pl.LightningModule):
         if self.baseline is not None:
             scores = self._score(self.baseline.learner, batch, self.baseline.engine)
             self._scores.append(scores._replace(network=BASELINE))
+        if isinstance(batch, ActingTasks) and (best := batch.best_returns()) is not None:
+            returns = best.unsqueeze(1).expand(-1, self.evaluation_steps + 1)
+            self._scores.append(TaskScores(batch.numbers.cpu(), -returns, returns, ORACLE))
 
     def on_test_epoch_end(self) -> None:
         """Join the workers' shares into `meta_test`; log them as `test/...`."""
@@ -131,12 +155,29 @@ class EvaluatedModule(pl.LightningModule):
             with limited_threads(chosen.threads(learner, tasks)):
                 return chosen.predict(learner, tasks, self.evaluation_steps)
 
-    def act(self, supports: tuple[Samples, ...]) -> Callable[[Tensor], Any]:
-        """How the networks act that are adapted to support sets, one a step; what task sources are given (`Act`)."""
-        return self.engine.for_acting(self.learner).act(self.learner, supports)
+    def act_of(self, learner: MetaLearner, steps: int | None = None, engine: EngineChoice | None = None) -> Act:
+        """How a learner's networks act when they are adapted to support sets, one a step; what sources are given.
 
-    def _score(self, learner: MetaLearner, batch: TaskBatch, engine: EngineChoice | None = None) -> TaskScores:
+        Args:
+            learner: network and algorithm.
+            steps: of adaptation; by default as many as in training.
+            engine: if other than this module's.
+        """
+        choice, steps = self.engine if engine is None else engine, learner.algorithm.steps if steps is None else steps
+        return _Acting(learner, choice, steps, self.device, self._hears)
+
+    def _hears(self) -> None:
+        if self._trainer is not None:
+            self.answer_the_outside(strategy_of_runs(self._trainer))
+
+    def _score(
+        self, learner: MetaLearner, batch: TaskBatch | ActingTasks, engine: EngineChoice | None = None
+    ) -> TaskScores:
         choice = self.engine if engine is None else engine
+        if isinstance(batch, ActingTasks):
+            with torch.inference_mode(False), limited_threads(1):
+                returns = batch.returns(self.act_of(learner, self.evaluation_steps, choice)).cpu()
+            return TaskScores(batch.numbers.cpu(), -returns, returns)
         with self._adapting(batch) as tasks:
             chosen = choice.for_evaluation(learner, tasks)
             with limited_threads(chosen.threads(learner, tasks)):

@@ -21,14 +21,16 @@ from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.engines import CompileSetting, EngineChoice, EngineName
 from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.engines.per_task import adapted_weights
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.engines.threads import limited_threads
+from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.run import RunModule
 from dmaml_pl.networks.batch_norm import BatchNormUse, use_batch_statistics, use_running_statistics
 from dmaml_pl.networks.names import select
 from dmaml_pl.objectives import Objective, ObjectiveName, objective_of
+from dmaml_pl.optimizers import AskingOptimizer
 from dmaml_pl.runs import CHECKPOINT_KEY, strategy_of_runs
-from dmaml_pl.tasks import Scaling, TaskBatch, check_tasks
+from dmaml_pl.tasks import ActingSource, Scaling, TaskBatch, check_tasks
 
 
 class MetaLearning(RunModule):
@@ -127,6 +129,12 @@ class MetaLearning(RunModule):
             optimizer = self.meta_optimizer(self.learner.param_groups())
         except ValueError as error:
             raise ConfigError(f"model.meta_optimizer refuses a setting: {str(error).rstrip('.')}.") from error
+        if isinstance(optimizer, AskingOptimizer) and type(self.objective).constraint is Objective.constraint:
+            raise ConfigError(
+                f"model.meta_optimizer is {type(optimizer).__name__}, which bounds how far policies move, but "
+                f"model.objective is {self.objective.name}, which has no such bound: set it to another optimizer, such "
+                "as torch.optim.Adam."
+            )
         for group in optimizer.param_groups:
             require_positive(**{"model.meta_optimizer.lr": float(group["lr"])})
         if self.meta_schedule is None:
@@ -145,6 +153,7 @@ class MetaLearning(RunModule):
         """
         trainer = self.trainer
         self.check_workers_can_merge(trainer)
+        self.check_trainer(trainer, getattr(trainer, "datamodule", None))
         self.engine.meta_iterations = self._longest() if stage == "fit" else None
         data = getattr(trainer, "datamodule", None)
         self.scaling = getattr(data, "scaling", None) or self.scaling
@@ -159,6 +168,26 @@ class MetaLearning(RunModule):
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
         counts = self.learner.states()
         rank_zero_info("Parameters: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+
+    def check_trainer(self, trainer: pl.Trainer, data: Any) -> None:
+        """Check that what samples are made by acting has what it takes: full precision, and merges without losses.
+
+        Raises:
+            ConfigError: names the Trainer's setting.
+        """
+        if not isinstance(data, ActingSource):
+            return
+        if trainer.precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision is {trainer.precision}, but must be 32-true for environments: ratios of "
+                "probabilities lose their meaning in another."
+            )
+        strategy = strategy_of_runs(trainer)
+        if strategy is not None and strategy.validation_tasks:
+            raise ConfigError(
+                "trainer.strategy.merge weighs the workers by one over a loss, and returns may be of either sign: "
+                "choose another, such as dmaml_pl.MeanMerge."
+            )
 
     def check_workers_can_merge(self, trainer: pl.Trainer) -> None:
         """Check that several workers have a strategy that knows about runs; Lightning's DDP would let them drift apart.
@@ -188,9 +217,27 @@ class MetaLearning(RunModule):
             ConfigError: as `check_task`.
         """
         meta_batch = getattr(data, "meta_batch", 1)
+        if isinstance(data, ActingSource):
+            self._check_acting(data, meta_batch)
+            return
         if split == "val" and getattr(data, "test_ways", None) is not None:
             self.check_task(data.evaluation_task("train", 0), meta_batch)
         self.check_task(data.evaluation_task(split, 0), meta_batch)
+
+    def _check_acting(self, data: ActingSource, meta_batch: int) -> None:
+        """Check a policy in one task of environments, and what cannot be had where samples are made by acting."""
+        try:
+            with limited_threads(1):
+                batch = data.trial(self.act_of(self.learner))
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, DmamlError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"model.network cannot act in the environments of the data ({reason}): set the sizes of its "
+                "observations and actions to theirs."
+            ) from error
+        self.check_task(batch.task(0), meta_batch)
 
     def check_task(self, task: TaskBatch, meta_batch: int = 1) -> None:
         """Check that the network can take a task (no T axis) and that the objective can evaluate what it gives.
@@ -215,13 +262,20 @@ class MetaLearning(RunModule):
             ) from error
         if self.algorithm.any_ways or adapts_head_alone(self.learner):
             self._check_split(task.support_x.to(self.device))
-        self.objective.check(prediction, task.support_y.to(self.device))
-        self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
+        targets = task.support[0].y
+        if isinstance(targets, dict):
+            self.objective.check(prediction, targets)
+            self.shapes = {"sample": [task.support_x.shape[-1]], "output": [targets["action"].shape[-1]]}
+        else:
+            self.objective.check(prediction, targets.to(self.device))
+            self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
         many = batch.map(lambda tensor: tensor.expand(meta_batch, *tensor.shape[1:]))
         self.engine.for_training(self.learner, many.to(self.device))
 
-    def _first_output(self, batch: TaskBatch) -> Tensor:
+    def _first_output(self, batch: TaskBatch) -> Any:
         """What the algorithm's network says of the support set of one task before the first step."""
+        if isinstance(batch.support[0].y, dict):
+            return self.network(batch.support_x[0])
         x, y = batch.support_x[0], batch.support_y[0]
         weights = adapted_weights(self.learner, self.objective, x, y, steps=0)
         output: Tensor = functional_call(self.network, weights, (x,))
@@ -243,7 +297,7 @@ class MetaLearning(RunModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of the next run, from which its tasks follow, and what the network was trained on."""
-        checkpoint["runs"] = {"done": self.runs_done, "tasks_seen": self.tasks_seen}
+        checkpoint["runs"] = {"done": self.runs_done, "tasks_seen": self.tasks_seen, "env_steps": self.env_steps}
         checkpoint["shapes"] = self.shapes
         checkpoint["scaling"] = None if self.scaling is None else self.scaling._asdict()
 
@@ -252,6 +306,7 @@ class MetaLearning(RunModule):
         runs = checkpoint.get("runs", {})
         self.runs_done = int(runs.get("done", 0))
         self.tasks_seen = int(runs.get("tasks_seen", 0))
+        self.env_steps = int(runs.get("env_steps", 0))
         self._loaded_step = int(checkpoint.get("global_step", 0))
         self.trained_by = checkpoint.get(CHECKPOINT_KEY, {}).get("workers")
         self.shapes = self.shapes or checkpoint.get("shapes", {})

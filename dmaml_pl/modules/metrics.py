@@ -14,6 +14,9 @@ from torch import Tensor
 from dmaml_pl.evaluation.curves import TaskScores, half_width, join
 from dmaml_pl.runs import RunReport
 
+ENV_STEPS = "env_steps"
+"""Of a worker at a meta-iteration, in `TaskBatch.metrics`."""
+
 
 def log_run(module: Any, report: RunReport) -> None:
     """Log a merged run: `train/...` per meta-iteration, each worker's own mean, and the merge; a call for each step."""
@@ -21,10 +24,12 @@ def log_run(module: Any, report: RunReport) -> None:
     end = report.get("end", trainer.global_step)
     rows: dict[int, dict[str, float]] = {}
     for name, values in report["series"].items():
+        if name == ENV_STEPS:
+            continue  # counted, below
         for step, mean in _windows(module, values, end):
             rows.setdefault(step, {})[f"train/{name}"] = mean
     last = rows.setdefault(end, {})
-    for name in report["series"]:
+    for name in report["series"].keys() - {ENV_STEPS}:
         for worker, own in enumerate(report.get("workers", {}).get(name, ())):
             last[f"train/{name}_worker_{worker}"] = float(own.nanmean())
     last |= {
@@ -36,10 +41,21 @@ def log_run(module: Any, report: RunReport) -> None:
         "train/meta_lr": _learning_rate(module),
         **report.get("merge", {}),
     }
+    if ENV_STEPS in report["series"]:
+        last["train/env_steps"] = module.env_steps
+        last["train/env_steps_per_second"] = env_steps_of(report) / max(report["seconds"], 1e-9)
     if (peak := module.memory.mib()) is not None:
         last["train/peak_memory_mib"] = peak
     for step, metrics in rows.items():
         _log(module, metrics, step)
+
+
+def env_steps_of(report: RunReport) -> int:
+    """Steps in environments that all workers made in a run; 0 in supervised learning."""
+    if ENV_STEPS not in report["series"]:
+        return 0
+    values = report.get("workers", report["series"])[ENV_STEPS]
+    return round(float(values.double().nansum()))
 
 
 def log_evaluation(module: Any, stage: str, scores: list[TaskScores], whose: str = "") -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dmaml_pl.engines.base import Of
+from dmaml_pl.optimizers import AskingOptimizer
 
 _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
@@ -32,6 +33,7 @@ class OuterStep:
 
     Attributes:
         backward: differentiates a loss.
+        asking: the meta-optimizer, if it asks more of a meta-iteration than a gradient.
     """
 
     def __init__(self, module: pl.LightningModule, gradient_clip: float | None) -> None:
@@ -40,6 +42,7 @@ class OuterStep:
         optimizer: Any = module.optimizers()
         schedule: Any = module.lr_schedulers()
         self._optimizer = optimizer
+        self.asking = optimizer.optimizer if isinstance(optimizer.optimizer, AskingOptimizer) else None
         self._advance: Callable[[], object] | None = None if schedule is None else schedule.step
         self._is_plain = _is_plain(module)
         forgets = type(optimizer.optimizer).zero_grad is Optimizer.zero_grad

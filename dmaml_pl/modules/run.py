@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmaml_pl.engines.asked import MetaIteration
 from dmaml_pl.engines.base import Engine, MetaOutcome, Of
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.modules.evaluating import EvaluatedModule
 from dmaml_pl.modules.memory import PeakMemory
-from dmaml_pl.modules.metrics import log_run
+from dmaml_pl.modules.metrics import env_steps_of, log_run
 from dmaml_pl.modules.outer_step import OuterStep
 from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
@@ -37,6 +38,7 @@ class RunModule(EvaluatedModule):
         runs_done: runs since the start of the training.
         tasks_seen: tasks that all workers have seen in them.
         tasks_under_way: tasks that this worker has seen in the run under way.
+        env_steps: steps in environments that all workers have made in them; none in supervised learning.
         iteration: number of the meta-iteration under way within its run.
         memory: what the training takes of it.
     """
@@ -52,6 +54,7 @@ class RunModule(EvaluatedModule):
         self.runs_done = 0
         self.tasks_seen = 0
         self.tasks_under_way = 0
+        self.env_steps = 0
         self.iteration = 0
         self._validated_on: TaskBatch | None = None
 
@@ -77,45 +80,42 @@ class RunModule(EvaluatedModule):
         outer, listeners = OuterStep(self, self.gradient_clip), self._listeners("on_meta_iteration_end")
         # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
         torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
-        losses: list[float] = []
-        metrics: list[Tensor] = []
-        failure, seen = None, 0
+        rows: list[dict[str, float | Tensor]] = []
+        failure, seen, act = None, 0, self.act_of(self.learner)
         worker, device, done = self.global_rank, self.device, self.trainer.global_step
         with ExitStack() as surroundings:
-            while len(losses) < limit and not (losses and clock.seconds() >= seconds):
+            while len(rows) < limit and not (rows and clock.seconds() >= seconds):
                 self.answer_the_outside(strategy)
-                self.iteration = len(losses)
-                batch = tasks.sample(worker=worker, run=run, iteration=self.iteration, act=self.act).to(device)
-                self.algorithm.begin(done + len(losses))
-                if not losses:
+                self.iteration = len(rows)
+                batch = tasks.sample(worker=worker, run=run, iteration=self.iteration, act=act).to(device)
+                self.algorithm.begin(done + len(rows))
+                if not rows:
                     engine = self.engine.for_training(self.learner, batch)
                     surroundings.enter_context(limited_threads(engine.threads(self.learner, batch)))
                 outcome = self._meta_gradient(engine, batch, outer)
                 loss = float(outcome.loss)
+                rows.append(self._row(loss, outcome, batch, outer))
                 failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
                 if strategy is not None:
                     failure = strategy.share_meta_gradient(self.learner.parameters(), outcome.loss, failure)
                 if failure is None:
-                    outer.clip()
-                    outer.step(outcome.loss, partial(self._evaluate_again, engine, batch, outer, strategy))
-                losses.append(loss)
-                metrics.append(outcome.metric)
+                    rows[-1] |= self._step(engine, batch, outer, strategy, outcome.loss)
                 seen += batch.tasks
                 self.tasks_under_way = seen
                 if failure is not None:
                     break
                 for tell in listeners:
-                    tell(self.trainer, self, len(losses), limit, loss)
+                    tell(self.trainer, self, len(rows), limit, loss)
         if failure is None and not all(
             bool(torch.isfinite(p).all()) for p in self.learner.parameters() if p.requires_grad
         ):
             failure = self._not_finite("a weight", self.iteration)
         if failure is not None and self.trainer.world_size == 1:
             raise failure
-        report: RunReport = self._series(losses, metrics, limit) | {
+        report: RunReport = _series(rows, limit) | {
             "tasks": seen,
-            "iterations": len(losses),
-            "share": 1.0 if math.isinf(seconds) else float(len(losses)),
+            "iterations": len(rows),
+            "share": 1.0 if math.isinf(seconds) else float(len(rows)),
             "failure": failure,
         }
         if failure is None and strategy is not None:
@@ -145,16 +145,28 @@ class RunModule(EvaluatedModule):
         outer.clip()
         return outcome.loss
 
-    def _series(self, losses: list[float], metrics: list[Tensor], limit: float) -> RunReport:
-        """What each meta-iteration gave, of equal length on every worker, also on one that has failed."""
-        series = {"loss": torch.tensor(losses)}
+    def _row(self, loss: float, outcome: MetaOutcome, batch: TaskBatch, outer: OuterStep) -> dict[str, float | Tensor]:
+        """What is told of a meta-iteration, by name; the names are the same on every worker, also on one that fails."""
+        row: dict[str, float | Tensor] = {"loss": loss}
         if not self.objective.shows_its_loss:
-            series[self.objective.metric] = torch.stack(metrics).float().cpu()
-        if math.isfinite(limit):
-            series = {
-                name: functional.pad(own, (0, int(limit) - len(own)), value=math.nan) for name, own in series.items()
-            }
-        return {"loss": series["loss"].mean(), "series": series}
+            row[self.objective.metric] = outcome.metric
+        if batch.metrics is not None:
+            row |= batch.metrics
+        if outer.asking is not None:
+            row |= dict.fromkeys(outer.asking.metric_names, math.nan)
+        return row
+
+    def _step(
+        self, engine: Engine, batch: TaskBatch, outer: OuterStep, strategy: RunStrategy | None, loss: Tensor
+    ) -> dict[str, float]:
+        """Step the meta-optimizer, whose gradients and their `loss` are there; returns what it tells of the step."""
+        outer.clip()
+        asking = outer.asking
+        if asking is not None:
+            share = partial(_shared, strategy)
+            asking.problem = MetaIteration(self.learner, engine, batch, asking.parameters(), share)
+        outer.step(loss, partial(self._evaluate_again, engine, batch, outer, strategy))
+        return {} if asking is None else asking.metrics
 
     def _own_validation(self, tasks: int) -> RunReport:
         """The validation loss of this worker's own weights, on tasks that `val/...` is not measured on.
@@ -208,12 +220,28 @@ class RunModule(EvaluatedModule):
         """Log the run that has just been merged, if one has, then tell callbacks with an `on_run_end`."""
         self.log("train/loss", outputs["loss"], logger=False)
         if "series" in outputs:
-            log_run(self, outputs)
+            self.log_merged_run(outputs)
         if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet
             return
         for tell in self._listeners("on_run_end"):
             tell(self.trainer, self, outputs)
 
     def log_merged_run(self, report: RunReport) -> None:
-        """Log a run whose merge the strategy has finished after the run's own end."""
+        """Log a run whose merge is finished, which a strategy may do after the run's own end."""
+        self.env_steps += env_steps_of(report)
         log_run(self, report)
+
+
+def _series(rows: list[dict[str, float | Tensor]], limit: float) -> RunReport:
+    """What each meta-iteration gave, of equal length on every worker, also on one that has failed."""
+    series = {name: torch.tensor([float(row[name]) for row in rows]) for name in rows[0]}
+    if math.isfinite(limit):
+        series = {name: functional.pad(own, (0, int(limit) - len(own)), value=math.nan) for name, own in series.items()}
+    return {"loss": series["loss"].mean(), "series": series}
+
+
+def _shared(strategy: RunStrategy | None, values: Tensor) -> Tensor:
+    """The mean over the workers that make every step together; this worker's own where each makes its run alone."""
+    if strategy is not None:
+        strategy.share_meta_gradient((), values, None)
+    return values

@@ -50,7 +50,7 @@ class Gaussian(NamedTuple):
     log_std: Tensor
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """The joint density: its logarithm is the sum over the dimensions, of -((a - mean) / std)² / 2 - log std - ..."""
+        """The sum over the dimensions of -((a - mean) / std)² / 2 - log std - log(2 pi) / 2."""
         scaled = (action - self.mean) * torch.exp(-self.log_std)
         constant = 0.5 * math.log(2 * math.pi) * self.mean.shape[-1]
         return -0.5 * scaled.square().sum(-1) - self.log_std.sum(-1) - constant

@@ -18,7 +18,7 @@ Activation = Literal["relu", "tanh"]
 
 
 class GaussianPolicy(nn.Module):
-    """Normally distributed actions whose mean a network gives; the standard deviations do not depend on the observation.
+    """Normally distributed actions, the mean by a network, the standard deviations the same for all observations.
 
     Args:
         network: any network from observations (B, O) to means (B, A).

@@ -1,4 +1,4 @@
-"""What a policy is asked to do on a task: the surrogates whose gradients are policy gradients, and the KL that bounds a step.
+"""What a policy is trained by: surrogates whose gradients are policy gradients, and the KL that bounds a step.
 
 Legend: B rollouts of the task, L time steps (horizon); tensors of one task, without the T axis.
 """
@@ -20,7 +20,7 @@ OLD = "old_"
 
 
 class PolicyGradient(Objective):
-    """Policy gradients: expected advantage of the actions that a policy took, differentiated through their probabilities.
+    """Policy gradients: the advantage of the actions that were taken, differentiated through their probabilities.
 
     The targets of samples are tensors by name, as `dmaml_pl.rollouts` makes them, (B, L) each: "action", (B, L, A),
     "advantage", "reward", "weight" (one over the number of steps of the task, zero after an end), and the parameters
@@ -29,10 +29,13 @@ class PolicyGradient(Objective):
     Args:
         surrogate: of the inner loop. All three have the same gradient; they differ in what a second-order
             meta-gradient differentiates. "likelihood_ratio" is pi / pi_old * A, the low-variance curvature of Rothfuss
-            et al. 2019 (arXiv:1810.06784), almost unbiased. "log_prob" is log pi * A, as in the MAML paper's code, whose
-            second derivative leaves out a term and is wrong by several times its size. "dice" is unbiased, of high
-            variance (Foerster et al. 2018, arXiv:1802.05098, with a baseline as Farquhar et al. 2019, arXiv:1909.10549).
+            et al. 2019 (arXiv:1810.06784), almost unbiased. "log_prob" is log pi * A, as in the MAML paper's code,
+            whose second derivative leaves out a term and is wrong by several times its size. "dice" is unbiased, of
+            high variance (Foerster et al. 2018, arXiv:1802.05098, with a baseline as Farquhar et al. 2019,
+            arXiv:1909.10549).
         clip: of the ratio in the outer loss, as in PPO and ProMP (0.3 there); None, as for a trust region, does not.
+        inner_penalty: so many times the KL from the policies that acted before each step of adaptation is added to the
+            outer loss; 5e-4 in ProMP. Zero as long as the meta-weights are those that acted.
 
     Raises:
         ConfigError: a value out of its range.
@@ -40,10 +43,15 @@ class PolicyGradient(Objective):
 
     name, metric, title, better = "reinforcement", "return", "return", "max"
 
-    def __init__(self, surrogate: Surrogate = "likelihood_ratio", clip: float | None = None) -> None:
+    def __init__(
+        self, surrogate: Surrogate = "likelihood_ratio", clip: float | None = None, inner_penalty: float = 0.0
+    ) -> None:
         require_one_of("model.objective.surrogate", surrogate, get_args(Surrogate))
         if clip is not None:
             require_positive(**{"model.objective.clip": clip})
+        if inner_penalty < 0:
+            raise ConfigError(f"model.objective.inner_penalty is {inner_penalty}, but must not be negative.")
+        self.inner_penalty = inner_penalty
         self.surrogate = surrogate
         self.clip = clip
 
@@ -55,7 +63,7 @@ class PolicyGradient(Objective):
         elif self.surrogate == "likelihood_ratio":
             gained = torch.exp(log_prob - old_of(output, y).log_prob(y["action"]))
         else:
-            # What happens after an end is no one's doing. The box of all actions up to a time, less that of those before.
+            # The box of all actions up to a time, less that of those before; after an end no one acts.
             until = (log_prob * (weight > 0)).cumsum(-1)
             before = until - log_prob
             gained = _box(until) - _box(before)
@@ -87,8 +95,8 @@ class PolicyGradient(Objective):
             )
         if not isinstance(y, dict) or "action" not in y:
             raise ConfigError(
-                f"model.objective is {type(self).__name__}, but the data has no rollouts: set data to environments, such as "
-                "data_modules.Navigation2D, or model.objective to regression or classification."
+                f"model.objective is {type(self).__name__}, but the data has no rollouts: set data to environments, "
+                "such as data_modules.Navigation2D, or model.objective to regression or classification."
             )
 
 

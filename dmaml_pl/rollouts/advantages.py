@@ -1,4 +1,4 @@
-"""Advantages: how much better an action was than what was to be expected, by a linear baseline and generalized advantages.
+"""Advantages: how much better an action was than what was to be expected, by a linear baseline and GAE.
 
 Legend: T tasks, B rollouts, L time steps, O observation, F features.
 """

@@ -5,6 +5,7 @@ Legend: T tasks, B rollouts of a task, L time steps (horizon), I adaptation step
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from dmaml_pl.data import Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.sampling import Rollouts, Weighed, sample_rollouts, weigh
-from dmaml_pl.tasks import Act, Samples, TaskBatch, derive_seed, derive_seeds
+from dmaml_pl.tasks import Act, TaskBatch, derive_seed, derive_seeds
 
 
 class EnvironmentTasks(NamedTuple):
@@ -90,7 +91,9 @@ class EnvironmentDataModule(TaskDataModule):
     ) -> None:
         require_positive(**{"data.rollouts": rollouts, "data.horizon": horizon})
         if rollouts * horizon < 2:
-            raise ConfigError("data.rollouts and data.horizon are 1, but advantages need at least two steps to compare.")
+            raise ConfigError(
+                "data.rollouts and data.horizon are 1, but advantages need at least two steps to compare."
+            )
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 < value <= 1:
                 raise ConfigError(f"data.{name} is {value}, but must be greater than 0 and at most 1.")
@@ -109,6 +112,7 @@ class EnvironmentDataModule(TaskDataModule):
         self.discount = discount
         self.gae_lambda = gae_lambda
         self._environments: Environments | None = None
+        self._made_in = 0
 
     @abstractmethod
     def make_environments(self) -> Environments:
@@ -117,8 +121,8 @@ class EnvironmentDataModule(TaskDataModule):
     @property
     def environments(self) -> Environments:
         """The family of environments, made when it is first asked for."""
-        if self._environments is None:
-            self._environments = self.make_environments()
+        if self._environments is None or self._made_in != os.getpid():  # a forked worker has none of the threads
+            self._environments, self._made_in = self.make_environments(), os.getpid()
         return self._environments
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,7 +141,9 @@ class EnvironmentDataModule(TaskDataModule):
 
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """Environments have no samples before someone acts."""
-        raise ConfigError(f"{type(self).__name__} has environments, which have no samples before a policy acts in them.")
+        raise ConfigError(
+            f"{type(self).__name__} has environments, which have no samples before a policy acts in them."
+        )
 
     def environment_task(self, seed: int) -> Task:
         """The task that follows from a seed."""

@@ -78,12 +78,12 @@ class Environments(ABC):
         """The undiscounted return of whoever knows each task, (T,), to compare with; None where nobody can tell."""
         return None
 
-    def check(self, tasks: Sequence[Task]) -> None:
+    def check(self, tasks: Sequence[Task]) -> None:  # noqa: B027 - most have nothing to check
         """Check tasks that a user has given.
 
         Raises:
             ConfigError: names what is wrong with them.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Give back what is held beside states, such as threads."""

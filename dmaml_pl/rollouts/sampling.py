@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmaml_pl.errors import DataError
+from dmaml_pl.errors import ConfigError, DataError
+from dmaml_pl.policies.distributions import ActionDistribution, Categorical
 from dmaml_pl.policies.objective import OLD
 from dmaml_pl.rollouts.advantages import (
     discounted_sums,
@@ -90,6 +91,8 @@ def sample_rollouts(
         for number in range(horizon):
             seen = seen.to(device)
             distribution = policy(seen)
+            if not number:
+                _check_fits(distribution, environments)
             action = distribution.sample(noise[number])
             state, following, reward, terminated = environments.step(state, action)
             observed.append(seen)
@@ -111,6 +114,31 @@ def sample_rollouts(
     )
     _check_finite(made, tasks)
     return made
+
+
+def _check_fits(distribution: Any, environments: Environments) -> None:
+    """Check that a policy gives actions as the environments take them.
+
+    Raises:
+        ConfigError: names the setting of the policy.
+    """
+    kind = "CategoricalMLP" if environments.discrete else "GaussianMLP"
+    wanted = f"one of {environments.actions} actions" if environments.discrete else f"{environments.actions} numbers"
+    if not isinstance(distribution, ActionDistribution):
+        raise ConfigError(
+            f"model.network gives a {type(distribution).__name__}, but environments need a policy: set it to one, "
+            f"such as dmaml_pl.{kind}."
+        )
+    if isinstance(distribution, Categorical) != environments.discrete:
+        raise ConfigError(
+            f"model.network gives a {type(distribution).__name__} distribution, but an action is {wanted}: set "
+            f"model.network to a policy such as dmaml_pl.{kind}."
+        )
+    given = next(iter(distribution.parameters().values())).shape[-1]
+    if given != environments.actions:
+        raise ConfigError(
+            f"model.network.actions is {given}, but an action is {wanted}: set it to {environments.actions}."
+        )
 
 
 def _over_time(steps: list[Tensor], horizon: int) -> Tensor:

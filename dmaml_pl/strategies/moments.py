@@ -10,8 +10,13 @@ from torch.optim import Optimizer
 def moments_of(optimizer: Optimizer) -> list[Tensor]:
     """The floating-point state (momenta, second moments, step counts), in the same order on every worker.
 
-    An optimizer that has made no step yet gets its state here, at zero, by a step of a copy.
+    An optimizer that has made no step yet gets its state here, at zero, by a step of a copy. One that leaves its steps
+    to another names that one as `stepper`, or None where it has no state.
     """
+    stepper: Optimizer | None = getattr(optimizer, "stepper", optimizer)
+    if stepper is None:
+        return []
+    optimizer = stepper
     if optimizer.state:
         return _state(optimizer)
     trial = copy.deepcopy(optimizer)
