@@ -53,6 +53,15 @@ class Objective(ABC):
             f"model.objective is {self.name}, which has no constraint for model.meta_optimizer: set another."
         )
 
+    def between(self, before: Any, after: Any) -> Tensor | None:
+        """How far a network's outputs are from others for the same inputs, a scalar, such as a KL; None: not shown.
+
+        Args:
+            before: outputs of a worker's own weights at the end of its run.
+            after: of the merged weights.
+        """
+        return None
+
     @abstractmethod
     def measure(self, output: Any, y: Targets) -> Tensor:
         """The mean metric over the samples, a scalar."""

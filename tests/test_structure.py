@@ -4,6 +4,8 @@ Who may know whom, downwards only; a room may know all that lie below one that i
 
     __main__ > studies > cli > serving > adapting > modules > evaluation > engines > learner > algorithms > networks
         > objectives, tasks, runs > checks > errors
+    engines > optimizers > checks
+    data_modules > rollouts > data, policies > objectives
     cli > strategies, checkpoints > launching, runs
     cli, serving > tracking > provenance, console, launching
     cli, adapting > data_modules > data > tasks
@@ -36,7 +38,8 @@ KNOWS: dict[str, set[str]] = {
     "adapting": {"modules", "checkpoints", "console", "data_modules"},
     "modules": {"evaluation"},
     "evaluation": {"engines", "provenance", "console", "data"},
-    "engines": {"learner"},
+    "engines": {"learner", "optimizers"},
+    "optimizers": {"checks"},
     "learner": {"algorithms"},
     "algorithms": {"networks", "_learn2learn"},
     "networks": BOTTOM,
@@ -46,7 +49,9 @@ KNOWS: dict[str, set[str]] = {
     "launching": {"checks"},
     "console": BOTTOM,
     "provenance": {"checks"},
-    "data_modules": {"data"},
+    "data_modules": {"data", "rollouts"},
+    "rollouts": {"data", "policies"},
+    "policies": BOTTOM,
     "data": {"tasks"},
     "objectives": {"checks"},
     "tasks": {"checks"},

@@ -58,14 +58,24 @@ class FunctionalEngine(Engine):
 
         def outputs(x: Tensor) -> Any:
             if not ready:
-                batch = TaskBatch(supports, Samples(x, x))
-                with torch.enable_grad():
-                    parts = list(self.each(learner, batch, partial(_adapted, steps=len(supports))))
-                adapted = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                ready.append(self.with_weights(learner, meta, adapted))
+                batch = TaskBatch(
+                    supports, supports[-1] if supports else Samples(x, x)
+                )  # on which nothing is evaluated
+                ready.append(self.with_weights(learner, meta, self._adapted(learner, batch)))
             return ready[0](x)
 
         return outputs
+
+    def _adapted(self, learner: MetaLearner, batch: TaskBatch) -> Weights:
+        """Each task's own weights, (T, ...), after a step for each support set there is."""
+        steps = len(batch.support)
+        if not steps:  # nothing to try an engine on
+            buffers = dict(learner.network.named_buffers())
+            tasks = loop.NetworkTasks(learner.network, buffers, self.objective, batch, loop.at_once)
+            return _adapted(learner, learner.meta(), tasks, 0)
+        with torch.enable_grad():
+            parts = list(self.each(learner, batch, partial(_adapted, steps=steps)))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def with_weights(self, learner: MetaLearner, meta: Weights, fast: Weights) -> Callable[[Tensor], Any]:
         """The networks with each task's own weights: from inputs (T, B, ...) to outputs, without gradients."""

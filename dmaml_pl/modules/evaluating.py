@@ -107,7 +107,7 @@ class EvaluatedModule(pl.LightningModule):
         if strategy is not None:
             strategy.check_workers()
 
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TaskBatch | ActingTasks, batch_idx: int) -> None:
         """Adapt to a share of the validation tasks."""
         self.answer_the_outside(strategy_of_runs(self.trainer))
         self._scores.append(self._score(self.learner, batch))
@@ -118,7 +118,7 @@ class EvaluatedModule(pl.LightningModule):
         if not self.trainer.sanity_checking:
             log_evaluation(self, "val", scores)
 
-    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def test_step(self, batch: TaskBatch | ActingTasks, batch_idx: int) -> None:
         """Adapt to a share of the meta-test tasks: the trained, the untrained, and the baseline network."""
         self._scores.append(self._score(self.learner, batch))
         self._scores.append(self._score(self.untrained, batch)._replace(network=UNTRAINED))

@@ -25,6 +25,7 @@ from dmaml_pl.modules.evaluating import EvaluatedModule
 from dmaml_pl.modules.memory import PeakMemory
 from dmaml_pl.modules.metrics import env_steps_of, log_run
 from dmaml_pl.modules.outer_step import OuterStep
+from dmaml_pl.objectives import Objective
 from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
 
@@ -48,6 +49,9 @@ class RunModule(EvaluatedModule):
     gradient_clip: float | None
     run_length: int
 
+    compared_every = 10
+    """Only each so-many-th time step of rollouts is looked at, to compare a worker's policy with the merged one."""
+
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -57,6 +61,7 @@ class RunModule(EvaluatedModule):
         self.env_steps = 0
         self.iteration = 0
         self._validated_on: TaskBatch | None = None
+        self._before_merge: tuple[Tensor, Any] | None = None
 
     def on_fit_start(self) -> None:
         """Watch the memory, and without a GPU let PyTorch's optimizers ask for one the quick way.
@@ -118,6 +123,7 @@ class RunModule(EvaluatedModule):
             "share": 1.0 if math.isinf(seconds) else float(len(rows)),
             "failure": failure,
         }
+        self._before_merge = self._outputs_before_merge(batch)
         if failure is None and strategy is not None:
             report |= self._own_validation(strategy.validation_tasks)
         self.runs_done += 1
@@ -144,6 +150,25 @@ class RunModule(EvaluatedModule):
             strategy.share_meta_gradient(self.learner.parameters(), outcome.loss, failure)
         outer.clip()
         return outcome.loss
+
+    def _outputs_before_merge(self, batch: TaskBatch) -> tuple[Tensor, Any] | None:
+        """Inputs (B, ...), and what the network says of them with this worker's own weights, where that is compared."""
+        if self.trainer.world_size == 1 or type(self.objective).between is Objective.between:
+            return None
+        x = batch.query.x[:, :, :: self.compared_every].flatten(0, 2)
+        with torch.no_grad():
+            return x, self.learner.network(x)
+
+    def _compare_with_merged(self, report: RunReport) -> None:
+        """Tell how far the workers' own outputs are from those of the merged weights, on average: `merge/kl`."""
+        strategy, known, self._before_merge = strategy_of_runs(self.trainer), self._before_merge, None
+        if strategy is None or known is None:
+            return
+        x, before = known
+        with torch.no_grad():
+            away = self.objective.between(before, self.learner.network(x))
+        everyone = torch.tensor(strategy.gather(None if away is None else float(away)))
+        report.setdefault("merge", {})["merge/kl"] = float(everyone.mean())
 
     def _row(self, loss: float, outcome: MetaOutcome, batch: TaskBatch, outer: OuterStep) -> dict[str, float | Tensor]:
         """What is told of a meta-iteration, by name; the names are the same on every worker, also on one that fails."""
@@ -219,6 +244,8 @@ class RunModule(EvaluatedModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the run that has just been merged, if one has, then tell callbacks with an `on_run_end`."""
         self.log("train/loss", outputs["loss"], logger=False)
+        if "end" not in outputs:  # else the weights of this run are not merged yet
+            self._compare_with_merged(outputs)
         if "series" in outputs:
             self.log_merged_run(outputs)
         if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet

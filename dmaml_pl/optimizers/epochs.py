@@ -64,7 +64,8 @@ class Epochs(AskingOptimizer):
             with torch.enable_grad():
                 loss = closure()
             first = loss if first is None else first
-            before, state = flat(self.parameters()).detach().clone(), copy.deepcopy(dict(self.state))
+            before = flat(self.parameters()).detach().clone()
+            state = {p: copy.deepcopy(moments) for p, moments in self.state.items()}
             self.stepper.step()
             values = self.problem.values()
             if not values.constraint <= self.max_kl:  # neither is what is not a number

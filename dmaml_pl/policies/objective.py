@@ -82,6 +82,10 @@ class PolicyGradient(Objective):
         weight = y["weight"]
         return (old_of(output, y).kl_to(output) * weight).sum() / weight.sum()
 
+    def between(self, before: ActionDistribution, after: ActionDistribution) -> Tensor:
+        """The mean KL from a worker's policy to the merged one."""
+        return before.kl_to(after).mean()
+
     def measure(self, output: ActionDistribution, y: dict[str, Tensor]) -> Tensor:
         """The mean undiscounted return of the rollouts, whatever the policy is now."""
         return y["reward"].sum(-1).mean()

@@ -38,7 +38,8 @@ def linear_baseline(observations: Tensor, returns: Tensor, alive: Tensor) -> Ten
             break
     else:
         coefficients = torch.zeros_like(wanted)  # such as of rewards that are not finite, which are told of elsewhere
-    return (features @ coefficients.unsqueeze(1)).squeeze(-1).to(returns.dtype)
+    expected: Tensor = (features @ coefficients.unsqueeze(1)).squeeze(-1)
+    return expected.to(returns.dtype)
 
 
 def discounted_sums(values: Tensor, discount: float) -> Tensor:
