@@ -226,8 +226,14 @@ class MetaLearning(RunModule):
 
     def _check_acting(self, data: ActingSource, meta_batch: int) -> None:
         """Check a policy in one task of environments, and what cannot be had where samples are made by acting."""
+        if self.engine.for_acting(self.learner).name == "learn2learn":
+            raise ConfigError(
+                "model.engine is learn2learn, which has no networks that act in environments: set it to auto."
+            )
         try:
             with limited_threads(1):
+                query = data.trial(self.act_of(self.learner, steps=0)).query.map(lambda tensor: tensor[0])
+                self.objective.check(self.network(query.x), query.y)
                 batch = data.trial(self.act_of(self.learner))
         except (RuntimeError, ValueError) as error:
             if isinstance(error, DmamlError):
