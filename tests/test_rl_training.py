@@ -177,7 +177,7 @@ class _Both:
 def _trained_by_one(case: Case) -> dict[str, Tensor]:
     """What one worker makes of the tasks of both."""
     module = case.module(run_length=RUN)
-    loader = torch.utils.data.DataLoader([_Both(navigation())], batch_size=None)  # type: ignore[arg-type]
+    loader: Any = torch.utils.data.DataLoader([_Both(navigation())], batch_size=None)  # type: ignore[arg-type]
     small_trainer(max_steps=RUN).fit(module, loader)
     return state_of(module)
 

@@ -40,8 +40,8 @@ def sampled(
     environments: Environments | None = None,
     **settings: Any,
 ) -> Rollouts:
-    settings = {"rollouts": 3, "horizon": 12, "device": CPU} | settings
-    return sample_rollouts(environments or PointEnvironments(), policy, tasks, seeds, **settings)
+    given: dict[str, Any] = {"rollouts": 3, "horizon": 12, "device": CPU} | settings
+    return sample_rollouts(environments or PointEnvironments(), policy, tasks, seeds, **given)
 
 
 GOALS: list[Task] = [{"goal": [0.3, 0.0]}, {"goal": [-0.2, 0.4]}, {"goal": [0.1, 0.05]}]

@@ -140,7 +140,10 @@ def test_the_curvature_is_symmetric_and_bends_nowhere_down_also_on_some_steps_on
     product = case.engine.curvature(case.learner, case.batch, exact=False, every=3)
     one, other = noise(case), {name: tensor.flip(0) for name, tensor in noise(case).items()}
     at_one, at_other = product(one), product(other)
-    dot = lambda a, b: sum(float((a[name] * b[name]).sum()) for name in a)  # noqa: E731
+
+    def dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+        return sum(float((a[name] * b[name]).sum()) for name in a)
+
     assert dot(other, at_one) == pytest.approx(dot(one, at_other), rel=1e-9)
     assert dot(one, at_one) > 0
 

@@ -143,7 +143,7 @@ class _Recorder(TorchDispatchMode):
 
 def _alike(view: Tensor, of: Tensor) -> bool:
     """Whether a view of a tensor is that tensor again."""
-    return view.shape == of.shape and view.stride() == of.stride() and view.storage_offset() == of.storage_offset()
+    return (view.shape, view.stride(), view.storage_offset()) == (of.shape, of.stride(), of.storage_offset())
 
 
 class _Program(NamedTuple):
