@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -164,11 +165,12 @@ class EvaluatedModule(pl.LightningModule):
             engine: if other than this module's.
         """
         choice, steps = self.engine if engine is None else engine, learner.algorithm.steps if steps is None else steps
-        return _Acting(learner, choice, steps, self.device, self._hears)
+        strategy = None if self._trainer is None else strategy_of_runs(self._trainer)
+        return _Acting(learner, choice, steps, self.device, partial(self._hear, strategy))
 
-    def _hears(self) -> None:
+    def _hear(self, strategy: RunStrategy | None) -> None:
         if self._trainer is not None:
-            self.answer_the_outside(strategy_of_runs(self._trainer))
+            self.answer_the_outside(strategy)
 
     def _score(
         self, learner: MetaLearner, batch: TaskBatch | ActingTasks, engine: EngineChoice | None = None
