@@ -3,6 +3,7 @@
 from data_modules.ant import AntDirection
 from data_modules.cifar100 import CIFARFS, FC100
 from data_modules.glyphs import Glyphs
+from data_modules.gymnasium_tasks import GymnasiumTasks
 from data_modules.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
 from data_modules.image_folder import ImageFolder
 from data_modules.mini_imagenet import MiniImageNet
@@ -18,6 +19,7 @@ __all__ = [
     "FC100",
     "AntDirection",
     "Glyphs",
+    "GymnasiumTasks",
     "HalfCheetahDirection",
     "HalfCheetahVelocity",
     "ImageFolder",
