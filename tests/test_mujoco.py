@@ -199,6 +199,21 @@ def test_loading_says_nothing_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def threads() -> int:
+    """Of this process, as the system sees them."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_close_ends_the_threads(two_threads: None) -> None:
+    environments = CheetahDirections(0.3)
+    state, _ = environments.reset([FORWARD], 6, generators([1]))
+    before = threads()
+    environments.step(state, torch.zeros(1, 6, 6))
+    assert threads() == before + 2
+    environments.close()
+    assert threads() == before
+
+
 def test_a_forked_process_steps_with_threads_of_its_own(two_threads: None) -> None:
     environments = CheetahDirections(0.3)
     here = walk(environments, [FORWARD], [1])

@@ -31,7 +31,7 @@ MODELS = Path(__file__).parent / "models"
 Array = NDArray[np.float64]
 
 _of_parents: list[Any] = []
-"""Threads of the process that this one was forked from, which are not here: closing them would wait for ever."""
+"""Pools of the process that this one was forked from, whose threads are not here: ending those would wait for ever."""
 
 
 class MujocoState(NamedTuple):
@@ -151,8 +151,6 @@ class MujocoEnvironments(Environments):
 
     def close(self) -> None:
         """Give the threads back; a further step takes new ones."""
-        if self._pool is not None and self._pool.process == os.getpid():
-            self._pool.close()
         self._pool = None
 
     def frames(self, physics: Array, width: int = 320, height: int = 240) -> NDArray[np.uint8] | None:
@@ -196,8 +194,6 @@ class MujocoEnvironments(Environments):
     def _threads(self) -> _Pool:
         """Made by the process that steps, which knows its share of the processors only after its start."""
         if self._pool is None or self._pool.process != os.getpid():
-            if self._pool is not None:
-                _of_parents.append(self._pool)
             self._pool = _Pool(self._mujoco, self.model, self.frame_skip, self._size, torch.get_num_threads())
         return self._pool
 
@@ -251,9 +247,10 @@ class _Pool:
         )
         return self._states[:, -1].copy()
 
-    def close(self) -> None:
-        """End the threads."""
-        self._rollout.close()
+    def __del__(self) -> None:
+        """Its threads end with it."""
+        if self.process != os.getpid():
+            _of_parents.append(self._rollout)
 
 
 def _import_mujoco(what: str) -> Any:
