@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -335,3 +337,14 @@ def test_arguments_that_there_are_not_are_refused_with_their_names(tasks: Any) -
 def test_fewer_processes_than_none_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.processes is -1, but must be 0, for none, or more"):
         GymnasiumTasks(environment="own_walks.Walk", processes=-1)
+
+
+def test_the_documented_example_is_sampled_from(
+    tasks: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "docs" / "data.md").read_text(), re.DOTALL)
+    (tmp_path / "swing.py").write_text(next(block for block in blocks if "class Swing(" in block))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = rollouts(tasks("swing.Swing"))
+    assert made.observations.shape == (3, 4, 20, 3)
+    assert made.rewards.max() < 0

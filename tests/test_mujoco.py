@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -306,3 +308,19 @@ def test_the_package_ships_its_models() -> None:
     assert {path.name for path in MODELS.iterdir()} == {"LICENSE-gymnasium.txt", "ant.xml", "half_cheetah.xml"}
     assert issubclass(CheetahDirections, Cheetahs)
     assert MujocoState._fields == ("physics", "parameters", "tasks")
+
+
+def test_the_documented_family_of_ones_own_steps(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "docs" / "data.md").read_text(), re.DOTALL)
+    (tmp_path / "swimmers.py").write_text(next(block for block in blocks if "class Swimmers(" in block))
+    assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    (tmp_path / "swimmer.xml").write_bytes((assets / "swimmer.xml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = importlib.import_module("swimmers").SwimmerDirection()
+    data.setup("fit")
+    seen = walk(data.environments, [data.environment_task(1), data.environment_task(2)], [1, 2])
+    assert seen.shape == (8, 2, 6, data.environments.observations + 1)
+    assert data.environments.observations == 8
