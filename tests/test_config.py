@@ -26,7 +26,10 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["sinusoid", "glyphs", "omniglot", "image_folder", "tabular"])
+ENVIRONMENTS = ["half_cheetah_dir", "half_cheetah_vel", "ant_dir"]
+
+
+@pytest.mark.parametrize("name", ["sinusoid", "glyphs", "omniglot", "image_folder", "tabular", *ENVIRONMENTS])
 def test_every_shipped_config_is_whole(name: str, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = resolved(capsys, "--config", str(repository / "configs" / f"{name}.yaml"))
     assert config["trainer"]["logger"]["init_args"]["experiment_name"] == name

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from data_modules.ant import AntDirection, AntDirections
@@ -324,3 +325,19 @@ def test_the_documented_family_of_ones_own_steps(
     seen = walk(data.environments, [data.environment_task(1), data.environment_task(2)], [1, 2])
     assert seen.shape == (8, 2, 6, data.environments.observations + 1)
     assert data.environments.observations == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("half_cheetah_dir", HalfCheetahDirection),
+        ("half_cheetah_vel", HalfCheetahVelocity),
+        ("ant_dir", AntDirection),
+    ],
+)
+def test_the_policy_of_a_shipped_config_fits_its_environments(name: str, kind: Any, repository: Path) -> None:
+    config = yaml.safe_load((repository / "configs" / f"{name}.yaml").read_text())
+    assert config["data"]["class_path"] == f"data_modules.{kind.__name__}"
+    environments = kind(**config["data"]["init_args"]).environments
+    policy = config["model"]["init_args"]["network"]["init_args"]
+    assert (policy["observations"], policy["actions"]) == (environments.observations, environments.actions)
