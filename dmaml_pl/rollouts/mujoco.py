@@ -192,9 +192,10 @@ class MujocoEnvironments(Environments):
         return torch.from_numpy(seen).view(state.tasks, -1, self.observations)
 
     def _threads(self) -> _Pool:
-        """Made by the process that steps, which knows its share of the processors only after its start."""
-        if self._pool is None or self._pool.process != os.getpid():
-            self._pool = _Pool(self._mujoco, self.model, self.frame_skip, self._size, torch.get_num_threads())
+        """As many as PyTorch has now, of the process that steps: it knows its share of the cores after its start."""
+        wanted = (os.getpid(), torch.get_num_threads())
+        if self._pool is None or (self._pool.process, self._pool.threads) != wanted:
+            self._pool = _Pool(self._mujoco, self.model, self.frame_skip, self._size, wanted[1])
         return self._pool
 
     @contextmanager

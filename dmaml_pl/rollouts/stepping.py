@@ -77,7 +77,7 @@ class Stepped(NamedTuple):
     ended: NDArray[np.bool_]
 
 
-class Group(Protocol):
+class EnvironmentGroup(Protocol):
     """Environments that are asked for something together, and answer later."""
 
     def ask_reset(self, tasks: Sequence[dict[str, Any]], seeds: Sequence[int]) -> None:

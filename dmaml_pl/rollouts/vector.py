@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Step, Task
-from dmaml_pl.rollouts.stepping import EnvironmentMaker, Group, HereGroup, ThereGroup
+from dmaml_pl.rollouts.stepping import EnvironmentGroup, EnvironmentMaker, HereGroup, ThereGroup
 
 TRIED_STEPS = 10
 """So many steps are compared to see whether an environment repeats itself."""
@@ -80,11 +80,11 @@ class VectorEnvironments(Environments):
         self._environment = environment
         self._set_by = set_task
         self._try()
-        self._groups: list[Group] = [self._here]
+        self._groups: list[EnvironmentGroup] = [self._here]
         if processes:
             self._here.close()
             self._groups = [ThereGroup(make, set_task) for _ in range(processes)]
-        self._asked: list[tuple[Group, slice]] = []
+        self._asked: list[tuple[EnvironmentGroup, slice]] = []
         self._number = 0
 
     def sample_task(self, generator: torch.Generator) -> Task:
