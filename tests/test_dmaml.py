@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_a_training_without_workers_too() -> Non
 
 
 def _train_with_a_frozen_worker(released: Any) -> str:
-    strategy = DMAMLStrategy(run_length=2, timeout=8)
+    strategy = DMAMLStrategy(run_length=2, timeout=4)
     return train_with_a_frozen_worker(strategy, FreezingData(released, 1, 1, 0))
 
 
@@ -191,7 +191,7 @@ def test_a_frozen_worker_ends_the_training_of_the_others_within_the_timeout() ->
     released = multiprocessing.get_context("fork").Event()
     waiting, frozen = in_workers(_train_with_a_frozen_worker, 2, released)
     assert "worker 0 lost contact with another worker in run 1" in waiting
-    assert "trainer.strategy.timeout (8 s)" in waiting
+    assert "trainer.strategy.timeout (4 s)" in waiting
     assert "worker 1 lost contact" in frozen
 
 

@@ -252,15 +252,18 @@ def test_a_training_that_diverges_names_the_place_and_leaves_the_last_good_check
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept["state_dict"].values())
 
 
-def test_half_the_training_of_make_train_cuts_the_error_to_a_fifth_and_improves_with_further_steps(
+SIXTH = {"trainer.max_steps": 500, "data.val_tasks": 20, "data.test_tasks": 200}
+
+
+def test_a_sixth_of_the_training_of_make_train_cuts_the_error_to_a_third_and_improves_with_further_steps(
     sinusoid: str, tmp_path: Path
 ) -> None:
-    result = dmaml(tmp_path, "fit", "--config", sinusoid, "--trainer.max_steps=1500", "--data.test_tasks=200")
+    result = dmaml(tmp_path, "fit", "--config", sinusoid, *flags(SIXTH))
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("mlruns/checkpoints/sinusoid/*/report.json")
     found = json.loads(file.read_text())
     assert found["tasks"] == 200
     trained = [row["trained"] for row in found["steps"]]
     assert trained[1] < found["steps"][1]["baseline"] / 2
-    assert trained[1] < found["steps"][1]["untrained"] / 5
+    assert trained[1] < found["steps"][1]["untrained"] / 3
     assert trained[10] < trained[5] < trained[1] < trained[0]

@@ -140,12 +140,12 @@ def test_images_are_learned_to_be_learned(glyphs_cache: Path) -> None:
         evaluation_steps=3,
         meta_optimizer=lambda params: torch.optim.Adam(params, lr=3e-3),
     )
-    trainer = small_trainer(max_steps=150)
+    trainer = small_trainer(max_steps=100)
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     result = module.meta_test
     assert result is not None
     assert result.objective.metric == "accuracy"
     assert float(result.trained[:, 0].mean()) < 0.35
-    assert float(result.trained[:, 3].mean()) > 0.55
+    assert float(result.trained[:, 3].mean()) > 0.45
     assert float(result.trained[:, 3].mean()) > float(result.metrics["untrained"][:, 3].mean()) + 0.1

@@ -113,9 +113,9 @@ def test_the_same_training_gives_the_same_bits_and_resuming_goes_on_to_the_bit(t
 
 
 def test_the_training_loss_falls() -> None:
-    (_, reports), _ = in_workers(_train, 2, 800)
+    (_, reports), _ = in_workers(_train, 2, 400)
     losses = torch.cat([report["series"]["loss"] for report in reports])
-    assert float(losses[-200:].mean()) < 0.7 * float(losses[:100].mean())
+    assert float(losses[-100:].mean()) < 0.8 * float(losses[:50].mean())
 
 
 def test_one_worker_is_bit_identical_to_no_strategy_at_all() -> None:
@@ -164,7 +164,7 @@ def test_a_signal_to_one_worker_ends_the_training_of_all_at_that_meta_iteration(
 
 
 def _train_with_a_frozen_worker(released: Any) -> str:
-    strategy = TaskParallelStrategy(run_length=4, timeout=8)
+    strategy = TaskParallelStrategy(run_length=4, timeout=4)
     return train_with_a_frozen_worker(strategy, FreezingData(released, 1, 0, 1))
 
 
