@@ -97,14 +97,18 @@ class RunProgress(ProgressBar):
 
     # -- evaluating ------------------------------------------------------------------------------------------------
 
-    def on_baseline_step(self, trainer: pl.Trainer, pl_module: Any, done: int, steps: int, loss: float) -> None:
-        """One of the `steps` of the training of the baseline that a meta-test compares with is over."""
-        if done == 1:
-            self._open("training the baseline", steps, unit="step")
+    def on_baseline_step(self, trainer: pl.Trainer, pl_module: Any, done: int, steps: int, value: float) -> None:
+        """The training of the baseline that a meta-test compares with has come so far.
+
+        Its `steps` are those of its optimizer, and `value` is the loss; in environments steps in them, and the return.
+        """
+        acts = pl_module.env_steps > 0
+        if self._meter is None:
+            self._open("training the baseline", steps, unit="env step" if acts else "step")
         if done == steps:
             self._close()
         elif self._meter is not None and self._meter.wants():
-            self._meter.show(done, f"training the baseline, loss {loss:.3f}")
+            self._meter.show(done, f"training the baseline, {'return' if acts else 'loss'} {value:.3f}")
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, *args: Any

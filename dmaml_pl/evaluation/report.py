@@ -16,8 +16,10 @@ from dmaml_pl.evaluation.baseline import BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.facts import facts_of
 from dmaml_pl.evaluation.figures import plot_meta_test
+from dmaml_pl.evaluation.policy_baseline import PolicyBaselineTraining
 from dmaml_pl.evaluation.rendering import as_json, as_markdown, print_result
 from dmaml_pl.runs import strategy_of_runs
+from dmaml_pl.tasks import ActingSource
 
 SETTING = "report.folder"
 
@@ -30,9 +32,9 @@ class MetaTestReport(pl.Callback):
     Args:
         folder: where to write them; by default beside the training's checkpoints.
         tasks: tasks to plot.
-        baseline_budget: samples that the baseline may see, as a share of those that the training saw; 0 leaves it out.
-            A quarter costs about a tenth of the training's time; more did not help where it was measured
-            (docs/evaluation.md).
+        baseline_budget: samples (environments: steps in them) that the baseline may see, as a share of those that the
+            training saw; 0 leaves it out. A quarter costs about a tenth of the training's time; more did not help where
+            it was measured (docs/evaluation.md).
         per_task: whether report.json holds the metric of every single task, too.
 
     Raises:
@@ -77,20 +79,24 @@ class MetaTestReport(pl.Callback):
             return "report.baseline_budget is 0"
         if not module.evaluation_steps:
             return f"{type(module.algorithm).__name__} makes no adaptation steps, and it would be fine-tuned by as many"
-        data = getattr(trainer, "datamodule", None)
-        training = BaselineTraining(module.untrained.network, module.objective, data, trainer.strategy)
+        data, seen = getattr(trainer, "datamodule", None), module.tasks_seen
+        training: BaselineTraining | PolicyBaselineTraining
+        if isinstance(data, ActingSource):
+            training, seen = PolicyBaselineTraining(module, data, trainer.strategy), module.env_steps
+        else:
+            training = BaselineTraining(module.untrained.network, module.objective, data, trainer.strategy)
         if training.refusal is not None:
             return training.refusal
-        steps = training.steps_for(self.baseline_budget * module.tasks_seen)
+        steps = training.steps_for(self.baseline_budget * seen)
         if steps < 1:
             return "the training has seen too few samples for it"
         strategy = strategy_of_runs(trainer)
         listeners = [each for each in trainer.callbacks if hasattr(each, "on_baseline_step")]
 
-        def tell(done: int, loss: float) -> None:
+        def tell(done: int, value: float) -> None:
             module.answer_the_outside(strategy)
             for listener in listeners:
-                listener.on_baseline_step(trainer, module, done, steps, loss)
+                listener.on_baseline_step(trainer, module, done, steps, value)
 
         module.baseline = training.make(steps, module.evaluation_steps, tell)
         about: str = module.baseline.about()
