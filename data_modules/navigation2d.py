@@ -5,17 +5,24 @@ Legend: T tasks, B rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dmaml_pl.rollouts.data import EnvironmentDataModule
 from dmaml_pl.rollouts.environments import Environments, Step, Task
+from dmaml_pl.rollouts.sampling import Rollouts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REACH = 0.01
 """So near, in both directions, the goal is reached, and the episode ends."""
+
+WAYS = 2
+"""Of a task, drawn at most."""
 
 STRIDE = 0.1
 """The furthest that one action leads in each direction."""
@@ -39,6 +46,24 @@ class Navigation2D(EnvironmentDataModule):
     def make_environments(self) -> Environments:
         """Points on the plane."""
         return PointEnvironments(self.half_width)
+
+    def plot_rollouts(self, tasks: Sequence[Task], rollouts: Mapping[str, Rollouts], figure: Figure) -> str:
+        """The ways of some points on the map, and where they should have gone."""
+        panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
+        for number, (task, axes) in enumerate(zip(tasks, panels, strict=True)):
+            for place, (when, made) in enumerate(rollouts.items()):
+                for rollout in range(min(WAYS, made.returns.shape[1])):
+                    going = made.alive[number, rollout] > 0
+                    x, y = made.observations[number, rollout, going].cpu().T
+                    axes.plot(x, y, color=f"C{place}", linewidth=0.9, label=when if rollout == 0 else None)
+            axes.scatter(0, 0, color="black", s=14, zorder=5, label="start")
+            axes.scatter(*task["goal"], color="tab:red", marker="*", s=90, zorder=6, label="goal")
+            axes.set_title(f"task {number}", fontsize=9)
+            axes.set_aspect("equal")
+            axes.spines[["top", "right"]].set_visible(False)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+        return "Some tasks: where the point went, before and after adaptation, and where its goal is"
 
 
 class PointState(NamedTuple):

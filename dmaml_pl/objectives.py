@@ -25,6 +25,8 @@ class Objective(ABC):
         metric: short name of the metric, as in `val/mse`.
         title: the metric's full name.
         better: "min" where a smaller metric is better, else "max".
+        acts: whether the metric is of what was reached by acting, such as a return, and not of query samples; it may be
+            of either sign.
         inner_penalty: so many times the constraint of the support sets, each at the weights before its step, is added
             to what the meta-gradient is of.
     """
@@ -33,6 +35,7 @@ class Objective(ABC):
     metric: str
     title: str
     better: Literal["min", "max"]
+    acts: bool = False
     inner_penalty: float = 0.0
 
     @abstractmethod

@@ -250,6 +250,10 @@ class ActingTasks(Protocol):
         """Return of each task after 0 .. `act.steps` steps of adaptation, (T, I + 1)."""
         ...
 
+    def rollouts(self, act: Act) -> list[Any]:
+        """What was done after 0 .. `act.steps` steps of adaptation, for figures, (I + 1)."""
+        ...
+
     def best_returns(self) -> Tensor | None:
         """The return of whoever knows each task, (T,); None where nobody can tell."""
         ...

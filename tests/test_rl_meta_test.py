@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dmaml_pl import DMAMLStrategy
+from data_modules import Navigation2D
+from dmaml_pl import DMAMLStrategy, MetaLearning, PolicyGradient
+from dmaml_pl.evaluation.curves import MetaTest
+from dmaml_pl.evaluation.figures import plot_adaptation_curve
 from dmaml_pl.evaluation.policy_baseline import STEP_SIZES, PolicyBaseline, PolicyBaselineTraining
+from dmaml_pl.evaluation.report import MetaTestReport
+from dmaml_pl.rollouts.data import EnvironmentDataModule
 from tests.policies import small_navigation, small_policy
 from tests.recipes import same, small_trainer, state_of
 from tests.workers import in_workers
@@ -94,3 +102,84 @@ def test_workers_share_the_training_of_the_baseline_and_come_to_the_same_policy(
     assert seen == also_seen == 960
     assert told == also_told
     assert len(told) == 4  # steps of 240 in environments
+
+
+# -- the report and its figures ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MetaLearning]:
+    """The report of a small training that is validated three times, and what it trained."""
+    folder = tmp_path_factory.mktemp("report")
+    module, report = small_policy(evaluation_steps=3), MetaTestReport(folder=str(folder), baseline_budget=0.5)
+    trainer = small_trainer(
+        strategy=DMAMLStrategy(), max_steps=6, limit_val_batches=1.0, val_check_interval=2, callbacks=[report]
+    )
+    trainer.fit(module, small_navigation())
+    trainer.save_checkpoint(folder / "last.ckpt")
+    trainer.test(module, small_navigation(), verbose=False)
+    torch.distributed.destroy_process_group()
+    return folder, module
+
+
+def test_the_report_has_curves_over_steps_of_adaptation_and_in_environments_and_rollouts_on_the_map(
+    reported: tuple[Path, MetaLearning],
+) -> None:
+    pictures = re.findall(r"!\[.*\]\((.*)\)", (reported[0] / "report.md").read_text())
+    assert pictures == [f"figures/{name}.png" for name in ("adaptation_curve", "learning_curve", "rollouts")]
+    for picture in pictures:
+        assert (reported[0] / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_history_of_validations_says_how_good_each_step_was_after_how_many_steps_in_environments(
+    reported: tuple[Path, MetaLearning],
+) -> None:
+    _, module = reported
+    assert [each.env_steps for each in module.validations] == [2 * 240, 4 * 240, 6 * 240]
+    assert all(len(each.returns) == len(each.ci95) == 4 for each in module.validations)
+    assert module.validations[-1].returns != module.validations[0].returns
+
+
+def test_a_resumed_training_has_the_validations_of_all_of_it(reported: tuple[Path, MetaLearning]) -> None:
+    folder, module = reported
+    resumed = small_policy(evaluation_steps=3)
+    trainer = small_trainer(strategy=DMAMLStrategy(), max_steps=8, limit_val_batches=1.0, val_check_interval=2)
+    trainer.fit(resumed, small_navigation(), ckpt_path=folder / "last.ckpt")
+    assert resumed.validations[:3] == module.validations
+    assert [each.env_steps for each in resumed.validations[3:]] == [8 * 240]
+
+
+def test_a_meta_test_of_an_earlier_checkpoint_still_shows_the_whole_training(
+    reported: tuple[Path, MetaLearning],
+) -> None:
+    folder, module = reported
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    earlier = checkpoint | {"validations": checkpoint["validations"][:1]}
+    module.on_load_checkpoint(earlier)
+    assert len(module.validations) == 3
+    other = small_policy()
+    other.on_load_checkpoint(earlier)
+    assert len(other.validations) == 1
+
+
+def test_the_axis_of_returns_does_not_begin_at_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: drawn.append(figure))
+    returns = torch.tensor([[-30.0, -20.0], [-32.0, -22.0]])
+    result = MetaTest(PolicyGradient(), {"trained": returns, "oracle": torch.full((2, 2), -15.0)}, 1)
+    plot_adaptation_curve(result, tmp_path / "curve.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_ylim()[1] < -10
+    assert axes.get_ylabel() == "return"
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["meta-trained", "knows the task"]
+
+
+class Hidden(Navigation2D):
+    plot_rollouts = EnvironmentDataModule.plot_rollouts
+
+
+def test_environments_that_draw_nothing_have_no_such_figure(tmp_path: Path) -> None:
+    module, report = small_policy(), MetaTestReport(folder=str(tmp_path))
+    data = Hidden(rollouts=4, horizon=10, meta_batch=3, val_tasks=4, test_tasks=4, seed=0)
+    small_trainer(callbacks=[report]).test(module, data, verbose=False)
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["adaptation_curve.png"]

@@ -59,6 +59,26 @@ def half_width(values: Tensor) -> Tensor:
     return Z95 * values.std(dim=0) / math.sqrt(len(values))
 
 
+class Validation(NamedTuple):
+    """What one validation of a training in environments found; plain values, as a checkpoint keeps them.
+
+    Attributes:
+        env_steps: steps in environments that all workers had made before it.
+        returns: the mean over the tasks after 0 .. I adaptation steps.
+        ci95: half the width of their 95 % confidence intervals.
+    """
+
+    env_steps: int
+    returns: list[float]
+    ci95: list[float]
+
+    @classmethod
+    def of(cls, env_steps: int, scores: list[TaskScores]) -> Validation:
+        """Join the scores of all evaluation batches."""
+        _, returns = join(scores)
+        return cls(env_steps, returns.mean(dim=0).tolist(), half_width(returns).tolist())
+
+
 @dataclass(frozen=True)
 class MetaTest:
     """The outcome of a meta-test.

@@ -6,19 +6,16 @@ Legend: T tasks, S support points, Q query points, I adaptation steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmaml_pl.data import PlottedTasks
-from dmaml_pl.evaluation.curves import BASELINE, TITLES, TRAINED, UNTRAINED, MetaTest, half_width
-from dmaml_pl.tasks import TaskBatch
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-BLUE, LIGHT_BLUE, GREY, BLACK, RED, ORANGE = "#1f5fa8", "#6fb1e8", "#b0b0b0", "#2b2b2b", "#d1495b", "#d98b1f"
+from dmaml_pl.evaluation.curves import BASELINE, ORACLE, TITLES, TRAINED, UNTRAINED, MetaTest, half_width
+from dmaml_pl.evaluation.drawing import BLACK, BLUE, GREY, LIGHT_BLUE, ORANGE, RED, after, new_figure
+from dmaml_pl.evaluation.policy_figures import plot_policies
+from dmaml_pl.tasks import ActingSource, TaskBatch
 
 MANY_WAYS = 12
 """With more ways, a confusion matrix is shown by its colours alone."""
@@ -29,6 +26,8 @@ def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder:
     curve, some, confused = (f"figures/{name}.png" for name in ("adaptation_curve", "tasks", "confusion"))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     plot_adaptation_curve(result, folder / curve)
+    if isinstance(data, ActingSource):
+        return {curve: "The return over adaptation steps"} | plot_policies(result, module, data, count, folder)
     captions = {curve: "The metric over adaptation steps"}
     plotted: PlottedTasks | None = data.tasks_to_plot(count) if hasattr(data, "tasks_to_plot") else None
     if plotted is None:
@@ -46,15 +45,9 @@ def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder:
     }
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is needed rarely
-
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
 def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
     """Mean and 95 % confidence band of the metric over adaptation steps, of each network."""
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     steps = range(result.steps + 1)
     for name, colour in ((UNTRAINED, GREY), (BASELINE, ORANGE), (TRAINED, BLUE)):
@@ -63,9 +56,14 @@ def plot_adaptation_curve(result: MetaTest, path: Path) -> None:
             mean, width = values.mean(dim=0), half_width(values)
             axes.plot(steps, mean, color=colour, marker="o", markersize=4, label=TITLES[name])
             axes.fill_between(steps, mean - width, mean + width, color=colour, alpha=0.2, linewidth=0)
-    axes.set(xticks=steps, xlabel="adaptation steps", ylabel=f"{result.objective.title} on query samples")
+    if ORACLE in result.metrics:
+        best = result.metrics[ORACLE].mean(dim=0)
+        axes.plot(steps, best, color=BLACK, linestyle=":", linewidth=1.2, label=TITLES[ORACLE])
+    acts = result.objective.acts
+    axes.set(xticks=steps, xlabel="adaptation steps", ylabel=result.objective.title + " on query samples" * (not acts))
     axes.set_title(f"Adaptation to {result.tasks} held-out tasks (mean, 95 % confidence)", fontsize=10)
-    axes.set_ylim(0, 1 if result.objective.metric == "accuracy" else None)
+    if not acts:
+        axes.set_ylim(0, 1 if result.objective.metric == "accuracy" else None)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(result.metrics), frameon=False, fontsize=9)
     figure.savefig(path)
@@ -77,7 +75,7 @@ def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tup
     `predictions` are (T, I + 1, Q, 1).
     """
     tasks = plotted.tasks
-    figure = _figure(3.3 * tasks.tasks, 3.2)
+    figure = new_figure(3.3 * tasks.tasks, 3.2)
     panels = figure.subplots(1, tasks.tasks, sharey=True, squeeze=False)[0]
     for number, axes in enumerate(panels):
         task = tasks.task(number)
@@ -93,7 +91,7 @@ def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tup
                 color=GREY if step == 0 else BLUE if place == len(shown) - 1 else LIGHT_BLUE,
                 linestyle="--" if step == 0 else "-",
                 linewidth=1.2,
-                label="before adaptation" if step == 0 else f"after {step} step{'s' if step > 1 else ''}",
+                label=after(step),
             )
         axes.scatter(*support, color=RED, s=18, zorder=5, label="support points")
         axes.set_title(f"task {number}", fontsize=9)
@@ -113,7 +111,7 @@ def plot_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
     count, ways = tasks.tasks, predictions.shape[-1]
     queries = min(10, tasks.query_y.shape[1])
     columns = ways + queries
-    figure = _figure(0.75 * columns, 0.95 * count + 0.5)
+    figure = new_figure(0.75 * columns, 0.95 * count + 0.5)
     grid = figure.subplots(count, columns, squeeze=False)
     for row in range(count):
         task = tasks.task(row)
@@ -143,7 +141,7 @@ def plot_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path)
     """
     count, ways = tasks.tasks, predictions.shape[-1]
     size = min(max(2.6, 0.42 * ways + 1.0), 7.0)
-    figure = _figure(size * count, size + 0.5)
+    figure = new_figure(size * count, size + 0.5)
     panels = figure.subplots(1, count, squeeze=False)[0]
     for number, axes in enumerate(panels):
         task = tasks.task(number)

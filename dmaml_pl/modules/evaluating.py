@@ -19,7 +19,17 @@ from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.engines import EngineChoice
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.evaluation.baseline import Baseline
-from dmaml_pl.evaluation.curves import BASELINE, NETWORKS, ORACLE, TRAINED, UNTRAINED, MetaTest, TaskScores, in_order
+from dmaml_pl.evaluation.curves import (
+    BASELINE,
+    NETWORKS,
+    ORACLE,
+    TRAINED,
+    UNTRAINED,
+    MetaTest,
+    TaskScores,
+    Validation,
+    in_order,
+)
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.metrics import log_evaluation
 from dmaml_pl.objectives import Objective
@@ -57,15 +67,19 @@ class EvaluatedModule(pl.LightningModule):
         evaluation_steps: I, adaptation steps up to which tasks are evaluated.
         meta_test: what the last meta-test found.
         baseline: a network trained without meta-learning for the meta-test to compare with; `MetaTestReport` sets it.
+        env_steps: steps in environments that all workers have made in training; none in supervised learning.
+        validations: what the validations of the training found in environments, from its beginning on.
     """
 
     learner: MetaLearner
     engine: EngineChoice
     objective: Objective
     evaluation_steps: int
+    env_steps: int
 
     def __init__(self) -> None:
         super().__init__()
+        self.validations: list[Validation] = []
         self.meta_test: MetaTest | None = None
         self.baseline: Baseline | None = None
         self._untrained: tuple[MetaLearner, ...] = ()
@@ -116,8 +130,11 @@ class EvaluatedModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Join the workers' shares; log the metric after each adaptation step as `val/...`."""
         scores = self._gather()
-        if not self.trainer.sanity_checking:
-            log_evaluation(self, "val", scores)
+        if self.trainer.sanity_checking:
+            return
+        log_evaluation(self, "val", scores)
+        if self.env_steps and self.trainer.state.fn == "fit":
+            self.validations.append(Validation.of(self.env_steps, scores))
 
     def test_step(self, batch: TaskBatch | ActingTasks, batch_idx: int) -> None:
         """Adapt to a share of the meta-test tasks: the trained, the untrained, and the baseline network."""
@@ -155,6 +172,12 @@ class EvaluatedModule(pl.LightningModule):
             chosen = engine.for_evaluation(learner, tasks)
             with limited_threads(chosen.threads(learner, tasks)):
                 return chosen.predict(learner, tasks, self.evaluation_steps)
+
+    def rollouts_from(self, tasks: ActingTasks) -> list[Any]:
+        """Rollouts of the policy in tasks after 0 .. I steps of adaptation; other workers may be gone."""
+        act = _Acting(self.learner, self.engine, self.evaluation_steps, self.device, lambda: None)
+        with torch.inference_mode(False), limited_threads(1):
+            return tasks.rollouts(act)
 
     def act_of(self, learner: MetaLearner, steps: int | None = None, engine: EngineChoice | None = None) -> Act:
         """How a learner's networks act when they are adapted to support sets, one a step; what sources are given.

@@ -23,6 +23,7 @@ from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.engines.per_task import adapted_weights
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, DmamlError
+from dmaml_pl.evaluation.curves import Validation
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.run import RunModule
 from dmaml_pl.networks.batch_norm import BatchNormUse, use_batch_statistics, use_running_statistics
@@ -304,6 +305,7 @@ class MetaLearning(RunModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of the next run, from which its tasks follow, and what the network was trained on."""
         checkpoint["runs"] = {"done": self.runs_done, "tasks_seen": self.tasks_seen, "env_steps": self.env_steps}
+        checkpoint["validations"] = [each._asdict() for each in self.validations]
         checkpoint["shapes"] = self.shapes
         checkpoint["scaling"] = None if self.scaling is None else self.scaling._asdict()
 
@@ -313,6 +315,14 @@ class MetaLearning(RunModule):
         self.runs_done = int(runs.get("done", 0))
         self.tasks_seen = int(runs.get("tasks_seen", 0))
         self.env_steps = int(runs.get("env_steps", 0))
+        self._keep_validations([Validation(**each) for each in checkpoint.get("validations", ())])
         self._loaded_step = int(checkpoint.get("global_step", 0))
         self.trained_by = checkpoint.get(CHECKPOINT_KEY, {}).get("workers")
         self.shapes = self.shapes or checkpoint.get("shapes", {})
+
+    def _keep_validations(self, loaded: list[Validation]) -> None:
+        """Those of the checkpoint, unless it is an earlier one of the training that this module has just made."""
+        own = [each.env_steps for each in self.validations[: len(loaded)]]
+        goes_on = self._trainer is not None and self._trainer.state.fn == "fit"
+        if goes_on or own != [each.env_steps for each in loaded]:
+            self.validations = loaded

@@ -39,7 +39,6 @@ class RunModule(EvaluatedModule):
         runs_done: runs since the start of the training.
         tasks_seen: tasks that all workers have seen in them.
         tasks_under_way: tasks that this worker has seen in the run under way.
-        env_steps: steps in environments that all workers have made in them; none in supervised learning.
         iteration: number of the meta-iteration under way within its run.
         memory: what the training takes of it.
     """

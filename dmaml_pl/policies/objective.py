@@ -42,6 +42,7 @@ class PolicyGradient(Objective):
     """
 
     name, metric, title, better = "reinforcement", "return", "return", "max"
+    acts = True
 
     def __init__(
         self, surrogate: Surrogate = "likelihood_ratio", clip: float | None = None, inner_penalty: float = 0.0

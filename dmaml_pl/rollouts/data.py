@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.sampling import Rollouts, Weighed, sample_rollouts, weigh
 from dmaml_pl.tasks import Act, TaskBatch, derive_seed, derive_seeds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class EnvironmentTasks(NamedTuple):
@@ -188,6 +191,20 @@ class EnvironmentDataModule(TaskDataModule):
             if step < act.steps:
                 weighed.append(weigh(made[-1], self.discount, self.gae_lambda))
         return made, weighed
+
+    def plot_rollouts(self, tasks: Sequence[Task], rollouts: Mapping[str, Rollouts], figure: Figure) -> str:
+        """Draw rollouts of some tasks for the report of a meta-test; a family that can show what it does overrides it.
+
+        Args:
+            tasks: T, such as four of the meta-test.
+            rollouts: of these tasks, by when that was, such as "before adaptation" and "after 1 step"; "C0", "C1" and
+                so on are colours for them.
+            figure: empty, with a constrained layout; its size may be changed.
+
+        Returns:
+            A caption; nothing where nothing was drawn, as by default.
+        """
+        return ""
 
     def _batch(self, act: Act, tasks: list[Task], seeds: Sequence[int]) -> TaskBatch:
         made, weighed = self.adapt_by_rollouts(act, tasks, seeds)
