@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from dmaml_pl import DMAMLStrategy
-from dmaml_pl.console.meter import PLAIN_SECONDS, Meter
+from dmaml_pl.console.meter import PLAIN_SECONDS, Meter, brief
 from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.studies.study import last_line
+from tests.policies import small_navigation, small_policy
 from tests.recipes import small_data, small_maml, small_trainer
 from tests.terminal import CTRL_C, Terminal
 from tests.trainings import SMALL, flags
@@ -36,11 +37,11 @@ def test_a_plain_line_tells_what_is_under_way_how_fast_and_what_is_left(
     monkeypatch.setattr("dmaml_pl.console.meter.time.monotonic", lambda: now[0])
     meter = Meter("training", 1000, done=100, unit="meta-iteration")
     now[0] += 10
-    meter.show(200, "run 2 (50/100), loss 0.500", tasks=1000)
+    meter.show(200, "run 2 (50/100), loss 0.500", count=1000)
     now[0] += 10
-    meter.show(300, "run 3 (50/100), loss 0.400", tasks=3000)
+    meter.show(300, "run 3 (50/100), loss 0.400", count=3000)
     now[0] += 100
-    meter.show(950, "run 9 (50/100), loss 0.300", tasks=3300)
+    meter.show(950, "run 9 (50/100), loss 0.300", count=3300)
     assert capsys.readouterr().err.splitlines() == [
         "Training ...",
         "run 2 (50/100), loss 0.500, meta-iteration 200/1000, 100 tasks/s, about 1 min left",
@@ -93,6 +94,37 @@ def test_training_validation_baseline_and_meta_test_tell_run_metric_rate_and_tim
         rf"prediction, task 100/300, {rate}, {left}",
     ):
         assert any(re.fullmatch(expected, line) for line in lines), (expected, lines)
+
+
+def test_in_environments_returns_and_steps_in_them_are_told(at_once: None, capsys: pytest.CaptureFixture[str]) -> None:
+    module, data = small_policy(), small_navigation(val_tasks=60, test_tasks=60)
+    trainer = small_trainer(
+        max_steps=8,
+        strategy=DMAMLStrategy(run_length=4),
+        limit_val_batches=1.0,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        enable_progress_bar=True,
+        callbacks=[MetaTestReport(folder="r", baseline_budget=0.5), RunProgress()],
+    )
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    lines = capsys.readouterr().err.splitlines()
+    rate, left, figure = r"[\d,]+ a second", "less than a minute left", r"-\d+\.\d+"
+    now = rf"return {figure} \(before {figure}\)"
+    for expected in (
+        rf"run 1 \(2/4\), {now}, meta-iteration 2/8, 480 env steps, {rate}, {left}",
+        rf"run 2, validation \(2/3\), val/return {figure}, meta-iteration 8/8, [\d.]+ tasks/s, {left}",
+        rf"run 2 \(2/4\), {now}, val/return {figure}, meta-iteration 6/8, 1,440 env steps, {rate}, {left}",
+        r"Trained 2 runs, 8 meta-iterations on each of 1 worker, 24 tasks, 1,920 env steps, in \d+ s\.",
+        rf"training the baseline, return {figure}, env step 240/960, {left}",
+        rf"meta-test, return {figure}, task 20/60, [\d.]+ tasks/s, {left}",
+    ):
+        assert any(re.fullmatch(expected, line) for line in lines), (expected, lines)
+
+
+def test_a_large_count_is_told_in_few_words() -> None:
+    assert [brief(count) for count in (999, 45_000, 1_234_567, 2e9)] == ["999", "45,000", "1.2 M", "2.0 G"]
 
 
 def test_a_study_shows_the_last_line_that_a_training_has_said(tmp_path: Path) -> None:

@@ -16,19 +16,23 @@ PLAIN_SECONDS = "DMAML_PROGRESS_SECONDS"
 REFRESH_PER_SECOND = 5
 """A terminal's bar is drawn so often at most."""
 
+TASKS = "tasks"
+"""What is counted beside the work, unless said otherwise."""
+
 WINDOW_SECONDS = 30.0
 """The rate is that of so many seconds before now."""
 
 
 class Meter:
-    """Shows how far some work is: what is under way, how many tasks a second, and the time left.
+    """Shows how far some work is: what is under way, how many of what a second, and the time left.
 
     Args:
         title: of the work.
         total: units of it; infinite where nobody knows.
         done: units that were done before.
         unit: of the work, for a plain line.
-        tasks: few-shot tasks before.
+        counted: what is counted beside the units, of which the rate is told.
+        before: how many of them there were before.
         announce: whether to tell of the beginning where there is no terminal.
     """
 
@@ -39,7 +43,8 @@ class Meter:
         *,
         done: float = 0,
         unit: str = "",
-        tasks: float = 0,
+        counted: str = TASKS,
+        before: float = 0,
         announce: bool = True,
     ) -> None:
         self._total = total
@@ -48,7 +53,8 @@ class Meter:
         self._began = self._last_line = time.monotonic()
         self._next_look = 0.0
         self._between = float(os.environ.get(PLAIN_SECONDS, "60"))
-        self._tasks = deque([(self._began, tasks)])
+        self._counted = counted
+        self._counts = deque([(self._began, before)])
         self._bar: Progress | None = None
         console = Console(stderr=True)
         if not console.is_terminal:
@@ -83,15 +89,15 @@ class Meter:
         self._next_look = now + min(1 / REFRESH_PER_SECOND, self._between)
         return True
 
-    def show(self, done: float, text: str, tasks: float | None = None) -> None:
+    def show(self, done: float, text: str, count: float | None = None) -> None:
         """Show the present state.
 
         Args:
             done: units of work.
             text: what is under way, and how well.
-            tasks: few-shot tasks so far, of which the rate is told; None where there are none.
+            count: so far, of what the rate is told of; None where there is nothing.
         """
-        rate = "" if tasks is None else self._rate(tasks)
+        rate = "" if count is None else self._rate(count)
         if self._bar is not None:
             self._bar.update(self._task, completed=int(done), description=text, rate=rate)
         elif time.monotonic() - self._last_line >= self._between:
@@ -105,17 +111,20 @@ class Meter:
             self._bar.stop()
             self._bar = None
 
-    def restart_rate(self, tasks: float) -> None:
-        """Count other tasks from now on, so many of which are done, as those of a validation in a training."""
-        self._tasks = deque([(time.monotonic(), tasks)])
+    def restart_rate(self, before: float, counted: str = TASKS) -> None:
+        """Count others from now on, so many of which are done, as the tasks of a validation in a training."""
+        self._counted = counted
+        self._counts = deque([(time.monotonic(), before)])
 
-    def _rate(self, tasks: float) -> str:
+    def _rate(self, count: float) -> str:
         now = time.monotonic()
-        self._tasks.append((now, tasks))
-        while len(self._tasks) > 2 and now - self._tasks[1][0] > WINDOW_SECONDS:
-            self._tasks.popleft()
-        since, before = self._tasks[0]
-        rate = (tasks - before) / max(now - since, 1e-9)
+        self._counts.append((now, count))
+        while len(self._counts) > 2 and now - self._counts[1][0] > WINDOW_SECONDS:
+            self._counts.popleft()
+        since, before = self._counts[0]
+        rate = max(count - before, 0) / max(now - since, 1e-9)
+        if self._counted != TASKS:
+            return f"{brief(count)} {self._counted}, {rate:,.0f} a second"
         return f"{rate:.0f} tasks/s" if rate >= 10 else f"{rate:.1f} tasks/s"
 
     def _left(self, done: float) -> str:
@@ -124,6 +133,14 @@ class Meter:
             return ""
         seconds = (time.monotonic() - self._began) / made * (self._total - done)
         return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
+
+
+def brief(count: float) -> str:
+    """A large count in few words, such as 1.2 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:,.0f}"
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
-from dmaml_pl.console.meter import Meter, say
+from dmaml_pl.console.meter import TASKS, Meter, brief, say
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -38,16 +38,20 @@ class RunProgress(ProgressBar):
         self._began = time.monotonic()
         title = f"training with the {pl_module.engine_in_use} engine"
         total, done = _planned_iterations(trainer, pl_module), trainer.global_step
-        self._open(title, total, done=done, unit="meta-iteration", tasks=pl_module.tasks_seen)
+        counted, before = _counted(trainer, pl_module)
+        self._open(title, total, done=done, unit="meta-iteration", counted=counted, before=before)
 
     def on_meta_iteration_end(self, trainer: pl.Trainer, pl_module: Any, done: int, length: float, loss: float) -> None:
         """One of the run's `length` meta-iterations (infinite: unknown) is over, the `done`-th."""
         if self._meter is None or not self._meter.wants():
             return
         place = f"{done}" if math.isinf(length) else f"{done}/{length:.0f}"
-        text = f"run {pl_module.runs_done + 1} ({place}), loss {loss:.3f}{self._validation}"
-        tasks = pl_module.tasks_seen + pl_module.tasks_under_way * trainer.world_size
-        self._meter.show(trainer.global_step, text, tasks)
+        shown = f"loss {loss:.3f}"
+        if pl_module.objective.acts:
+            now, before = (float(pl_module.latest[name]) for name in ("return", "return_before"))
+            shown = f"return {_figure(pl_module, now)} (before {_figure(pl_module, before)})"
+        text = f"run {pl_module.runs_done + 1} ({place}), {shown}{self._validation}"
+        self._meter.show(trainer.global_step, text, _counted(trainer, pl_module)[1])
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """In a training, count the tasks that are evaluated."""
@@ -75,10 +79,11 @@ class RunProgress(ProgressBar):
         if trainer.sanity_checking or not self._shown or trainer.state.fn != "fit":
             return
         if self._meter is not None:
-            self._meter.restart_rate(pl_module.tasks_seen)
+            counted, before = _counted(trainer, pl_module)
+            self._meter.restart_rate(before, counted)
         name = pl_module.objective.metric
         value = float(trainer.callback_metrics.get(f"val/{name}", math.nan))
-        self._validation = f", val/{name} {value:.3f}"
+        self._validation = f", val/{name} {_figure(pl_module, value)}"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Close the bar, and say in one line what was done."""
@@ -88,7 +93,9 @@ class RunProgress(ProgressBar):
             workers = f"{trainer.world_size} worker{'s' if trainer.world_size > 1 else ''}"
             say(
                 f"Trained {pl_module.runs_done} runs, {trainer.global_step} meta-iterations on each of {workers}, "
-                f"{pl_module.tasks_seen} tasks, in {seconds:.0f} s."
+                f"{pl_module.tasks_seen} tasks, "
+                + (f"{brief(pl_module.env_steps)} env steps, " if pl_module.env_steps else "")
+                + f"in {seconds:.0f} s."
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -102,13 +109,13 @@ class RunProgress(ProgressBar):
 
         Its `steps` are those of its optimizer, and `value` is the loss; in environments steps in them, and the return.
         """
-        acts = pl_module.env_steps > 0
+        acts = pl_module.objective.acts
         if self._meter is None:
             self._open("training the baseline", steps, unit="env step" if acts else "step")
         if done == steps:
             self._close()
         elif self._meter is not None and self._meter.wants():
-            self._meter.show(done, f"training the baseline, {'return' if acts else 'loss'} {value:.3f}")
+            self._meter.show(done, f"training the baseline, {'return' if acts else 'loss'} {_figure(pl_module, value)}")
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, *args: Any
@@ -138,21 +145,35 @@ class RunProgress(ProgressBar):
         self._evaluated = min(self._evaluated + batch.tasks * trainer.world_size, total)
         if self._meter is not None and self._meter.wants():
             value = module.metric_so_far()
-            text = what if value is None else f"{what}, {module.objective.metric} {value:.3f}"
+            text = what if value is None else f"{what}, {module.objective.metric} {_figure(module, value)}"
             self._meter.show(self._evaluated, text, self._evaluated)
 
     # -- the bar ---------------------------------------------------------------------------------------------------
 
-    def _open(self, title: str, total: float, *, unit: str, done: int = 0, tasks: int = 0) -> None:
+    def _open(
+        self, title: str, total: float, *, unit: str, done: int = 0, counted: str = TASKS, before: float = 0
+    ) -> None:
         self._close()
         self._evaluated = 0
         if self._shown:
-            self._meter = Meter(title, total, done=done, unit=unit, tasks=tasks)
+            self._meter = Meter(title, total, done=done, unit=unit, counted=counted, before=before)
 
     def _close(self) -> None:
         if self._meter is not None:
             self._meter.close()
             self._meter = None
+
+
+def _counted(trainer: pl.Trainer, module: Any) -> tuple[str, float]:
+    """What is counted in a training, and how many there are: steps in environments where it makes some, else tasks."""
+    if module.objective.acts:
+        return "env steps", module.env_steps + module.env_steps_under_way * trainer.world_size
+    return TASKS, module.tasks_seen + module.tasks_under_way * trainer.world_size
+
+
+def _figure(module: Any, value: float) -> str:
+    """A loss or a metric; returns may be large, and then need no thousandths."""
+    return f"{value:,.1f}" if module.objective.acts and abs(value) >= 10 else f"{value:.3f}"
 
 
 def _planned_iterations(trainer: pl.Trainer, module: Any) -> float:

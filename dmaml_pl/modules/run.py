@@ -23,7 +23,7 @@ from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.modules.evaluating import EvaluatedModule
 from dmaml_pl.modules.memory import PeakMemory
-from dmaml_pl.modules.metrics import env_steps_of, log_run
+from dmaml_pl.modules.metrics import ENV_STEPS, env_steps_of, log_run
 from dmaml_pl.modules.outer_step import OuterStep
 from dmaml_pl.objectives import Objective
 from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
@@ -39,7 +39,9 @@ class RunModule(EvaluatedModule):
         runs_done: runs since the start of the training.
         tasks_seen: tasks that all workers have seen in them.
         tasks_under_way: tasks that this worker has seen in the run under way.
+        env_steps_under_way: those that this worker has made in the run under way.
         iteration: number of the meta-iteration under way within its run.
+        latest: what the last meta-iteration gave on this worker, by name.
         memory: what the training takes of it.
     """
 
@@ -58,7 +60,9 @@ class RunModule(EvaluatedModule):
         self.tasks_seen = 0
         self.tasks_under_way = 0
         self.env_steps = 0
+        self.env_steps_under_way = 0
         self.iteration = 0
+        self.latest: dict[str, float | Tensor] = {}
         self._validated_on: TaskBatch | None = None
         self._before_merge: tuple[Tensor, Any] | None = None
 
@@ -105,7 +109,8 @@ class RunModule(EvaluatedModule):
                 if failure is None:
                     rows[-1] |= self._step(engine, batch, outer, strategy, outcome.loss)
                 seen += batch.tasks
-                self.tasks_under_way = seen
+                self.tasks_under_way, self.latest = seen, rows[-1]
+                self.env_steps_under_way += int(rows[-1].get(ENV_STEPS, 0))
                 if failure is not None:
                     break
                 for tell in listeners:
@@ -127,7 +132,7 @@ class RunModule(EvaluatedModule):
             report |= self._own_validation(strategy.validation_tasks)
         self.runs_done += 1
         self.tasks_seen += seen
-        self.tasks_under_way = 0
+        self.tasks_under_way = self.env_steps_under_way = 0
         report["seconds"], report["cpu_seconds"] = clock.seconds(), clock.cpu_seconds()
         return report
 
