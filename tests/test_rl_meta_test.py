@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from dmaml_pl import DMAMLStrategy, MetaLearning, PolicyGradient
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.figures import plot_adaptation_curve
 from dmaml_pl.evaluation.policy_baseline import STEP_SIZES, PolicyBaseline, PolicyBaselineTraining
+from dmaml_pl.evaluation.rendering import print_result
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.rollouts.data import EnvironmentDataModule
+from dmaml_pl.tracking.description import describe_training
 from tests.policies import small_navigation, small_policy
 from tests.recipes import same, small_trainer, state_of
 from tests.workers import in_workers
@@ -183,3 +186,36 @@ def test_environments_that_draw_nothing_have_no_such_figure(tmp_path: Path) -> N
     data = Hidden(rollouts=4, horizon=10, meta_batch=3, val_tasks=4, test_tasks=4, seed=0)
     small_trainer(callbacks=[report]).test(module, data, verbose=False)
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["adaptation_curve.png"]
+
+
+def test_the_report_tells_of_returns_and_of_no_query_sets(
+    reported: tuple[Path, MetaLearning], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (reported[0] / "report.md").read_text()
+    assert re.search(
+        r"\*\*Return -\d+\.\d\d ± \d+\.\d\d\*\* after 1 step of adaptation to each of 4 held-out tasks \(higher", text
+    )
+    assert "- knows the task: what whoever is told the task can reach." in text
+    made = re.findall(r"^\| ([\w-]+) +\| (.+?) +\| (.+?) +\|$", text, re.MULTILINE)
+    assert {("data", "rollouts", "4"), ("data", "horizon", "10"), ("training", "steps in environments", "1440")} < set(
+        made
+    )
+    found = json.loads((reported[0] / "report.json").read_text())
+    assert (found["metric"], found["better"]) == ("return", "max")
+    assert found["networks"] == ["trained", "baseline", "untrained", "oracle"]
+    assert reported[1].meta_test is not None
+    print_result(reported[1].meta_test)
+    printed = capsys.readouterr().out
+    assert "Return of 4 held-out tasks\n" in printed
+    assert "quer" not in printed
+
+
+def test_mlflow_tells_how_many_steps_in_environments_there_were_and_leads_to_curves_over_them() -> None:
+    figures = {"train/run": 2.0, "train/tasks_seen": 60.0, "train/env_steps": 12_000.0, "val/return": -20.0}
+    text = describe_training(figures, "FINISHED", "", "dmaml fit", "unknown", "1")
+    assert "after 2 runs, 60 tasks seen and 12 000 steps in environments" in text
+    assert "viewStateShareKey=by-env-steps" in text
+    del figures["train/env_steps"]
+    plain = describe_training(figures, "FINISHED", "", "dmaml fit", "unknown", "1")
+    assert "after 2 runs and 60 tasks seen" in plain
+    assert "env-steps" not in plain

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.studies.plan import Point, Request, Training
 from dmaml_pl.studies.report import as_shown, number
-from dmaml_pl.studies.results import Curve, Group, curve_of, final, smooth
+from dmaml_pl.studies.results import Curve, Group, curve_of, final, placed_on, smooth
 from dmaml_pl.studies.search import runs_to
 from dmaml_pl.studies.space import Space, corners, extremes, read_space
+from dmaml_pl.studies.workers import PLOTTED
 
 RUNS = {
     "train/run": {10: 1.0, 20: 2.0, 30: 3.0},
@@ -186,3 +187,16 @@ def test_the_extremes_of_a_setting_are_the_ends_of_its_range_or_its_least_and_gr
     assert [extremes(name, space[name]) for name in "abc"] == [(5, 200), (1e-4, 0.5), (2, 8)]
     with pytest.raises(ConfigError, match="d is x, but must be numbers for a sweep with --target"):
         extremes("d", space["d"])
+
+
+def test_trainings_in_environments_are_placed_on_their_steps_there_and_others_on_tasks() -> None:
+    made = RUNS | {"train/env_steps": {10: 1000.0, 20: 2000.0, 30: 3000.0}}
+    acting = Group("a", (curve_of("a", 0, {10: -3.0, 30: -1.0}, made, communicates=True),), "max")
+    assert acting.mean["env_steps"].tolist() == [1000, 3000]
+    assert acting.cost(-2.0)["env_steps_to_target"] == 3000
+    assert acting.summary("val/return")["env_steps"] == 3000
+    plain = Group("a", (curve(0, 3.0, 1.0, 1.0),), "min")
+    assert "env_steps" not in plain.mean
+    assert not {"env_steps", "env_steps_to_target"} & (plain.cost(2.0).keys() | plain.summary("val/loss").keys())
+    assert placed_on([acting], PLOTTED) == ["run", "env_steps", "wall_seconds", "computed_wall_seconds"]
+    assert placed_on([acting, plain], PLOTTED) == placed_on([plain], PLOTTED) == list(PLOTTED)

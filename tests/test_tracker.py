@@ -614,10 +614,14 @@ def test_an_experiment_has_views_over_runs_and_tasks_seen_which_a_user_may_chang
     experiment = store.get_experiment_by_name("dmaml")
     assert experiment is not None
     axes = {}
-    for view in ("by-run", "by-tasks"):
+    for view in ("by-run", "by-tasks", "by-env-steps"):
         axis = json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])["globalLineChartConfig"]
         axes[view] = (axis["xAxisKey"], axis["selectedXAxisMetricKey"])
-    assert axes == {"by-run": ("metric", "train/run"), "by-tasks": ("metric", "train/tasks_seen")}
+    assert axes == {
+        "by-run": ("metric", "train/run"),
+        "by-tasks": ("metric", "train/tasks_seen"),
+        "by-env-steps": ("metric", "train/env_steps"),
+    }
     store.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.by-run", "{}")
     make(folder).open()
     changed = store.get_experiment_by_name("dmaml")

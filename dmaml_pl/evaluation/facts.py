@@ -33,6 +33,7 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
             "meta-iterations of each worker": module.meta_iterations,
             "runs": module.runs_done,
             "tasks seen": module.tasks_seen,
+            **({"steps in environments": module.env_steps} if module.env_steps else {}),
             "workers": module.trained_by or trainer.world_size,
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         },

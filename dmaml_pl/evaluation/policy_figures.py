@@ -40,6 +40,8 @@ def plot_policies(result: MetaTest, module: Any, data: Any, count: int, folder: 
 
 def plot_learning_curve(validations: Sequence[Validation], inner_steps: int, path: Path) -> None:
     """Mean return, with 95 % confidence bands, over steps in environments, before and after adaptation."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415 - takes a second, and is needed rarely
+
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     places, last = [each.env_steps for each in validations], len(validations[0].returns) - 1
@@ -51,16 +53,8 @@ def plot_learning_curve(validations: Sequence[Validation], inner_steps: int, pat
         axes.plot(places, mean, color=colour, marker="o", markersize=3, linewidth=1.4, label=after(step))
         axes.fill_between(places, below, above, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="steps in environments, of all workers", ylabel="return")
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_title("Return of the validation tasks (mean, 95 % confidence)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(shown), frameon=False, fontsize=9)
     figure.savefig(path)
-
-
-def _thousands(value: float, place: float) -> str:
-    """A count as it fits below an axis."""
-    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"

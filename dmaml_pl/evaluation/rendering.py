@@ -19,7 +19,8 @@ JSON_VERSION = 2
 
 def print_result(result: MetaTest) -> None:
     """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks."""
-    title = f"{result.objective.title.capitalize()} on the query sets of {result.tasks} held-out tasks"
+    where = "of" if result.objective.acts else "on the query sets of"
+    title = f"{result.objective.title.capitalize()} {where} {result.tasks} held-out tasks"
     # As in the MAML paper, and the training's, and the last.
     steps = sorted({step for step in (0, 1, 5, 10, result.inner_steps, result.steps) if step <= result.steps})
     print_table(_rows(result, steps), title)
@@ -90,7 +91,13 @@ def _rows(result: MetaTest, steps: Sequence[int]) -> list[dict[str, Any]]:
 
 def _cell(result: MetaTest, network: str, step: int) -> str:
     row = result.row(step)
-    return f"{row[network]:.4f} ± {row[f'{network}_ci95']:.4f}"
+    digits = _digits(result)
+    return f"{row[network]:.{digits}f} ± {row[f'{network}_ci95']:.{digits}f}"
+
+
+def _digits(result: MetaTest) -> int:
+    """Decimals of the metric; returns are large, and vary by more."""
+    return 2 if result.objective.acts else 4
 
 
 def _advantage(result: MetaTest) -> str:
@@ -99,10 +106,10 @@ def _advantage(result: MetaTest) -> str:
         return ""
     mean, width = result.advantage
     word = "higher" if (mean > 0) == (result.objective.better == "max") else "lower"
-    sure = "" if abs(mean) > width else ", which is within chance"
+    sure, digits = "" if abs(mean) > width else ", which is within chance", _digits(result)
     return (
         f"After {_steps(result.inner_steps)} the {result.objective.title} of the meta-trained network is {word} by "
-        f"{abs(mean):.4f} ± {width:.4f} than that of the baseline, on the same tasks{sure}."
+        f"{abs(mean):.{digits}f} ± {width:.{digits}f} than that of the baseline, on the same tasks{sure}."
     )
 
 

@@ -21,6 +21,7 @@ _METRICS = re.compile(r"^(?:val|test)/(?!.*_step_)")
 _PLACES = ("trainer.logger", "checkpoint.dirpath", "report.folder", "predictions.file")
 """Settings that say where something is put, not how was trained."""
 
+_ENV_STEPS = "train/env_steps"
 _TAGS = {"dmaml.engine": "engine", "mlflow.source.git.commit": "git commit"}
 
 
@@ -105,6 +106,7 @@ def _table(trainings: Mapping[str, Run]) -> str:
             "status": run.info.status,
             "runs": number(run.data.metrics.get("train/run")),
             "tasks seen": number(run.data.metrics.get("train/tasks_seen")),
+            **({"env steps": number(run.data.metrics[_ENV_STEPS])} if _ENV_STEPS in run.data.metrics else {}),
             **{name: run.data.tags[tag][:12] for tag, name in _TAGS.items() if tag in run.data.tags},
         }
     )
@@ -119,7 +121,7 @@ def _table(trainings: Mapping[str, Run]) -> str:
 def _plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None, path: Path) -> str:
     """Plot a metric of all trainings over runs, tasks and time; returns the metric's name."""
     from dmaml_pl.studies.plots import plot_curves  # noqa: PLC0415 - after the help was asked for
-    from dmaml_pl.studies.results import RUN_METRICS, Group, curve_of  # noqa: PLC0415 - after the help was asked for
+    from dmaml_pl.studies.results import RUN_METRICS, Group, curve_of, placed_on  # noqa: PLC0415 - after the help was asked for
 
     common = set.intersection(*(set(run.data.metrics) for run in trainings.values()))
     shared = sorted(name for name in common if _METRICS.match(name) and re.match("val/(?!.*_ci95)", name))
@@ -142,7 +144,7 @@ def _plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None
         curve = curve_of(label, 0, history(run, chosen), runs, communicates=bool(runs["merge/seconds"]))
         groups.append(Group(label, (curve,), "min"))
     try:
-        plot_curves(groups, PLOTTED, chosen, chosen, path)
+        plot_curves(groups, placed_on(groups, PLOTTED), chosen, chosen, path)
     except OSError as error:
         raise TrackingError(f"--output {path} cannot be written: {error.strerror}.") from error
     return chosen

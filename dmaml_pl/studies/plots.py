@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from dmaml_pl.studies.results import AXES, Group
 
@@ -26,7 +27,9 @@ def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title
             if len(group.curves) > 1:
                 panel.fill_between(places, *group.band, color=colour, alpha=0.18, linewidth=0)
         panel.set_xlabel(AXES[axis])
-        if not axis.endswith("seconds"):
+        if axis == "env_steps":
+            panel.xaxis.set_major_formatter(EngFormatter())
+        elif not axis.endswith("seconds"):
             panel.locator_params(axis="x", integer=True)
         panel.spines[["top", "right"]].set_visible(False)
     for row in grid:

@@ -7,7 +7,7 @@ wall time takes, in place of the slowest worker's seconds, the seconds that it w
 Legend: V validations of a training, S its seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,14 +26,19 @@ AXES = {
     "run": "runs",
     "meta_iterations": "meta-iterations of a worker",
     "tasks_seen": "tasks seen by all workers",
+    "env_steps": "steps in environments by all workers",
     "wall_seconds": "wall time, measured (s)",
     "computed_wall_seconds": "wall time on one machine per worker, computed (s)",
 }
-"""What a validation can be placed on, with titles; the last two are sums from the beginning of the training."""
+"""What a validation can be placed on, with titles; the last two are sums from the beginning of the training.
+
+Only trainings in environments make steps there.
+"""
 
 _RUN, _TASKS, _SECONDS, _CPU = "train/run", "train/tasks_seen", "train/run_seconds", "train/run_cpu_seconds"
+_ENV_STEPS = "train/env_steps"
 _MERGE, _TRANSFER = "merge/seconds", "merge/transfer_seconds"
-RUN_METRICS = (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER)
+RUN_METRICS = (_RUN, _TASKS, _SECONDS, _CPU, _MERGE, _TRANSFER, _ENV_STEPS)
 """What a curve needs to know of each run."""
 
 
@@ -83,7 +88,7 @@ def curve_of(
         runs: `RUN_METRICS` at the end of each run.
         communicates: whether there is more than one worker, so that there are merges.
     """
-    ends = pd.DataFrame({name: pd.Series(runs[name], dtype=float) for name in RUN_METRICS})
+    ends = pd.DataFrame({name: pd.Series(runs.get(name, {}), dtype=float) for name in RUN_METRICS})
     ends = ends.loc[sorted(runs[_SECONDS])].fillna(dict.fromkeys((_RUN, _TASKS, _MERGE, _TRANSFER), 0.0))
     # Of a single merge worker 0's waiting for the slowest is not known apart: it is told with the merge after it.
     merge = ends[_TRANSFER if runs[_TRANSFER] else _MERGE] if communicates else 0.0
@@ -92,6 +97,7 @@ def curve_of(
             "run": ends[_RUN].astype(int),
             "meta_iterations": ends.index,
             "tasks_seen": ends[_TASKS].astype(int),
+            **({"env_steps": ends[_ENV_STEPS]} if runs.get(_ENV_STEPS) else {}),
             "wall_seconds": (ends[_SECONDS] + merge).cumsum(),
             "computed_wall_seconds": (ends[_CPU] + merge).cumsum(),
         }
@@ -123,6 +129,10 @@ class Group:
         length = min(len(curve.validations) for curve in self.curves)
         return pd.concat([curve.validations.head(length) for curve in self.curves])
 
+    def axes(self, wanted: Iterable[str]) -> list[str]:
+        """Those of some axes that all of its trainings can be placed on."""
+        return [axis for axis in wanted if all(axis in curve.validations for curve in self.curves)]
+
     @cached_property
     def mean(self) -> pd.DataFrame:
         """Axes and metric of each validation, over the seeds, (V,)."""
@@ -152,7 +162,7 @@ class Group:
             "sd": spread["final"],
             f"best {metric}": values.max() if self.better == "max" else values.min(),
             "runs": mean["run"],
-            **mean[["tasks_seen", *times]],
+            **mean[[*self.axes(("tasks_seen", "env_steps")), *times]],
             **spread[times].add_suffix("_sd"),
         }
 
@@ -160,8 +170,15 @@ class Group:
         """Where, on each axis, the smoothed mean over the seeds is first as good as `target`; nan if nowhere."""
         smoothed = smooth(self.mean["metric"])
         reached = smoothed >= target if self.better == "max" else smoothed <= target
-        place = self.mean.loc[reached, list(AXES)].iloc[0] if reached.any() else pd.Series(np.nan, list(AXES))
+        axes = self.axes(AXES)
+        place = self.mean.loc[reached, axes].iloc[0] if reached.any() else pd.Series(np.nan, axes)
         return {f"{axis}_to_target": float(value) for axis, value in place.items()}
+
+
+def placed_on(groups: Sequence[Group], axes: Iterable[str]) -> list[str]:
+    """The axes to plot over: in environments, where a task may take any number of steps, these in place of tasks."""
+    in_environments = all(group.axes(["env_steps"]) for group in groups)
+    return [("env_steps" if axis == "tasks_seen" and in_environments else axis) for axis in axes]
 
 
 def smooth(values: pd.Series) -> pd.Series:

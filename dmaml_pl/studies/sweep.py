@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dmaml_pl.studies.plan import Point, label_of
 from dmaml_pl.studies.plots import COLOURS, DPI, plot_curves
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, number, publish
-from dmaml_pl.studies.results import Group, deviation, final
+from dmaml_pl.studies.results import Group, deviation, final, placed_on
 from dmaml_pl.studies.search import Search, SearchSettings, Trial
 from dmaml_pl.studies.settings_files import as_settings
 from dmaml_pl.studies.space import corners
@@ -92,7 +92,9 @@ def _report(study: Study, best: Sequence[tuple[Search, Trial, Group]]) -> Report
         "trials.csv": pd.DataFrame([_row(search, trial, target) for search in searches for trial in search.trials]),
     }
     plots = {
-        "best.png": partial(plot_curves, groups, PLOTTED, metric, f"{name}: {metric} at the best setting"),
+        "best.png": partial(
+            plot_curves, groups, placed_on(groups, PLOTTED), metric, f"{name}: {metric} at the best setting"
+        ),
         "search.png": partial(_plot_search, searches, objective, f"{name}: the search"),
     }
     return Report(f"Best settings by number of workers, for {objective}", tables, shown, notes, plots)

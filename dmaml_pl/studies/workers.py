@@ -12,7 +12,7 @@ from dmaml_pl.console.tables import NOTHING
 from dmaml_pl.studies.plan import Point, label_of
 from dmaml_pl.studies.plots import plot_curves
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, compare_points, number
-from dmaml_pl.studies.results import Group, final
+from dmaml_pl.studies.results import Group, final, placed_on
 from dmaml_pl.studies.settings_files import Settings
 from dmaml_pl.studies.study import Study
 
@@ -40,17 +40,17 @@ def _report(study: Study, found: Mapping[Point, Group], target: float | None) ->
             for point, group in found.items()
         ]
     )
-    runs = table["run_to_target"]
+    runs, acts = table["run_to_target"], "env_steps" in table
     shown: Columns = {
         "workers": "workers",
         f"final {metric}": (f"final {metric}", "sd"),
         "best": f"best {metric}",
         f"runs to {number(target)}": "run_to_target",
         "times fewer": "times_fewer_runs",
-        "tasks to it": "tasks_seen_to_target",
+        **({"env steps to it": "env_steps_to_target"} if acts else {"tasks to it": "tasks_seen_to_target"}),
         "computed s to it": "computed_wall_seconds_to_target",
         "runs": "runs",
-        "tasks seen": "tasks_seen",
+        **({"env steps": "env_steps"} if acts else {"tasks seen": "tasks_seen"}),
         "wall s measured": ("wall_seconds", "wall_seconds_sd"),
         "wall s computed": ("computed_wall_seconds", "computed_wall_seconds_sd"),
     }
@@ -59,6 +59,12 @@ def _report(study: Study, found: Mapping[Point, Group], target: float | None) ->
         f"trailing mean over a tenth of the validations, is at least as good ({NOTHING}: it never is)."
     )
     title = f"{metric} by number of workers"
-    plot = partial(plot_curves, [*found.values()], PLOTTED, metric, f"{study.base.experiment_name}: {title}")
+    plot = partial(
+        plot_curves,
+        [*found.values()],
+        placed_on([*found.values()], PLOTTED),
+        metric,
+        f"{study.base.experiment_name}: {title}",
+    )
     tables = {"table.csv": table.assign(times_fewer_runs=runs.iloc[0] / runs)}
     return Report(title, tables, shown, [SMOOTHED, reached, COMPUTED], {"workers.png": plot})

@@ -2,15 +2,18 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dmaml_pl.tracking.views import VIEWS, view_page
+from dmaml_pl.tracking.views import ENV_STEPS, VIEWS, view_page
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as an MLflow run's description, as Markdown."""
 
 _MARK = "<!-- by dmaml -->"  # not shown; what a person wrote has none, and is left alone
 _HEADLINE = re.compile(r"^(?:test|val)/(?!.*(?:_step_\d+|_ci95|_worker_\d+)$)|^train/loss$")
+COUNTS = {"train/run": "runs", "train/tasks_seen": "tasks seen", ENV_STEPS: "steps in environments"}
+"""What is counted in a training, in words."""
+
 _ENDED = {"FINISHED": "Finished", "FAILED": "Failed", "KILLED": "Stopped from outside", "RUNNING": "Under way"}
 
 
@@ -26,12 +29,8 @@ def describe_training(
 
     An `error` may be empty, a `commit` "unknown"; the experiment's views show curves beside those of others.
     """
-    counts = [
-        f"{figures[name]:,.0f} {what}".replace(",", " ")
-        for name, what in (("train/run", "runs"), ("train/tasks_seen", "tasks seen"))
-        if name in figures
-    ]
-    lines = [f"**{_ENDED[outcome]}**" + (f" after {' and '.join(counts)}" if counts else "")]
+    counts = [f"{figures[name]:,.0f} {what}".replace(",", " ") for name, what in COUNTS.items() if name in figures]
+    lines = [f"**{_ENDED[outcome]}**" + (f" after {_listed(counts)}" if counts else "")]
     if error:
         lines += ["", f"`{error[:500]}`"]
     shown = []
@@ -41,12 +40,18 @@ def describe_training(
         shown.append(f"{name} **{figures[name]:.4g}" + ("**" if width is None else f" ± {width:.2g}**"))
     if shown:
         lines += ["", " · ".join(shown)]
-    links = " or ".join(f"[{key.replace('-', ' ')}]({view_page(experiment_id, key)})" for key in VIEWS)
+    views = [key for key, metric in VIEWS.items() if metric != ENV_STEPS or metric in figures]
+    links = " or ".join(f"[{key.replace('-', ' ')}]({view_page(experiment_id, key)})" for key in views)
     lines += ["", f"Curves beside those of the experiment's other trainings: {links}."]
     at = "" if commit == "unknown" else f" (at git commit `{commit[:12]}`)"
     lines += ["", f"The same again{at}:", "", "```", wrap(command), "```", ""]
     lines += ["or, from the artifact `config.yaml`:", "", "```", "dmaml fit --config config.yaml", "```", _MARK]
     return "\n".join(lines)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def wrap(command: str, width: int = 78) -> str:

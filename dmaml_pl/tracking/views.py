@@ -1,4 +1,4 @@
-"""Views of an experiment for MLflow's UI: all its trainings' curves over runs, or over the tasks they have seen.
+"""Views of an experiment for MLflow's UI: its trainings' curves over runs, tasks seen, or steps in environments.
 
 MLflow keeps a view that somebody shares as a tag of the experiment, and shows it at an address with the view's key. A
 view of ours sets the horizontal axis of all charts, and shows the losses and the metric of validation first; clearing
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-VIEWS = {"by-run": "train/run", "by-tasks": "train/tasks_seen"}
+ENV_STEPS = "train/env_steps"
+"""What only trainings in environments have."""
+
+VIEWS = {"by-run": "train/run", "by-tasks": "train/tasks_seen", "by-env-steps": ENV_STEPS}
 """Metric on the horizontal axis, by the view's key."""
 
 _TAG = "mlflow.sharedViewState."
