@@ -29,7 +29,12 @@ class GymnasiumTasks(EnvironmentDataModule):
 
     Raises:
         ConfigError: `processes` is less than 0.
+
+    Attributes:
+        names_code: the setting that says where code is to be found, which a checkpoint of somebody else is not to.
     """
+
+    names_code = ("environment",)
 
     def __init__(
         self,

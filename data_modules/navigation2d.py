@@ -5,12 +5,14 @@ Legend: T tasks, B rollouts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.data import EnvironmentDataModule
 from dmaml_pl.rollouts.environments import Environments, Step, Task
 from dmaml_pl.rollouts.sampling import Rollouts
@@ -98,7 +100,7 @@ class PointEnvironments(Environments):
 
     def reset(self, tasks: Sequence[Task], rollouts: int, generators: Sequence[torch.Generator]) -> tuple[Any, Tensor]:
         """All begin at the origin."""
-        goal = torch.tensor([task["goal"] for task in tasks]).unsqueeze(1)
+        goal = torch.tensor([task["goal"] for task in tasks], dtype=torch.float32).unsqueeze(1)
         position = torch.zeros(len(tasks), rollouts, 2)
         return PointState(position, goal), position
 
@@ -114,9 +116,20 @@ class PointEnvironments(Environments):
             (away.abs() < REACH).all(-1),
         )
 
+    def check(self, tasks: Sequence[Task]) -> None:
+        """A goal is two numbers."""
+        for task in tasks:
+            goal = task.get("goal")
+            fits = task.keys() == {"goal"} and isinstance(goal, list | tuple) and len(goal) == 2
+            if not fits or not all(isinstance(each, int | float) and math.isfinite(each) for each in goal or ()):
+                raise ConfigError(
+                    f"A task is {task}, but must be goal: [x, y], two numbers; those of training are from "
+                    f"{-self.half_width:g} to {self.half_width:g}."
+                )
+
     def best_return(self, tasks: Sequence[Task], horizon: int) -> Tensor:
         """Straight to the goal: in each direction as fast as it goes, and no further than the goal."""
-        goal = torch.tensor([task["goal"] for task in tasks])
+        goal = torch.tensor([task["goal"] for task in tasks], dtype=torch.float32)
         position, total = torch.zeros_like(goal), torch.zeros(len(goal))
         for _ in range(horizon):
             reached = ((position - goal).abs() < REACH).all(-1)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner
+    from dmaml_pl.adapting.adapted import AdaptedLearner
+    from dmaml_pl.adapting.learner import FewShotLearner
     from dmaml_pl.adapting.loading import load, load_adapted
+    from dmaml_pl.adapting.policy import AdaptedPolicy
     from dmaml_pl.algorithms import (
         ALFA,
         ANIL,
@@ -51,8 +53,10 @@ if TYPE_CHECKING:
     from dmaml_pl.tracking.tracker import MLflowTracker
 
 _NAMES = {
-    "dmaml_pl.adapting.learner": ("AdaptedLearner", "FewShotLearner"),
+    "dmaml_pl.adapting.adapted": ("AdaptedLearner",),
+    "dmaml_pl.adapting.learner": ("FewShotLearner",),
     "dmaml_pl.adapting.loading": ("load", "load_adapted"),
+    "dmaml_pl.adapting.policy": ("AdaptedPolicy",),
     "dmaml_pl.algorithms": (
         "ALFA",
         "ANIL",
@@ -94,6 +98,7 @@ __all__ = [
     "MLP",
     "PMF",
     "AdaptedLearner",
+    "AdaptedPolicy",
     "Algorithm",
     "Backbone",
     "CategoricalMLP",

@@ -1,8 +1,10 @@
 """`dmaml adapt ...`. Light: its help, and its first checks, need no PyTorch."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError
@@ -11,7 +13,8 @@ _FURTHER = """\
 Pictures: --support is a folder with one folder a class, whose names are the classes' names; --query is a picture, a
 folder of pictures, or a folder with folders of the same names, by which the accuracy is told. Regression: both are CSV
 files with a header, their columns a sample's inputs and then its targets; the query file may lack the targets. What
---save has written is a --ckpt, too, then without --support.
+--save has written is a --ckpt, too, then without --support. Environments: --task tells the one that is meant from
+others of its family, such as '{"goal": [0.3, -0.2]}'; the policy acts there, and its returns are told.
 """
 
 
@@ -32,20 +35,33 @@ def main(words: list[str]) -> int:
     return 0
 
 
+def _task(text: str) -> dict[str, Any]:
+    """The type of --task."""
+    wrong = argparse.ArgumentTypeError(f"""is {text}, but must be a JSON object, such as '{{"goal": [0.3, -0.2]}}'""")
+    try:
+        task = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise wrong from error
+    if not isinstance(task, dict):
+        raise wrong
+    return task
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
     """Read the command line, and check what can be checked without PyTorch."""
     parser = Options(
         "dmaml adapt",
-        description="Adapt a trained network to your own samples, and ask it about others.",
+        description="Adapt a trained network to your own samples, and ask it about others; or a policy to a task.",
         epilog=_FURTHER,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of a training, such as best.ckpt")
+    add("--ckpt", type=Path, metavar="FILE", help="checkpoint of a training, such as best.ckpt")
     add("--support", type=Path, metavar="DIR", help="samples to adapt to: a folder of class folders, or a CSV file")
-    add("--query", type=Path, required=True, metavar="DIR_OR_FILE", help="what to ask about: pictures, or a CSV file")
+    add("--query", type=Path, metavar="DIR_OR_FILE", help="what to ask about: pictures, or a CSV file")
+    add("--task", type=_task, metavar="JSON", help="environment to adapt a policy to, in place of samples")
     add("--steps", type=whole(1), metavar="N", help="adaptation steps (default: as many as in training)")
-    add("--output", type=Path, default="predictions.csv", metavar="FILE", help=".csv or .json (default: %(default)s)")
+    add("--output", type=Path, metavar="FILE", help=".csv or .json (default: predictions.csv)")
     add("--save", type=Path, metavar="FILE", help="keep the adapted network, such as ADAPTED.pt")
     add("--onnx", type=Path, metavar="FILE", help="write the adapted network as ONNX")
     add(
@@ -57,7 +73,25 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "names classes of, such as that of your own network; may be repeated",
     )
     asked = parser.parse_args(words)
-    if asked.output.suffix not in (".csv", ".json"):
+    _check_together(asked)
+    _check_files(asked)
+    return asked
+
+
+def _check_together(asked: argparse.Namespace) -> None:
+    """Check that all is there, and that samples are asked about, or a policy is given a task, and not both."""
+    needed = ("ckpt", "query") if asked.task is None else ("ckpt",)
+    if missing := [f"--{option}" for option in needed if getattr(asked, option) is None]:
+        other = " (or --task, for a policy)" if missing == ["--query"] else ""
+        raise ConfigError(f"Not set: {', '.join(missing)}{other}. dmaml adapt --help lists all.")
+    for option in ("support", "query", "output", "onnx") if asked.task is not None else ():
+        if getattr(asked, option) is not None:
+            raise ConfigError(f"--task is given, to which a policy adapts by acting: leave out --{option}.")
+
+
+def _check_files(asked: argparse.Namespace) -> None:
+    """Check that what is to be read is there, and that what is to be written can lie there."""
+    if asked.output is not None and asked.output.suffix not in (".csv", ".json"):
         raise ConfigError(f"--output is {asked.output}, but its name must end in .csv or .json.")
     if not asked.ckpt.is_file():
         raise ConfigError(f"--ckpt is {asked.ckpt}, but there is no such file: give one such as best.ckpt.")
@@ -69,4 +103,3 @@ def _parse(words: list[str]) -> argparse.Namespace:
         path = getattr(asked, option)
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"--{option} is {path}, but must be a file in a folder that is there.")
-    return asked

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from data_modules import TaskDataModule
-from dmaml_pl.adapting.learner import ADAPTED_KEY, AdaptedLearner, FewShotLearner, give_shapes
+from dmaml_pl.adapting.adapted import ADAPTED_KEY, AdaptedLearner, give_shapes
+from dmaml_pl.adapting.learner import FewShotLearner
+from dmaml_pl.adapting.policy import AdaptedPolicy
 from dmaml_pl.adapting.recipe import build, of_today
 from dmaml_pl.checkpoints import CONFIG_KEY, check_fits
 from dmaml_pl.checkpoints.lookup import read_plain
@@ -46,7 +48,7 @@ def load_adapted(path: str | Path, module: MetaLearning | None = None, trust: Se
     if isinstance(learner, FewShotLearner):
         raise CheckpointError(
             f"{path} is the checkpoint of a training, and not adapted to anything yet: adapt it first, with "
-            "dmaml_pl.load(...).adapt(x, y), or dmaml adapt --support."
+            "dmaml_pl.load(...).adapt(x, y), or dmaml adapt --support; a policy with adapt_to(task), or --task."
         )
     return learner
 
@@ -70,8 +72,9 @@ def load_either(
         module.scaling = Scaling(**content["scaling"])
     if adapted is None:
         return FewShotLearner(module, config, data)
-    own = tuple(adapted["classes"]), adapted["steps"], adapted["support"]
-    return AdaptedLearner(module.network, module.objective, module.shapes, module.scaling, config, data, *own)
+    of_kind = AdaptedPolicy if module.objective.acts else AdaptedLearner
+    own = adapted | {"classes": tuple(adapted["classes"])}
+    return of_kind(module.network, module.objective, module.shapes, module.scaling, config, data, **own)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,15 +1,19 @@
-"""What `dmaml adapt` does: reads a user's samples, adapts to them, and predicts others."""
+"""What `dmaml adapt` does: reads a user's samples, adapts to them, and predicts others; or has a policy act."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dmaml_pl.adapting.adapted import AdaptedLearner
 from dmaml_pl.adapting.answers import Answers
 from dmaml_pl.adapting.columns import read_columns
 from dmaml_pl.adapting.folders import find_pictures
-from dmaml_pl.adapting.learner import AdaptedLearner, FewShotLearner
+from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.adapting.loading import load_either
 from dmaml_pl.adapting.onnx import check_can_export
+from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import CheckpointError, ConfigError, DataError
 from dmaml_pl.tasks import NamedColumns, SampleReader
 
@@ -18,9 +22,10 @@ def adapt_and_predict(
     *,
     ckpt: Path,
     support: Path | None,
-    query: Path,
+    query: Path | None,
+    task: dict[str, Any] | None,
     steps: int | None,
-    output: Path,
+    output: Path | None,
     save: Path | None,
     onnx: Path | None,
     trust: list[str],
@@ -33,14 +38,20 @@ def adapt_and_predict(
     if onnx is not None:
         check_can_export()
     learner = load_either(ckpt, trust=trust)
+    _check_kind(ckpt, learner, task)
     if isinstance(learner, AdaptedLearner):
-        for option, value in (("--support", support), ("--steps", steps), ("--save", save)):
+        for option, value in (("--support", support), ("--task", task), ("--steps", steps), ("--save", save)):
             if value is not None:
                 raise ConfigError(f"--ckpt {ckpt} is adapted already: leave out {option}, or give a training's.")
+    elif task is not None:
+        _adapt_policy(learner, task, steps, save)
+        return
     elif support is None:
         raise ConfigError(f"Not set: --support, the samples to adapt {ckpt} to. dmaml adapt --help says more.")
     if not learner.shapes:
         raise CheckpointError(f"--ckpt {ckpt} does not say what samples its network takes: use it in Python.")
+    assert query is not None, "only a task needs none"  # noqa: S101
+    output = Path("predictions.csv") if output is None else output
     of_kind = _of_pictures if learner.objective.name == "classification" else _of_columns
     adapted, answers = of_kind(learner, support or Path(), query, steps)  # of an adapted one it is not read
     answers.write(output, {"checkpoint": str(ckpt), "steps": adapted.steps, "support_samples": adapted.support})
@@ -55,6 +66,41 @@ def adapt_and_predict(
     if onnx is not None:
         adapted.to_onnx(onnx)
         print(f"ONNX: {onnx}")
+
+
+def _check_kind(ckpt: Path, learner: FewShotLearner | AdaptedLearner, task: dict[str, Any] | None) -> None:
+    """Check that policies are given tasks, and other networks samples.
+
+    Raises:
+        ConfigError: what is to be given instead.
+    """
+    if not learner.objective.acts:
+        if task is not None:
+            raise ConfigError(f"--ckpt {ckpt} was trained on samples: in place of --task give --support and --query.")
+    elif isinstance(learner, AdaptedLearner):
+        raise ConfigError(
+            f"--ckpt {ckpt} is a policy that is adapted already: use it in Python, "
+            "dmaml_pl.load_adapted(FILE).act(observations)."
+        )
+    elif task is None:
+        raise ConfigError(
+            f"--ckpt {ckpt} was trained in environments: in place of --support and --query give --task, such as "
+            """--task '{"goal": [0.3, -0.2]}'."""
+        )
+
+
+def _adapt_policy(learner: FewShotLearner, task: dict[str, Any], steps: int | None, save: Path | None) -> None:
+    """Adapt to a task by rollouts, and tell the returns."""
+    adapted = learner.adapt_to(task, steps)
+    rows: list[dict[str, Any]] = []
+    for step, (mean, width) in enumerate(zip(adapted.returns, adapted.ci95, strict=True)):
+        row = {"adaptation steps": step, "return": f"{mean:.2f} ± {width:.2f}"}
+        rows.append(row if adapted.best is None else row | {"knows the task": f"{adapted.best:.2f}"})
+    print_table(rows, f"Return in {json.dumps(task)}")
+    print(f"mean ± half width of the 95 % confidence interval over {adapted.support} rollouts; 0 steps: unadapted")
+    if save is not None:
+        adapted.save(save)
+        print(f"Adapted policy: {save}")
 
 
 def _of_pictures(

@@ -62,6 +62,8 @@ def build(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str] = ()
     arguments = (settings.get("init_args") or {}) | (settings.get("dict_kwargs") or {})
     # What is in the checkpoint is not read from files, which may have moved.
     arguments |= dict.fromkeys(arguments.keys() & set(getattr(made, "in_checkpoint", ())))
+    for name in getattr(made, "names_code", ()):
+        _check_code(str(arguments.get(name, "")), trust)
     try:
         return made(**{name: _value(value, trust) for name, value in arguments.items() if name not in _FOR_TRAINING})
     except (TypeError, ValueError) as error:
@@ -78,20 +80,42 @@ def _value(value: Any, trust: Sequence[str]) -> Any:
     return build(value, (nn.Module, Objective, InnerOptimizer), trust)
 
 
+def _check_code(path: str, trusted: Sequence[str]) -> None:
+    """Check what a setting names, to be made later: a class path, or an id of gymnasium's, which may name a module.
+
+    Raises:
+        CheckpointError: it is not trusted.
+    """
+    before, colon, _ = path.partition(":")
+    if colon and not is_trusted(before, trusted):
+        raise _stranger(path, before)
+    if "." in path and not colon:
+        _resolved(path, trusted)
+
+
 def _find(path: str, trusted: Sequence[str]) -> type[Any]:
+    found = _resolved(path, trusted)
+    if not isinstance(found, type):
+        raise CheckpointError(f"it names {path}, which is not a class")
+    return found
+
+
+def _resolved(path: str, trusted: Sequence[str]) -> Any:
+    """What a dotted name means, if both where it is named and where it is from are trusted."""
     module, _, name = path.rpartition(".")
-    stranger = CheckpointError(
-        f"it names {path}, which comes with neither dmaml_pl nor PyTorch, and a file from someone else may name any "
-        f"code: if you trust it, give --trust {module.partition('.')[0] or path} (trust=[...] in Python)"
-    )
     if not is_trusted(module, trusted):
-        raise stranger
+        raise _stranger(path, module)
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"it names {path}, which is not there ({error})") from error
-    if not isinstance(found, type):
-        raise CheckpointError(f"it names {path}, which is not a class")
-    if not is_trusted(found.__module__, trusted):  # imported there from elsewhere
-        raise stranger
+    if not is_trusted(getattr(found, "__module__", None) or module, trusted):  # imported there from elsewhere
+        raise _stranger(path, module)
     return found
+
+
+def _stranger(path: str, module: str) -> CheckpointError:
+    return CheckpointError(
+        f"it names {path}, which comes with neither dmaml_pl nor PyTorch, and a file from someone else may name any "
+        f"code: if you trust it, give --trust {module.partition('.')[0] or path} (trust=[...] in Python)"
+    )

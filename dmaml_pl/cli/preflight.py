@@ -12,6 +12,7 @@ from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
+from dmaml_pl.tasks import ActingSource
 
 
 def check_before(
@@ -30,6 +31,11 @@ def check_before(
         DmamlError: names the setting that cannot work.
     """
     split: Literal["val", "test"] = "val" if stage in ("fit", "validate") else "test"
+    if stage == "predict" and isinstance(data, ActingSource):
+        raise ConfigError(
+            f"dmaml predict writes predictions of query samples, but data is {type(data).__name__}, which has "
+            "environments: dmaml test tells the returns there, and dmaml adapt those in a task of yours."
+        )
     module.check_workers_can_merge(trainer)
     module.check_trainer(trainer, data)
     if stage == "fit":
@@ -47,7 +53,7 @@ def check_before(
         data.test_dataloader()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
         if isinstance(callback, ModelRegistrar) and stage == "fit":
-            callback.check(trainer)
+            callback.check(trainer, data)
         if isinstance(callback, MetaTestReport) and meta_test:
             callback.check_writable(trainer)
         if isinstance(callback, PredictionWriter) and stage == "predict":

@@ -213,8 +213,13 @@ def adapted_weights(learner: MetaLearner, objective: Objective, x: Tensor, y: Te
         steps: steps of the inner loop.
     """
     x, y = x.unsqueeze(0), y.unsqueeze(0)
+    return weights_adapted_to(learner, objective, TaskBatch.of(x, y, x, y), steps)
+
+
+def weights_adapted_to(learner: MetaLearner, objective: Objective, batch: TaskBatch, steps: int) -> Weights:
+    """As `adapted_weights`, to one task with a T axis, which may have a support set for each step."""
     buffers = dict(learner.network.named_buffers())
-    tasks = loop.NetworkTasks(learner.network, buffers, objective, TaskBatch.of(x, y, x, y), one_by_one)
+    tasks = loop.NetworkTasks(learner.network, buffers, objective, batch, one_by_one)
     weights = loop.steps_of(learner, learner.meta(), tasks, steps)[-1]
     return {name: weight.detach().squeeze(0) for name, weight in weights.items()}
 

@@ -22,7 +22,7 @@ from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.adapting.loading import load
 from dmaml_pl.adapting.recipe import EVERYTHING, TRUSTED, classes_named, is_trusted
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import Scaling, TaskBatch
+from dmaml_pl.tasks import ActingSource, Scaling, TaskBatch
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 if TYPE_CHECKING:
@@ -47,12 +47,17 @@ class ModelRegistrar(pl.Callback):
             raise ConfigError(f"register is {name!r}, but must be a name without / and :.")
         self.name = name
 
-    def check(self, trainer: pl.Trainer) -> None:
+    def check(self, trainer: pl.Trainer, data: Any = None) -> None:
         """Check that there will be something to log, and where.
 
         Raises:
-            ConfigError: names the setting of the Trainer.
+            ConfigError: names the setting of the Trainer, or the data has environments.
         """
+        if isinstance(data, ActingSource):
+            raise ConfigError(
+                f"register is {self.name}, but a policy adapts by acting in environments, which no request brings: "
+                "leave it out."
+            )
         if not any(isinstance(logger, MLflowTracker) for logger in trainer.loggers):
             raise ConfigError(f"register is {self.name}, which needs trainer.logger to be dmaml_pl.MLflowTracker.")
         if not trainer.checkpoint_callbacks:
