@@ -207,8 +207,15 @@ def test_conjugate_gradients_solve_a_linear_system_in_as_many_iterations_as_it_h
     torch.manual_seed(0)
     half = torch.randn(6, 6, dtype=torch.float64)
     matrix, wanted = half @ half.T + torch.eye(6).double(), torch.randn(6, dtype=torch.float64)
-    torch.testing.assert_close(matrix @ conjugate_gradients(lambda v: matrix @ v, wanted, 6), wanted)
-    assert not conjugate_gradients(lambda v: matrix @ v, torch.zeros(6).double(), 6).any()
+    torch.testing.assert_close(matrix @ conjugate_gradients(lambda v: matrix @ v, wanted, 6)[0], wanted)
+    assert not conjugate_gradients(lambda v: matrix @ v, torch.zeros(6).double(), 6)[0].any()
+
+
+def test_conjugate_gradients_tell_what_is_left() -> None:
+    matrix, wanted = torch.diag(torch.linspace(1, 9, 9)).double(), torch.ones(9).double()
+    x, rest = conjugate_gradients(lambda v: matrix @ v, wanted, 3)
+    assert rest.norm() > 1e-3
+    torch.testing.assert_close(rest, wanted - matrix @ x)
 
 
 @pytest.mark.parametrize(

@@ -106,12 +106,17 @@ class TrustRegion(AskingOptimizer):
         def damped(vector: Tensor) -> Tensor:
             return flat(product(self.split(vector))) + self.damping * vector
 
-        direction = conjugate_gradients(damped, slope, self.iterations)
-        return direction * torch.sqrt(2 * self.max_kl / (direction @ damped(direction)))
+        direction, rest = conjugate_gradients(damped, slope, self.iterations)
+        # (F + damping) x is what is not left, so that no further product is needed for the length.
+        return direction * torch.sqrt(2 * self.max_kl / (direction @ (slope - rest)))
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], wanted: Tensor, iterations: int) -> Tensor:
-    """Solves `product(x) = wanted`, (P,), approximately; begins at zero, and ends early when it is solved."""
+def conjugate_gradients(product: Callable[[Tensor], Tensor], wanted: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Solves `product(x) = wanted`, (P,), approximately; begins at zero, and ends early when it is solved.
+
+    Returns:
+        x, and what is left of `wanted`: `wanted - product(x)`.
+    """
     x, rest = torch.zeros_like(wanted), wanted.clone()
     direction, square = rest.clone(), rest @ rest
     enough = 1e-10 * float(square)
@@ -125,4 +130,4 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], wanted: Tensor, ite
         following = rest @ rest
         direction = rest + following / square * direction
         square = following
-    return x
+    return x, rest
