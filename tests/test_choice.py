@@ -58,6 +58,17 @@ def test_small_operations_are_made_for_all_tasks_at_once_and_large_ones_task_by_
     assert chosen(network(), batch) == expected
 
 
+def test_all_tasks_act_at_once_also_where_they_are_trained_one_by_one() -> None:
+    choice = EngineChoice("auto", objective_of("regression"))
+    learner, batch = MetaLearner(MLP(hidden=[1024, 1024]), MAML(inner_lr=0.1)), points(2)
+    choice.for_acting(learner)  # as environments are acted in before there is anything to train on
+    assert choice.for_training(learner, batch).name == "per_task"
+    assert choice.for_acting(learner).name == "vectorized"
+    learner.network.eval()
+    assert choice.for_acting(learner).name == "vectorized"
+    assert choice.name(learner) == "per_task"
+
+
 def test_more_queries_can_take_another_engine() -> None:
     network = Conv4(ways=2, image_size=16, filters=64)
     choice, learner = EngineChoice("auto", objective_of("classification")), MetaLearner(network, MAML())

@@ -88,10 +88,11 @@ class EngineChoice:
         self._evaluates: Tried[dict[tuple[Hashable, ...], Engine]] = Tried()
         self._refusals: Tried[dict[tuple[Hashable, ...], str | None]] = Tried()
         self._said: set[str] = set()
+        self._acts = False
 
     def name(self, learner: MetaLearner) -> str:
         """The engine of a learner, as far as it is known."""
-        return self.for_acting(learner).name
+        return self._known(learner).name
 
     def for_training(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
         """The engine of meta-gradients; tried on one task of `batch` once in training and once in evaluation mode.
@@ -119,12 +120,16 @@ class EngineChoice:
 
     def for_acting(self, learner: MetaLearner) -> Engine:
         """The engine that makes samples; where there were none yet to try the learner on, the one to be tried first."""
-        device = _device_of(learner)
-        if (
-            self._asked == "auto"
-            and self._refusals.get(learner, {}).get(("vectorized", device, learner.network.training), True) is None
-        ):
+        self._acts = True
+        known, key = self._refusals.get(learner, {}), ("vectorized", _device_of(learner))
+        # Nothing that can be run in training cannot in evaluation mode.
+        if self._asked == "auto" and None in (known.get((*key, mode), "") for mode in (learner.network.training, True)):
             return self._engines["vectorized"]  # all tasks act at once, whatever trains them
+        return self._known(learner)
+
+    def _known(self, learner: MetaLearner) -> Engine:
+        """The last that was chosen, or the one to be tried first."""
+        device = _device_of(learner)
         for known in (self._trains, self._evaluates):
             engines = [engine for key, engine in known.get(learner, {}).items() if device in key]
             if engines:
@@ -184,6 +189,8 @@ class EngineChoice:
             if refusal is None:
                 if refusals:
                     self._say(f"model.engine is {name}: {refusals[0]}.")
+                if self._acts and self._asked == "auto":
+                    self._refusal("vectorized", learner, batch)  # may act even where others train faster
                 return self._engines[name]
             refusals.append(refusal)
         if self._asked == "auto":
