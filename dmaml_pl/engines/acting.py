@@ -118,7 +118,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func.is_view and isinstance(found, Tensor) and _alike(found, args[0]):
+        is_view = func.is_view or func is torch.ops.aten._unsafe_view.default  # noqa: SLF001 - its name in PyTorch
+        if is_view and isinstance(found, Tensor) and _alike(found, args[0]):
             self._numbers[id(found)] = self.number_of(args[0])
             self._views.append(found)
             return found
