@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import choice, frozen, machine, memory, sampling, startup, training
+from benchmarks.speed import choice, frozen, machine, memory, rl, sampling, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
 from benchmarks.speed.problems import Problem, conv, sinusoid
@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "conv4-1": lambda: conv(1),
     "conv4-5": lambda: conv(5),
 }
-OTHERS = ("auto", "frozen", "loop", "sampling", "start", "memory")
+OTHERS = ("auto", "frozen", "loop", "sampling", "rl", "start", "memory")
 
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 15, 0.1, 100.0
 LOOP_RUNS = 100
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "frozen": frozen_bodies,
         "loop": loop,
         "sampling": partial(samplers, given.omniglot),
+        "rl": reinforcement,
         "start": start,
         "memory": partial(peak_memory, given.device),
     }
@@ -175,6 +176,55 @@ def samplers(omniglot: Path | None) -> tuple[str, list[Row]]:
             for peer in row
         ]
     return "Sampling a meta-batch of images, 5-way 1-shot, 15 queries: CPU time of one thread, best turn", rows
+
+
+def reinforcement() -> tuple[str, list[Row]]:
+    """Sampling and meta-iterations of policies, beside learn2learn's and beside the environments alone."""
+    rows: list[Row] = []
+
+    def add(found: rl.Found, what: str, beside: str, bar: str, own: str, reference: str, *, fast: bool) -> None:
+        """A row; the ratio is how many times as fast, or else how many times as long."""
+        row: Row = {"workload": "rl", "what": what}
+        if found.skipped:
+            rows.append(row | {"beside": found.skipped})
+            return
+        ratio = found.ratio(reference, own) if fast else found.ratio(own, reference)
+        row |= {"CPU s": f"{found.median(own):.3g}"}
+        if own == "sampling":
+            row["µs an env step"] = f"{found.microseconds(own):.2f}"
+        row |= {
+            "beside": beside,
+            "its CPU s": f"{found.median(reference):.3g}",
+            "ratio": f"{ratio.median:.3g} times {'as fast' if fast else 'as long'}",
+            "range": f"{ratio.lowest:.3g} to {ratio.highest:.3g}",
+            "bar": bar,
+        }
+        if own in found.tries:
+            row["line search"] = ", ".join(str(tries) for tries in found.tries[own])
+        rows.append(row)
+
+    found = rl.measure("navigation")
+    once = f"learn2learn, {rl.REFERENCE_TASKS} task measured, times {rl.TASKS // rl.REFERENCE_TASKS}"
+    title = "2D navigation, "
+    add(found, f"{title}sampling", once, "2.5 µs, 100", "sampling", "reference sampling", fast=True)
+    for kind, name, bar in (
+        ("default", "meta-iteration", "20"),
+        ("first order", "meta-iteration, first order", ""),
+        ("exact", "meta-iteration, exact metric on every step", "8"),
+    ):
+        add(found, title + name, f"{once}, 1 try", bar, kind, "reference", fast=True)
+    found = rl.measure("cheetah")
+    title = f"HalfCheetahDirection, {rl.CHEETAH_TASKS} tasks, "
+    add(found, f"{title}sampling", "the physics alone", "1.4", "sampling", "floor", fast=False)
+    add(found, f"{title}meta-iteration", "the physics alone", "1.7", "default", "floor", fast=False)
+    found = rl.measure("own")
+    count = rl.OWN_TASKS * rl.ROLLOUTS
+    add(found, f"a gymnasium.Env, {count} of them, sampling", "its steps alone", "", "sampling", "floor", fast=False)
+    if not found.skipped:
+        above = found.microseconds("sampling") - found.microseconds("floor")
+        rows[-1]["bar"] = f"30 µs above it; found: {above:.1f}"
+    settings = f"{rl.TASKS} tasks, {rl.ROLLOUTS} rollouts, {rl.HORIZON} steps, MLP {list(rl.HIDDEN)}, 1 inner step"
+    return f"Reinforcement learning: MAML with a trust region, {settings}: CPU time of one thread", rows
 
 
 def start() -> tuple[str, list[Row]]:
