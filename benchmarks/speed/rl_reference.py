@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -116,7 +117,9 @@ class Reference:
         self._cherry = _load_cherry()
         kind = particles(settings.horizon)
         scaled = self._cherry.envs.ActionSpaceScaler
-        self._processes = self._learn2learn.gym.AsyncVectorEnv([lambda: scaled(kind())] * settings.processes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # gym's, of the precision of a limit
+            self._processes = self._learn2learn.gym.AsyncVectorEnv([lambda: scaled(kind())] * settings.processes)
         self._environments = self._cherry.envs.Torch(self._processes)
         self._baseline = self._cherry.models.robotics.LinearValue(self._environments.state_size)
         self.policy = NormalPolicy(self._environments.state_size, self._environments.action_size, settings.hidden)
