@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.speed.alone import alone
 from benchmarks.speed.peers import UnavailableError
@@ -30,7 +31,7 @@ from data_modules.navigation2d import Navigation2D, PointEnvironments
 from dmaml_pl import MAML, GaussianMLP, MetaLearning, PolicyGradient, TrustRegion
 from dmaml_pl.engines.asked import MetaIteration
 from dmaml_pl.rollouts.data import EnvironmentDataModule
-from dmaml_pl.tasks import TaskBatch, derive_seed, derive_seeds
+from dmaml_pl.tasks import Samples, TaskBatch, derive_seed, derive_seeds
 
 TASKS, ROLLOUTS, HORIZON, HIDDEN = 20, 20, 100, (100, 100)
 """The MAML paper's settings of 2D navigation, which is what learn2learn is measured on."""
@@ -151,7 +152,7 @@ def navigation() -> Found:
             found.tries[name].append(own.tries)
             if name == "default":
                 seconds["sampling"].append(sampled - began)
-                found.steps.append(int(batch.metrics["env_steps"]))
+                found.steps.append(_steps_of(batch))
         began = reference.clock()
         replays = reference.sample(REFERENCE_TASKS)
         sampled = reference.clock()
@@ -191,6 +192,19 @@ def _check_alike(ours: Ours, reference: Reference, steps: int, theirs: int) -> N
         raise AssertionError(f"not the same amount of work: {steps} and {theirs} steps of the environments")
 
 
+def _steps_of(batch: TaskBatch) -> int:
+    """Of the environments, before and after adaptation."""
+    metrics: Any = batch.metrics
+    return int(metrics["env_steps"])
+
+
+def _actions(samples: Samples) -> Tensor:
+    """Of all environments, (T * B, L, A)."""
+    targets: Any = samples.y
+    actions: Tensor = targets["action"].flatten(0, 1)
+    return actions
+
+
 def cheetah() -> Found:
     """Half-cheetahs that run in a direction, beside the physics of the same trajectories."""
     try:
@@ -212,7 +226,7 @@ def cheetah() -> Found:
         found.seconds["default"].append(time.process_time() - began)
         found.seconds["sampling"].append(sampled - began)
         found.tries["default"].append(ours.tries)
-        found.steps.append(int(batch.metrics["env_steps"]))
+        found.steps.append(_steps_of(batch))
         found.seconds["floor"].append(_physics(rollout, data, number, batch))
     data.teardown("fit")
     return found
@@ -230,7 +244,7 @@ def _physics(rollout: Any, data: EnvironmentDataModule, iteration: int, batch: T
     for step, samples in enumerate((batch.support[0], batch.query)):
         generators = [torch.Generator().manual_seed(derive_seed("rollouts", seed, step)) for seed in seeds]
         states = [environments.reset(tasks, data.rollouts, generators)[0].physics]
-        actions = samples.y["action"].flatten(0, 1).double().numpy()
+        actions = _actions(samples).double().numpy()
         held = (environments.action_scale * actions).clip(low, high)[:, :, None].repeat(environments.frame_skip, 2)
         controls = [held[:, number].copy() for number in range(data.horizon)]
         models = [environments.model] * len(actions)
@@ -272,12 +286,12 @@ def own() -> Found:
         began = time.process_time()
         batch = ours.sample(number)
         found.seconds["sampling"].append(time.process_time() - began)
-        found.steps.append(int(batch.metrics["env_steps"]))
+        found.steps.append(_steps_of(batch))
         passed = 0.0
         for samples in (batch.support[0], batch.query):
             for environment in environments:
                 environment.reset(seed=0)
-            actions = list(samples.y["action"].flatten(0, 1).clamp(-1, 1).transpose(0, 1).numpy())
+            actions = list(_actions(samples).clamp(-1, 1).transpose(0, 1).numpy())
             began = time.process_time()
             for of_all in actions:
                 for environment, action in zip(environments, of_all, strict=True):
