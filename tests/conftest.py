@@ -19,6 +19,40 @@ def pytest_collectstart() -> None:
     torch.set_num_threads(1)
 
 
+LONG = (
+    "test_end_to_end",
+    "test_bad_input",
+    "test_compiled",
+    "test_studies",
+    "test_checkpoints",
+    "test_merge_options",
+    "test_all_algorithms",
+    "test_rl_training",
+    "test_own_classes",
+    "test_readme",
+    "test_own_algorithm",
+    "test_task_parallel",
+    "test_dmaml",
+    "test_docs",
+    "test_watch",
+    "test_classic_benchmarks",
+    "test_rl_adapt",
+    "test_rl_meta_test",
+    "test_gymnasium_tasks",
+    "test_module",
+    "test_meta_test",
+    "test_precision",
+    "test_ui",
+)
+"""Files that take longest, the first of them most."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: with a file a process, one that is begun last would keep the other processes waiting."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test starts in an empty folder, without the seed or the rank of another."""

@@ -35,8 +35,8 @@ def test_a_training_in_lower_precision_keeps_its_weights_in_float32_and_converge
     precisions: list[Any] = ["32-true", "bf16-mixed"]
     for precision in precisions:
         recorder = Recorder()
-        module = small_maml(engine=engine, run_length=20, meta_optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
-        trainer = small_trainer(max_steps=120, precision=precision, callbacks=[recorder], limit_val_batches=1)
+        module = small_maml(engine=engine, run_length=20, meta_optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+        trainer = small_trainer(max_steps=40, precision=precision, callbacks=[recorder], limit_val_batches=1)
         data = small_data(meta_batch=10)
         trainer.fit(module, data)
         losses[precision] = torch.cat([report["series"]["loss"] for report in recorder.reports])
@@ -53,7 +53,7 @@ def test_a_training_in_lower_precision_keeps_its_weights_in_float32_and_converge
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 @pytest.mark.usefixtures("two_threads")
 def test_all_engines_run_the_network_in_lower_precision_alike(kind: str) -> None:
-    network = made(lambda: MLP(hidden=[16]) if kind == "mlp" else Conv4(ways=3, image_size=16, filters=8))
+    network = made(lambda: MLP(hidden=[16]) if kind == "mlp" else Conv4(ways=3, image_size=16, filters=4))
     rule = MAML(inner_lr=0.05, inner_steps=2)
     batch = batch_for(network).map(lambda t: t.float() if t.is_floating_point() else t)
     objective = objective_for(network)

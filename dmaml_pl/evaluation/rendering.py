@@ -16,6 +16,9 @@ Facts = Mapping[str, Mapping[str, Any]]
 JSON_VERSION = 2
 """Of the form of report.json; another one where a reader of the present form could not read it."""
 
+FEW_STEPS = 4
+"""Up to so many adaptation steps all are shown."""
+
 
 def print_result(result: MetaTest) -> None:
     """Print the metric after some adaptation steps, with 95 % confidence intervals over the tasks."""
@@ -23,6 +26,8 @@ def print_result(result: MetaTest) -> None:
     title = f"{result.objective.title.capitalize()} {where} {result.tasks} held-out tasks"
     # As in the MAML paper, and the training's, and the last.
     steps = sorted({step for step in (0, 1, 5, 10, result.inner_steps, result.steps) if step <= result.steps})
+    if result.steps <= FEW_STEPS:
+        steps = list(range(result.steps + 1))
     print_table(_rows(result, steps), title)
     unadapted = "; 0 steps: unadapted" if result.steps else ""
     print(f"mean ± half width of the 95 % confidence interval over the tasks{unadapted}")
