@@ -9,8 +9,8 @@ the versions of today. What is other here, and does not make it slower:
 - environments are not seeded by `AsyncVectorEnv.seed`, which gym 0.26 took away;
 - the limit of steps is the environment's own, as gym's wrapper refuses environments with four values a step;
 - the line search makes one try, the least that it can, and the policy stays as it is;
-- the baseline has its own default ridge (the example gives it the number of actions), and is not asked for the values of
-  the states that follow; the policy begins as PyTorch's layers do.
+- the baseline has its own default ridge (the example gives it the number of actions), and is not asked for the values
+  of the states that follow; the policy begins as PyTorch's layers do.
 
 As there, tasks are looped over, all share one baseline, which is fitted anew in each surrogate, the logarithm of the
 probability is the mean over the dimensions of the action, and every surrogate is recorded for differentiation.
