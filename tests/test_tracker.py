@@ -248,6 +248,27 @@ def test_unreachable_server_is_told_fast(capfd: pytest.CaptureFixture[str], tmp_
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
+def test_patience_is_bounded_without_a_write_into_the_environment_that_other_threads_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow.environment_variables import (
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+        MLFLOW_HTTP_REQUEST_TIMEOUT,
+    )
+
+    patience_module.disable_telemetry()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "putenv", lambda name, _: written.append(name))
+    monkeypatch.setattr(os, "unsetenv", written.append)
+    with patience_module.brief_requests(3):
+        with patience_module.brief_requests(60):
+            assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 60
+        assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == (3, 1)
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 77
+    assert not written
+
+
 def test_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience_module, "REQUEST_TIMEOUT_S", 1)
     with socket.socket() as silent:

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
-from dmaml_pl.tracking.patience import brief_requests
+from dmaml_pl.tracking.patience import brief_requests, disable_telemetry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -137,9 +137,7 @@ def reason(error: Exception) -> str:
 
 
 def _client(uri: str) -> MlflowClient:
-    # MLflow would report usage over the network, from threads that the end of the process waits for; a person who
-    # wants that says MLFLOW_DISABLE_TELEMETRY=false.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    disable_telemetry()
     from mlflow import MlflowClient  # noqa: PLC0415 (3 s: not before it is needed, and on rank zero only)
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
