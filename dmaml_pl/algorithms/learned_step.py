@@ -13,7 +13,9 @@ class LearnedStep(MAML):
     """Base of the algorithms that step as MAML does, but for what is meta-learned of the step.
 
     Args:
-        meta_lr: learning rate of what is meta-learned of the step; by default the meta-optimizer's.
+        meta_lr: learning rate of what is meta-learned of the step; by default the meta-optimizer's. Adam moves a rate
+            of 0.01 as far in a step as a weight of 1, so that a fiftieth of the weights' keeps rates where steps beyond
+            those of training still converge.
         settings: those of `MAML`.
 
     Raises:
