@@ -8,7 +8,7 @@ Legend: N environments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,41 @@ from dmaml_pl.rollouts.data import EnvironmentDataModule
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.mujoco import MODELS, Array, MujocoEnvironments
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dmaml_pl.rollouts.sampling import Rollouts
+
 EFFORT = 0.05
 """What the square of a torque costs."""
 
+FORWARD, SECONDS, RUNS = 8, 0.05, 5
+"""Of observations, which is the velocity forward; of a step; and rollouts that are plotted of a task."""
 
-class HalfCheetahDirection(EnvironmentDataModule):
+
+class _CheetahTasks(EnvironmentDataModule):
+    """What the families of half-cheetahs share: a plot of how far they run."""
+
+    def plot_rollouts(self, tasks: Sequence[Task], rollouts: Mapping[str, Rollouts], figure: Figure) -> str:
+        """Where some cheetahs are over time, by the sum of their velocities, which are observed."""
+        panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
+        for number, (task, axes) in enumerate(zip(tasks, panels, strict=True)):
+            for place, (when, made) in enumerate(rollouts.items()):
+                way = SECONDS * made.observations[number, :RUNS, :, FORWARD].cumsum(-1).cpu()
+                seconds = SECONDS * torch.arange(1, way.shape[-1] + 1)
+                for rollout, each in enumerate(way):
+                    label = when if rollout == 0 else None
+                    axes.plot(seconds, each, color=f"C{place}", linewidth=0.9, label=label)
+            axes.set_title(", ".join(f"{name} {value:.3g}" for name, value in task.items()), fontsize=9)
+            axes.set_xlabel("time (s)")
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("way (m)")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+        return "Some tasks: how far cheetahs run over time, before and after adaptation"
+
+
+class HalfCheetahDirection(_CheetahTasks):
     """Forward or backward: the reward is the velocity that way, less 0.05 times the square of the torques.
 
     17 observations (positions but for where it is, and velocities), 6 actions, 0.05 s a step; episodes never end by
@@ -49,7 +79,7 @@ class HalfCheetahDirection(EnvironmentDataModule):
         return CheetahDirections(self.action_scale)
 
 
-class HalfCheetahVelocity(EnvironmentDataModule):
+class HalfCheetahVelocity(_CheetahTasks):
     """At a velocity, uniform in 0 .. `fastest`: the reward is minus the difference from it, less 0.05 times the square.
 
     The square is that of the torques; else as `HalfCheetahDirection`.

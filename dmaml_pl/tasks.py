@@ -254,6 +254,10 @@ class ActingTasks(Protocol):
         """What was done after 0 .. `act.steps` steps of adaptation, for figures, (I + 1)."""
         ...
 
+    def film(self, act: Act, place: int) -> Any:
+        """Pictures (L, height, width, 3) of the policy adapted to the task at a place; None where none are drawn."""
+        ...
+
     def best_returns(self) -> Tensor | None:
         """The return of whoever knows each task, (T,); None where nobody can tell."""
         ...

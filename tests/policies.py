@@ -11,7 +11,16 @@ from dmaml_pl import MAML, GaussianMLP, InnerScales, MetaLearning, PolicyGradien
 
 
 def small_navigation(**settings: Any) -> Navigation2D:
-    given = {"rollouts": 4, "horizon": 10, "meta_batch": 3, "val_tasks": 4, "test_tasks": 4, "seed": 0}
+    """Goals too far to be reached within an episode, so that the number of steps is known."""
+    given = {
+        "half_width": 3.0,
+        "rollouts": 4,
+        "horizon": 10,
+        "meta_batch": 3,
+        "val_tasks": 4,
+        "test_tasks": 4,
+        "seed": 0,
+    }
     return Navigation2D(**(given | settings))
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_modules import Navigation2D
+from data_modules.navigation2d import PointEnvironments
 from dmaml_pl import DMAMLStrategy, MetaLearning, PolicyGradient
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.figures import plot_adaptation_curve
@@ -20,6 +24,7 @@ from dmaml_pl.evaluation.policy_baseline import STEP_SIZES, PolicyBaseline, Poli
 from dmaml_pl.evaluation.rendering import print_result
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.rollouts.data import EnvironmentDataModule
+from dmaml_pl.rollouts.environments import Environments
 from dmaml_pl.tracking.description import describe_training
 from tests.policies import small_navigation, small_policy
 from tests.recipes import same, small_trainer, state_of
@@ -175,6 +180,36 @@ def test_the_axis_of_returns_does_not_begin_at_zero(tmp_path: Path, monkeypatch:
     assert axes.get_ylim()[1] < -10
     assert axes.get_ylabel() == "return"
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["meta-trained", "knows the task"]
+
+
+class Drawn(PointEnvironments):
+    """Points, each drawn as a picture as bright as it is far from the start."""
+
+    def draw(self, states: Sequence[Any]) -> Any:
+        far = np.stack([state.position[0, 0].norm().numpy() for state in states])
+        return np.broadcast_to((100 * far).astype(np.uint8)[:, None, None, None], (len(states), 6, 8, 3))
+
+
+class Filmed(Navigation2D):
+    def make_environments(self) -> Environments:
+        return Drawn()
+
+
+@pytest.mark.parametrize(("kind", "films"), [(Filmed, 2), (Navigation2D, 0)])
+def test_clips_show_the_adapted_policy_where_environments_draw_pictures_else_a_line_says_so(
+    kind: type[Navigation2D], films: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, report = small_policy(), MetaTestReport(folder=str(tmp_path), clips=2)
+    data = kind(rollouts=4, horizon=10, meta_batch=3, val_tasks=4, test_tasks=4, seed=0)
+    small_trainer(callbacks=[report]).test(module, data, verbose=False)
+    clips = sorted((tmp_path / "figures").glob("*.gif"))
+    assert len(clips) == films
+    for clip in clips:
+        with Image.open(clip) as picture:
+            assert picture.size == (8, 6)
+    assert ("No clips: the environments draw no pictures here" in capsys.readouterr().out) != bool(films)
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"figures/{clip.name}" in text for clip in clips)
 
 
 class Hidden(Navigation2D):

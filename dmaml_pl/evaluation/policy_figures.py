@@ -11,6 +11,7 @@ from typing import Any
 
 from dmaml_pl.evaluation.curves import MetaTest, Validation
 from dmaml_pl.evaluation.drawing import BLUE, GREY, LIGHT_BLUE, ORANGE, RED, after, in_colours, new_figure
+from dmaml_pl.tasks import ActingSource
 
 SHOWN = (0, 1, 3)
 """Adaptation steps before the rollouts that are drawn, as in the MAML paper."""
@@ -58,3 +59,29 @@ def plot_learning_curve(validations: Sequence[Validation], inner_steps: int, pat
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(shown), frameon=False, fontsize=9)
     figure.savefig(path)
+
+
+def film_policies(module: Any, data: Any, count: int, folder: Path) -> dict[str, str]:
+    """Film the adapted policy in `count` tasks, as GIFs; says in a line where that cannot be.
+
+    Returns:
+        Captions by file below the folder.
+    """
+    from PIL import Image  # noqa: PLC0415 - needed rarely
+
+    if not isinstance(data, ActingSource):
+        print(f"No clips: report.clips is {count}, but the data has no environments.")
+        return {}
+    environments: Any = data
+    tasks = environments.evaluation_tasks("test", range(count))
+    captions = dict[str, str]()
+    for place in range(count):
+        pictures = module.film_from(tasks, place)
+        if pictures is None:
+            print("No clips: the environments draw no pictures here; those of MuJoCo take EGL (Debian: libegl1).")
+            return captions
+        first, *others = [Image.fromarray(each) for each in pictures]
+        file = f"figures/clip_{place}.gif"
+        first.save(folder / file, save_all=True, append_images=others, duration=50, loop=0)
+        captions[file] = f"The policy adapted to the task {tasks.chosen[place]}"
+    return captions

@@ -17,6 +17,7 @@ from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.facts import facts_of
 from dmaml_pl.evaluation.figures import plot_meta_test
 from dmaml_pl.evaluation.policy_baseline import PolicyBaselineTraining
+from dmaml_pl.evaluation.policy_figures import film_policies
 from dmaml_pl.evaluation.rendering import as_json, as_markdown, print_result
 from dmaml_pl.runs import strategy_of_runs
 from dmaml_pl.tasks import ActingSource
@@ -36,21 +37,30 @@ class MetaTestReport(pl.Callback):
             training saw; 0 leaves it out. A quarter costs about a tenth of the training's time; more did not help where
             it was measured (docs/evaluation.md).
         per_task: whether report.json holds the metric of every single task, too.
+        clips: tasks in environments to film, each a GIF of the adapted policy; a picture takes about 50 ms.
 
     Raises:
         ConfigError: a value out of its range.
     """
 
     def __init__(
-        self, folder: str | None = None, tasks: int = 4, baseline_budget: float = 0.25, per_task: bool = False
+        self,
+        folder: str | None = None,
+        tasks: int = 4,
+        baseline_budget: float = 0.25,
+        per_task: bool = False,
+        clips: int = 0,
     ) -> None:
         require_positive(**{"report.tasks": tasks})
+        if clips < 0:
+            raise ConfigError(f"report.clips is {clips}, but must not be negative.")
         if not 0 <= baseline_budget < float("inf"):
             raise ConfigError(f"report.baseline_budget is {baseline_budget}, but must be 0 or greater, and finite.")
         self.folder = folder
         self.tasks = tasks
         self.baseline_budget = baseline_budget
         self.per_task = per_task
+        self.clips = clips
         self._about_baseline = ""
 
     def check_writable(self, trainer: pl.Trainer) -> None:
@@ -116,7 +126,10 @@ class MetaTestReport(pl.Callback):
         folder = self._folder(trainer)
         report, data = folder / "report.md", folder / "report.json"
         try:
-            plots = plot_meta_test(result, pl_module, getattr(trainer, "datamodule", None), self.tasks, folder)
+            tasks = getattr(trainer, "datamodule", None)
+            plots = plot_meta_test(result, pl_module, tasks, self.tasks, folder)
+            if self.clips:
+                plots |= film_policies(pl_module, tasks, min(self.clips, result.tasks), folder)
             facts = facts_of(trainer, pl_module)
             report.write_text(as_markdown(result, facts, plots), encoding="utf-8")
             data.write_text(as_json(result, facts, plots, per_task=self.per_task), encoding="utf-8")

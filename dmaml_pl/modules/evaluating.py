@@ -179,6 +179,12 @@ class EvaluatedModule(pl.LightningModule):
         with torch.inference_mode(False), limited_threads(1):
             return tasks.rollouts(act)
 
+    def film_from(self, tasks: ActingTasks, place: int) -> Any:
+        """Pictures of the policy adapted to one of the tasks, over an episode; None where none are drawn."""
+        act = _Acting(self.learner, self.engine, self.evaluation_steps, self.device, lambda: None)
+        with torch.inference_mode(False), limited_threads(1):
+            return tasks.film(act, place)
+
     def act_of(self, learner: MetaLearner, steps: int | None = None, engine: EngineChoice | None = None) -> Act:
         """How a learner's networks act when they are adapted to support sets, one a step; what sources are given.
 

@@ -10,7 +10,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dmaml_pl.checks import require_positive
@@ -51,6 +53,10 @@ class EnvironmentTasks(NamedTuple):
     def rollouts(self, act: Act) -> list[Rollouts]:
         """Rollouts after 0 .. `act.steps` steps, each step by the rollouts before it."""
         return self.data.adapt_by_rollouts(act, self.chosen, self.seeds)[0]
+
+    def film(self, act: Act, place: int) -> NDArray[np.uint8] | None:
+        """Pictures of the policy adapted to the task at a place, over an episode; None where none are drawn."""
+        return self.data.film(act, self.chosen[place], self.seeds[place])
 
     def best_returns(self) -> Tensor | None:
         """The return of whoever knows each task, (T,), where somebody can tell."""
@@ -191,6 +197,31 @@ class EnvironmentDataModule(TaskDataModule):
             if step < act.steps:
                 weighed.append(weigh(made[-1], self.discount, self.gae_lambda))
         return made, weighed
+
+    def film(self, act: Act, task: Task, seed: int) -> NDArray[np.uint8] | None:
+        """Pictures of an episode of the policy that is adapted to a task, (L, height, width, 3).
+
+        Args:
+            act: how the networks act when they are adapted to samples; how many steps there are.
+            task: one.
+            seed: of its random numbers.
+
+        Returns:
+            None where the environments draw no pictures, or cannot here.
+        """
+        _, weighed = self.adapt_by_rollouts(act, [task], [seed])
+        states: list[Any] = []
+        sample_rollouts(
+            self.environments,
+            act(tuple(each.samples for each in weighed)),
+            [task],
+            [derive_seed("film", seed)],
+            rollouts=1,
+            horizon=self.horizon,
+            device=act.device,
+            watch=states.append,
+        )
+        return self.environments.draw(states)
 
     def plot_rollouts(self, tasks: Sequence[Task], rollouts: Mapping[str, Rollouts], figure: Figure) -> str:
         """Draw rollouts of some tasks for the report of a meta-test; a family that can show what it does overrides it.

@@ -9,7 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Task = dict[str, Any]
@@ -76,6 +78,10 @@ class Environments(ABC):
 
     def best_return(self, tasks: Sequence[Task], horizon: int) -> Tensor | None:
         """The undiscounted return of whoever knows each task, (T,), to compare with; None where nobody can tell."""
+        return None
+
+    def draw(self, states: Sequence[Any]) -> NDArray[np.uint8] | None:
+        """Pictures of the first environment in each state, (n, height, width, 3); None where none are drawn."""
         return None
 
     def check(self, tasks: Sequence[Task]) -> None:  # noqa: B027 - most have nothing to check

@@ -153,6 +153,10 @@ class MujocoEnvironments(Environments):
         """Give the threads back; a further step takes new ones."""
         self._pool = None
 
+    def draw(self, states: Sequence[MujocoState]) -> NDArray[np.uint8] | None:
+        """Pictures of the first environment in each of some states; None where EGL is not installed."""
+        return self.frames(np.stack([state.physics[0] for state in states]))
+
     def frames(self, physics: Array, width: int = 320, height: int = 240) -> NDArray[np.uint8] | None:
         """Pictures of states one after another, (n, height, width, 3), as the model's first camera sees them.
 

@@ -65,6 +65,7 @@ def sample_rollouts(
     rollouts: int,
     horizon: int,
     device: torch.device,
+    watch: Callable[[Any], object] | None = None,
 ) -> Rollouts:
     """Episodes of a policy; ended ones are masked, never begun again.
 
@@ -76,6 +77,7 @@ def sample_rollouts(
         rollouts: B.
         horizon: L.
         device: of the policy.
+        watch: is given the state of the environments before each step.
 
     Raises:
         DataError: an observation or a reward is not finite; names the task and the step.
@@ -91,6 +93,8 @@ def sample_rollouts(
         for number in range(horizon):
             seen = seen.to(device)
             distribution = policy(seen)
+            if watch is not None:
+                watch(state)
             if not number:
                 _check_fits(distribution, environments)
             action = distribution.sample(noise[number])
