@@ -251,14 +251,17 @@ class RunModule(EvaluatedModule):
         if "end" not in outputs:  # else the weights of this run are not merged yet
             self._compare_with_merged(outputs)
         if "series" in outputs:
-            self.log_merged_run(outputs)
+            self._log_run(outputs)
         if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet
             return
         for tell in self._listeners("on_run_end"):
             tell(self.trainer, self, outputs)
 
     def log_merged_run(self, report: RunReport) -> None:
-        """Log a run whose merge is finished, which a strategy may do after the run's own end."""
+        """Log a run whose merge the strategy has finished after the run's own end."""
+        self._log_run(report)
+
+    def _log_run(self, report: RunReport) -> None:
         self.env_steps += env_steps_of(report)
         log_run(self, report)
 
