@@ -190,7 +190,7 @@ def test_the_adapted_policy_is_that_which_made_the_last_rollouts(navigator: Path
     seeds = [derive_seed("adapt", 0)]
     made, _ = learner.data.adapt_by_rollouts(act, [{"goal": [0.1, 0.4]}], seeds)
     said: Any = adapted.distribution(made[-1].observations[0, :, 0])
-    assert torch.allclose(said.mean, made[-1].acting["mean"][0, :, 0], atol=1e-6)
+    assert torch.allclose(said.mean, made[-1].acting.mean[0, :, 0], atol=1e-6)
 
 
 def test_it_acts_on_one_observation_or_many_and_more_rollouts_may_be_asked_for(navigator: Path) -> None:

@@ -153,7 +153,9 @@ def test_two_workers_merge_policies_resume_to_the_bit_and_make_the_steps_of_one_
 
 def _check_what_is_told(first: dict[str, Any], second: dict[str, Any]) -> None:
     for mine, other in zip(first["reports"], second["reports"], strict=True):
-        assert {"loss", "return", "return_before", "explained_variance", "kl"} <= mine["series"].keys()
+        named = {"loss", "return", "return_before", "explained_variance", "kl", "inner_kl", "entropy"}
+        assert named <= mine["series"].keys()
+        assert float(mine["series"]["inner_kl"].min()) > 0
         assert mine["merge"]["merge/kl"] == other["merge"]["merge/kl"] > 0
         assert bool(torch.isfinite(mine["series"]["kl"]).all())
     # Two workers, two meta-iterations, two tasks of three rollouts of six steps, before and after adaptation.

@@ -81,8 +81,9 @@ def test_an_episode_that_ends_counts_no_further_step_and_its_last_reward_does() 
 def test_what_the_policy_was_is_kept_beside_each_action() -> None:
     made = sampled(GOALS, [1, 2, 3])
     again = towards(made.observations)
-    torch.testing.assert_close(made.acting["mean"], again.mean)
-    torch.testing.assert_close(made.acting["log_std"], again.log_std)
+    assert isinstance(made.acting, Gaussian)
+    torch.testing.assert_close(made.acting.mean, again.mean)
+    torch.testing.assert_close(made.acting.log_std, again.log_std)
 
 
 def test_sums_and_advantages_are_those_of_the_loop_written_out() -> None:

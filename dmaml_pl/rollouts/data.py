@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,10 @@ from dmaml_pl.tasks import Act, TaskBatch, derive_seed, derive_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+COMPARED_EVERY = 10
+"""So often a step of a rollout is looked at to tell how far adaptation moves a policy; some hundreds for each task."""
 
 
 class EnvironmentTasks(NamedTuple):
@@ -171,7 +175,12 @@ class EnvironmentDataModule(TaskDataModule):
         return self._batch(act, [self.environment_task(seed)], [seed])
 
     def adapt_by_rollouts(
-        self, act: Act, tasks: Sequence[Task], seeds: Sequence[int], rollouts: int | None = None
+        self,
+        act: Act,
+        tasks: Sequence[Task],
+        seeds: Sequence[int],
+        rollouts: int | None = None,
+        kls: list[float] | None = None,
     ) -> tuple[list[Rollouts], list[Weighed]]:
         """Rollouts after 0 .. `act.steps` steps of adaptation, and as samples those that are adapted to.
 
@@ -180,13 +189,17 @@ class EnvironmentDataModule(TaskDataModule):
             tasks: T.
             seeds: of each one's random numbers, T.
             rollouts: B, if other than in training.
+            kls: is given how far each step of adaptation moves the policies, a mean KL.
         """
         made, weighed = list[Rollouts](), list[Weighed]()
         for step in range(act.steps + 1):
+            policy = act(tuple(each.samples for each in weighed))
+            if weighed and kls is not None:
+                kls.append(_moved(policy, made[-1]))
             made.append(
                 sample_rollouts(
                     self.environments,
-                    act(tuple(each.samples for each in weighed)),
+                    policy,
                     tasks,
                     [derive_seed("rollouts", seed, step) for seed in seeds],
                     rollouts=rollouts or self.rollouts,
@@ -238,12 +251,15 @@ class EnvironmentDataModule(TaskDataModule):
         return ""
 
     def _batch(self, act: Act, tasks: list[Task], seeds: Sequence[int]) -> TaskBatch:
-        made, weighed = self.adapt_by_rollouts(act, tasks, seeds)
+        kls = list[float]()
+        made, weighed = self.adapt_by_rollouts(act, tasks, seeds, kls=kls)
         query = weigh(made[-1], self.discount, self.gae_lambda)
         steps = sum(each.steps for each in made)
         metrics = {
             "return_before": float(made[0].returns.mean()),
             "explained_variance": float(torch.stack([each.explained_variance for each in (*weighed, query)]).mean()),
+            "entropy": float(made[-1].acting.entropy().mean()),
+            "inner_kl": sum(kls) / max(len(kls), 1),
             "episode_length": steps / sum(each.returns.numel() for each in made),
             "env_steps": float(steps),
         }
@@ -258,3 +274,15 @@ class EnvironmentDataModule(TaskDataModule):
     def tasks_of(self, tasks: list[Task], seeds: list[int], numbers: Sequence[int]) -> EnvironmentTasks:
         """Given tasks, to be evaluated on."""
         return EnvironmentTasks(self, tasks, seeds, torch.tensor(list(numbers), dtype=torch.int64))
+
+
+def _moved(policy: Callable[[Tensor], Any], made: Rollouts) -> float:
+    """The mean KL from the policies that acted to others, on every so many-th step of their rollouts."""
+    steps = list(range(0, made.rewards.shape[2], COMPARED_EVERY))
+    seen = made.observations[:, :, steps].flatten(1, 2)
+    with torch.no_grad():
+        now = policy(seen)
+    kind: Any = type(now)
+    before = {name: values[:, :, steps].flatten(1, 2) for name, values in made.acting.parameters().items()}
+    alive = made.alive[:, :, steps].flatten(1, 2)
+    return float((kind(**before).kl_to(now) * alive).sum() / alive.sum())

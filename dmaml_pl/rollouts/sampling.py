@@ -36,14 +36,14 @@ class Rollouts(NamedTuple):
         actions: (T, B, L, A).
         rewards: zero after an episode's end, (T, B, L).
         alive: one where the episode goes on, else zero, (T, B, L).
-        acting: parameters of the distribution that each action was drawn from, by name, (T, B, L, ...).
+        acting: the distributions that the actions were drawn from, (T, B, L).
     """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
     alive: Tensor
-    acting: dict[str, Tensor]
+    acting: ActionDistribution
 
     @property
     def returns(self) -> Tensor:
@@ -114,7 +114,7 @@ def sample_rollouts(
         _over_time(actions, horizon),
         _over_time(rewards, horizon),
         _over_time(alive, horizon),
-        {name: _over_time([each.parameters()[name] for each in acting], horizon) for name in acting[0].parameters()},
+        _joined(acting, horizon),
     )
     _check_finite(made, tasks)
     return made
@@ -143,6 +143,14 @@ def _check_fits(distribution: Any, environments: Environments) -> None:
         raise ConfigError(
             f"model.network.actions is {given}, but an action is {wanted}: set it to {environments.actions}."
         )
+
+
+def _joined(steps: list[ActionDistribution], horizon: int) -> ActionDistribution:
+    """The distributions of all steps as one."""
+    parts = [each.parameters() for each in steps]
+    joined = {name: _over_time([part[name] for part in parts], horizon) for name in parts[0]}
+    found: ActionDistribution = type(steps[0])(**joined)
+    return found
 
 
 def _over_time(steps: list[Tensor], horizon: int) -> Tensor:
@@ -187,6 +195,6 @@ def weigh(made: Rollouts, discount: float, gae_lambda: float) -> Weighed:
         "advantage": normalized(advantages, made.alive),
         "reward": made.rewards,
         "weight": made.alive / made.alive.sum((1, 2), keepdim=True).clamp(min=1),
-        **{f"{OLD}{name}": values for name, values in made.acting.items()},
+        **{f"{OLD}{name}": values for name, values in made.acting.parameters().items()},
     }
     return Weighed(Samples(made.observations, targets), explained_variance(returns, expected, made.alive))
