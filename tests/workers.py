@@ -29,7 +29,7 @@ def ends(pid: int, within_s: float) -> bool:
         return bool(select.select([ended], [], [], within_s)[0])
 
 
-def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 60.0) -> list[Any]:
+def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 150.0) -> list[Any]:
     """Call `function(*args)` in `workers` processes that see the environment torchrun gives; returns their results."""
     context = multiprocessing.get_context("fork")
     port = free_port()
