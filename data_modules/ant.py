@@ -7,17 +7,16 @@ Legend: N environments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dmaml_pl.checks import require_positive
-from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.data import EnvironmentDataModule
-from dmaml_pl.rollouts.environments import Environments, Task
+from dmaml_pl.rollouts.directions import TwoDirections
+from dmaml_pl.rollouts.environments import Environments
 from dmaml_pl.rollouts.mujoco import MODELS, Array, MujocoEnvironments
 
 EFFORT = 0.005
@@ -56,7 +55,7 @@ class AntDirection(EnvironmentDataModule):
         return AntDirections(self.action_scale)
 
 
-class AntDirections(MujocoEnvironments):
+class AntDirections(TwoDirections, MujocoEnvironments):
     """A task is a direction, 1 forward and -1 backward.
 
     Args:
@@ -68,23 +67,14 @@ class AntDirections(MujocoEnvironments):
     def __init__(self, action_scale: float) -> None:
         super().__init__(MODELS / "ant.xml", frame_skip=5, action_scale=action_scale)
 
-    def sample_task(self, generator: torch.Generator) -> Task:
-        """One of the two directions."""
-        return {"direction": 2 * int(torch.randint(0, 2, (), generator=generator)) - 1}
-
     def reward(self, before: Array, after: Array, control: Array, parameters: Mapping[str, Array]) -> Array:
         """The velocity that way, less the effort, and something for being alive."""
-        velocity = (self.positions(after)[:, 0] - self.positions(before)[:, 0]) / self.seconds
-        reward: Array = parameters["direction"] * velocity - EFFORT * np.square(control).sum(1) + ALIVE
+        reward: Array = (
+            parameters["direction"] * self.velocity(before, after) - EFFORT * np.square(control).sum(1) + ALIVE
+        )
         return reward
 
     def ended(self, physics: Array) -> NDArray[np.bool_]:
         """By the height of the torso."""
         height = self.positions(physics)[:, 2]
         return (height < LOWEST) | (height > HIGHEST)
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """The direction is 1 or -1."""
-        for task in tasks:
-            if task.keys() != {"direction"} or task["direction"] not in (1, -1):
-                raise ConfigError(f"A task is {task}, but must be direction: 1 (forward) or direction: -1 (backward).")

@@ -16,6 +16,7 @@ import torch
 from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.data import EnvironmentDataModule
+from dmaml_pl.rollouts.directions import TwoDirections
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.mujoco import MODELS, Array, MujocoEnvironments
 
@@ -117,28 +118,14 @@ class Cheetahs(MujocoEnvironments):
     def __init__(self, action_scale: float) -> None:
         super().__init__(MODELS / "half_cheetah.xml", frame_skip=5, action_scale=action_scale)
 
-    def velocity(self, before: Array, after: Array) -> Array:
-        """Forward, in m/s, mean over the step, (N,)."""
-        return (self.positions(after)[:, 0] - self.positions(before)[:, 0]) / self.seconds
 
-
-class CheetahDirections(Cheetahs):
+class CheetahDirections(TwoDirections, Cheetahs):
     """A task is a direction, 1 forward and -1 backward."""
-
-    def sample_task(self, generator: torch.Generator) -> Task:
-        """One of the two directions."""
-        return {"direction": 2 * int(torch.randint(0, 2, (), generator=generator)) - 1}
 
     def reward(self, before: Array, after: Array, control: Array, parameters: Mapping[str, Array]) -> Array:
         """The velocity that way, less the effort."""
         reward: Array = parameters["direction"] * self.velocity(before, after) - EFFORT * np.square(control).sum(1)
         return reward
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """The direction is 1 or -1."""
-        for task in tasks:
-            if task.keys() != {"direction"} or task["direction"] not in (1, -1):
-                raise ConfigError(f"A task is {task}, but must be direction: 1 (forward) or direction: -1 (backward).")
 
 
 class CheetahVelocities(Cheetahs):

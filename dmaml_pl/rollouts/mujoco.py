@@ -153,6 +153,10 @@ class MujocoEnvironments(Environments):
         """Give the threads back; a further step takes new ones."""
         self._pool = None
 
+    def velocity(self, before: Array, after: Array) -> Array:
+        """Along the first position, which is forward in the models here, in m/s, mean over the step, (N,)."""
+        return (self.positions(after)[:, 0] - self.positions(before)[:, 0]) / self.seconds
+
     def draw(self, states: Sequence[MujocoState]) -> NDArray[np.uint8] | None:
         """Pictures of the first environment in each of some states; None where EGL is not installed."""
         return self.frames(np.stack([state.physics[0] for state in states]))
