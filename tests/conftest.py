@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,35 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `dmaml adapt`, which must refuse; returns the message, which is all that the user hears."""
+
+    from dmaml_pl.__main__ import main
+
+    def refuse(*words: str | Path) -> str:
+        assert main(["adapt", *map(str, words)]) == 1
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("dmaml: error: ")
+        assert err.count("\n") == 1
+        assert not Path("predictions.csv").exists()
+        return err.removeprefix("dmaml: error: ").strip()
+
+    return refuse
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch has two threads, and then as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -25,22 +25,6 @@ Refusal = Callable[..., str]
 
 
 @pytest.fixture
-def refusal(capfd: pytest.CaptureFixture[str]) -> Refusal:
-    """Run `dmaml adapt`, which must refuse; returns the message, which is all that the user hears."""
-
-    def refuse(*words: str | Path) -> str:
-        assert main(["adapt", *map(str, words)]) == 1
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert err.startswith("dmaml: error: ")
-        assert err.count("\n") == 1
-        assert not Path("predictions.csv").exists()
-        return err.removeprefix("dmaml: error: ").strip()
-
-    return refuse
-
-
-@pytest.fixture
 def support() -> Path:
     return draw_folders(Path("support"), {"a.png": 0, "b.jpg": 8})
 

@@ -20,14 +20,6 @@ from tests.test_vectorized import batch_for, made, objective_for
 ENGINES: list[EngineName] = ["learn2learn", "per_task", "vectorized"]
 
 
-@pytest.fixture
-def two_threads() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.usefixtures("two_threads")
 def test_a_training_in_lower_precision_keeps_its_weights_in_float32_and_converges(engine: EngineName) -> None:

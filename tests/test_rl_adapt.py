@@ -62,21 +62,6 @@ def navigator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Refusal = Callable[..., str]
 
 
-@pytest.fixture
-def refusal(capfd: pytest.CaptureFixture[str]) -> Refusal:
-    """Run `dmaml adapt`, which must refuse; returns the message, which is all that the user hears."""
-
-    def refuse(*words: str | Path) -> str:
-        assert main(["adapt", *map(str, words)]) == 1
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert err.startswith("dmaml: error: ")
-        assert err.count("\n") == 1
-        return err.removeprefix("dmaml: error: ").strip()
-
-    return refuse
-
-
 # -- the command ---------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,14 +58,6 @@ class Watched(MLP):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.add(torch.get_num_threads())
         return super().forward(x)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(8, 1), (2000, 2)])

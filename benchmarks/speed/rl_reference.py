@@ -223,7 +223,7 @@ def particles(horizon: int) -> type[Any]:
 
 def _load_cherry() -> ModuleType:
     without = ModuleType("cherry.wrappers.recorder_wrapper")
-    without.Recorder = object  # type: ignore[attr-defined]
+    without.Recorder = object  # type: ignore[attr-defined]  # a module that is made here
     sys.modules[without.__name__] = without
     try:
         return importlib.import_module("cherry")  # installed by `make benchmark` alone
