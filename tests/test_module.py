@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 
 from data_modules import Glyphs
 from dmaml_pl import MAML, Conv4, DMAMLStrategy, MetaLearning
@@ -29,6 +31,19 @@ def test_validation_adapts_under_both_of_lightnings_inference_settings(inference
     for step in range(3):
         value = float((expected[:, step] - batch.query_y).square().mean())
         assert curve[step] == pytest.approx(value, rel=1e-5)
+
+
+def test_validate_and_test_return_their_metrics_and_loggers_get_them_at_the_meta_iteration(tmp_path: Path) -> None:
+    logger, module = CSVLogger(tmp_path), small_maml()
+    trainer = small_trainer(limit_val_batches=1.0, logger=logger)
+    trainer.fit(module, small_data())
+    for found, stage in ((trainer.validate, "val"), (trainer.test, "test")):
+        (metrics,) = found(module, small_data(), verbose=False)
+        assert {f"{stage}/loss", f"{stage}/mse", f"{stage}/mse_step_2", f"{stage}/mse_ci95"} <= metrics.keys()
+        row = list(csv.DictReader(Path(logger.experiment.metrics_file_path).read_text().splitlines()))[-1]
+        assert (row["step"], float(row[f"{stage}/mse"])) == ("10", metrics[f"{stage}/mse"])
+    assert module.meta_test is not None
+    assert metrics["test/untrained_mse"] == pytest.approx(module.meta_test.row(1)["untrained"])
 
 
 def test_judging_in_the_middle_of_a_training_does_not_change_its_course() -> None:

@@ -223,10 +223,10 @@ class DmamlCLI(LightningCLI):
         self.trainer.test(**{**kwargs, "verbose": False})
 
     def validate(self, **kwargs: Any) -> None:
-        """Validate; our table replaces Lightning's, which shows only what its own logging has seen."""
-        self.trainer.validate(**{**kwargs, "verbose": False})
+        """Validate; our table replaces Lightning's, which sorts step 10 before step 2."""
+        (metrics,) = self.trainer.validate(**{**kwargs, "verbose": False})
         if self.trainer.is_global_zero:
-            print_metrics(self.trainer.callback_metrics)
+            print_metrics(metrics)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict; the predictions go to a file, not through memory."""

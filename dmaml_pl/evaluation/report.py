@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from dmaml_pl.checks import require_folder, require_positive, unwritable
 from dmaml_pl.console.tables import print_table
@@ -155,6 +154,7 @@ class MetaTestReport(pl.Callback):
         return checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
 
 
-def print_metrics(metrics: Mapping[str, Tensor]) -> None:
-    """Print metrics by name, such as those of a validation."""
-    print_table([{"metric": name, "value": float(value)} for name, value in metrics.items()], "Validation")
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print those metrics by name that a validation found."""
+    found = {name: value for name, value in metrics.items() if name.startswith("val/")}
+    print_table([{"metric": name, "value": value} for name, value in found.items()], "Validation")

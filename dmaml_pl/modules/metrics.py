@@ -17,6 +17,9 @@ from dmaml_pl.runs import RunReport
 ENV_STEPS = "env_steps"
 """Of a worker at a meta-iteration, in `TaskBatch.metrics`."""
 
+STEP = "step"
+"""By this name Lightning finds the step at which loggers are to show what is logged with it."""
+
 
 def log_run(module: Any, report: RunReport) -> None:
     """Log a merged run: `train/...` per meta-iteration, each worker's own mean, and the merge; a call for each step."""
@@ -59,7 +62,7 @@ def env_steps_of(report: RunReport) -> int:
 
 
 def log_evaluation(module: Any, stage: str, scores: list[TaskScores], whose: str = "") -> None:
-    """Log validation or test: the mean after each adaptation step; of the trained network also for callbacks.
+    """Log validation or test: the mean after each adaptation step, for loggers, callbacks and the Trainer's caller.
 
     Args:
         module: that was evaluated.
@@ -72,10 +75,9 @@ def log_evaluation(module: Any, stage: str, scores: list[TaskScores], whose: str
     name = f"{whose}{name}"
     summary = {f"{stage}/{whose}loss": loss[:, steps].mean(), f"{stage}/{name}": metric[:, steps].mean()}
     curve = {f"{stage}/{name}_step_{step}": value for step, value in enumerate(metric.mean(dim=0))}
-    if not whose:
-        module.log_dict(summary | curve, logger=False, sync_dist=True)
     widths = {f"{stage}/{name}_ci95": half_width(metric)[steps]}
-    _log(module, {key: float(value) for key, value in (summary | curve | widths).items()}, module.meta_iterations)
+    # Lightning hands loggers this name as the step; its own count is of runs.
+    module.log_dict(summary | curve | widths | {STEP: float(module.meta_iterations)}, sync_dist=True)
 
 
 def _windows(module: Any, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
