@@ -11,6 +11,7 @@ from data_modules.navigation2d import Navigation2D
 from data_modules.omniglot import Omniglot
 from data_modules.sinusoid import Sinusoid
 from data_modules.tabular import Tabular
+from data_modules.tabular_classes import TabularClasses
 from data_modules.tiered_imagenet import TieredImageNet
 from dmaml_pl.data import TaskDataModule
 
@@ -28,6 +29,7 @@ __all__ = [
     "Omniglot",
     "Sinusoid",
     "Tabular",
+    "TabularClasses",
     "TaskDataModule",
     "TieredImageNet",
 ]

@@ -29,14 +29,17 @@ def write(path: Path, text: str) -> str:
 ENVIRONMENTS = ["half_cheetah_dir", "half_cheetah_vel", "ant_dir"]
 
 
-@pytest.mark.parametrize("name", ["sinusoid", "glyphs", "omniglot", "image_folder", "tabular", *ENVIRONMENTS])
+@pytest.mark.parametrize(
+    "name", ["sinusoid", "glyphs", "omniglot", "image_folder", "tabular", "tabular_classes", *ENVIRONMENTS]
+)
 def test_every_shipped_config_is_whole(name: str, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = resolved(capsys, "--config", str(repository / "configs" / f"{name}.yaml"))
     assert config["trainer"]["logger"]["init_args"]["experiment_name"] == name
     assert config["trainer"]["strategy"]["class_path"] == "dmaml_pl.DMAMLStrategy"
     assert config["trainer"]["devices"] == 2
     network, data = config["model"]["init_args"]["network"]["init_args"], config["data"]["init_args"]
-    assert network.get("ways") == data.get("ways")
+    ways = data.get("ways")
+    assert network.get("ways", network.get("outputs") if ways else None) == ways
 
 
 def test_later_configs_and_single_settings_win(

@@ -142,6 +142,98 @@ def test_a_constant_column_is_only_shifted(tmp_path: Path) -> None:
     assert (data.sample_task("train", 0).support_x[:, 1] == 0).all()
 
 
+def test_tasks_are_told_apart_by_what_is_written_and_not_by_the_number_that_it_reads_as(tmp_path: Path) -> None:
+    versions = ["01", "1", "1.0", "1.10", "1.1", "1e2", "100", "12345678901234567890", "12345678901234567891", "NA"]
+    lines = [f"{name},{x},0,{x}" for name in versions for x in range(5)]
+    (tmp_path / "t.csv").write_text("\n".join(["line,x,z,y", *lines]))
+    data = ready(tmp_path / "t.csv")
+
+    assert sum(len(sampler.starts) for sampler in data._samplers.values()) == len(versions)
+
+
+@pytest.mark.parametrize(
+    ("marks", "encoding", "settings"),
+    [
+        (";,", "utf-8-sig", {}),
+        ("\t.", "utf-16", {}),
+        ("|.", "utf-8", {}),
+        (";.", "utf-8", {}),
+        ("\t,", "cp1252", {"decimal": ",", "encoding": "cp1252"}),
+        ("/.", "latin-1", {"delimiter": "/", "encoding": "latin-1"}),
+    ],
+)
+def test_tables_are_read_however_spreadsheets_write_them(
+    marks: str, encoding: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    delimiter, decimal = marks[0], marks[1]
+    table = [row | {"line": f"Prüfung {row['line']}", "x": row["x"] + 0.5} for row in rows()]
+    written = [[str(cell).replace(".", decimal) for cell in row.values()] for row in table]
+    text = "\r\n".join(delimiter.join(cells) for cells in [list(table[0]), *written])
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    expected = ready(write(tmp_path / "plain.csv", table)).sample_task("train", 0)
+
+    assert torch.equal(ready(tmp_path / "t.csv", **settings).sample_task("train", 0).support_x, expected.support_x)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ("line,x,z,y\nü,1,2,3".encode("latin-1"), {}, r"not all text in UTF8: .* set data\.encoding, such as cp1252"),
+        ("line,x,z,ü\na,1,2,3".encode("latin-1"), {}, r"not all text in UTF8: .* set data\.encoding"),
+        (
+            b'line,x,z,y\na,"1,5",2,3',
+            {},
+            r"column x .* is '1,5', .*: where that is the decimal mark, set data\.decimal",
+        ),
+        (b"line;x;z;y\na;1.234;2,5;3", {}, r"column x \(data\.inputs\) is '1\.234', and not a finite number"),
+        (b"line,x,z,y\na,1,2,cat\na,1,2,dog", {}, r"where it names classes, take data_modules\.TabularClasses"),
+        (b"line,x,z,y", {"delimiter": "ab"}, r"data\.delimiter is 'ab', but must be one character"),
+        (
+            b"line,x,z,y",
+            {"encoding": "klingon"},
+            r"data\.encoding is 'klingon', which is no encoding that Python knows",
+        ),
+        (b"line,x,z,y", {"decimal": ";"}, r"data\.decimal is ;, but must be \. or ,"),
+    ],
+)
+def test_a_table_that_is_written_otherwise_names_the_setting(
+    content: bytes, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+
+    with pytest.raises((DataError, ConfigError), match=message):
+        ready(tmp_path / "t.csv", **settings)
+
+
+@pytest.mark.parametrize(
+    ("cells", "settings", "said"),
+    [
+        ({"z": 7}, {}, r"Column z (data.inputs) of {path} is 7 in all rows for meta-training: it carries nothing."),
+        ({}, {}, ""),
+        ({}, {"standardize": False}, "Column x (data.inputs) of {path} reaches 19"),
+    ],
+)
+def test_columns_that_carry_nothing_or_are_huge_are_said(
+    cells: dict[str, Any], settings: dict[str, Any], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "t.csv", [row | cells for row in rows()])
+    with caplog.at_level("INFO"):
+        ready(path, **settings)
+
+    assert said.format(path=path) in caplog.text
+    assert said or not caplog.text
+
+
+def test_one_value_beyond_all_others_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"t{task},{x},{1e9 if task == x == 0 else x},{x}" for task in range(40) for x in range(500)]
+    (tmp_path / "t.csv").write_text("\n".join(["line,x,z,y", *lines]))
+    with caplog.at_level("INFO"):
+        ready(tmp_path / "t.csv")
+
+    assert "Column z (data.inputs)" in caplog.text
+    assert "standard deviations from its mean" in caplog.text
+
+
 def test_tasks_may_be_numbers(tmp_path: Path) -> None:
     table = [row | {"line": int(row["line"][1:])} for row in rows()]
     csv_file, parquet = write(tmp_path / "t.csv", table), write(tmp_path / "t.parquet", table)

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dmaml_pl.adapting.folders import Pictures
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import DataError
 
@@ -39,15 +38,17 @@ class Answers:
     summary: dict[str, Any]
 
     @classmethod
-    def of_classes(cls, query: Pictures, probabilities: Tensor, classes: list[str]) -> Answers:
-        """Of a classification: probabilities (Q, N)."""
+    def of_classes(
+        cls, table: pd.DataFrame, true: list[str] | None, probabilities: Tensor, classes: list[str]
+    ) -> Answers:
+        """Of a classification: probabilities (Q, N) of samples that a table tells from each other, by what is known."""
         best, numbers = probabilities.max(dim=1)
-        table = pd.DataFrame({"file": query.names})
+        table = table.copy()
         summary: dict[str, Any] = {"classes": classes}
         predictions = [classes[number] for number in numbers.tolist()]
-        if query.classes is not None:
-            table["class"] = query.classes
-            right = sum(said == true for said, true in zip(predictions, query.classes, strict=True))
+        if true is not None:
+            table["class"] = true
+            right = sum(said == was for said, was in zip(predictions, true, strict=True))
             summary |= {"accuracy": right / len(table), "right": right, "samples": len(table)}
         table["prediction"], table["probability"] = predictions, best.tolist()
         brief = table.shape[1] + (len(classes) if len(classes) <= SHOWN_CLASSES else 0)

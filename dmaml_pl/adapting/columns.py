@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from data_modules.reading.tables import Table, as_number
+from data_modules.reading.tables import Dialect, Table, as_number
 from dmaml_pl.errors import DataError
 
 
@@ -15,6 +16,7 @@ def read_columns(
     inputs: int,
     outputs: int,
     names: tuple[list[str], list[str]] | None,
+    dialect: Dialect | None,
     *,
     needs_targets: bool = False,
 ) -> pd.DataFrame:
@@ -26,7 +28,7 @@ def read_columns(
     Raises:
         DataError: names the file, and the row where it is broken.
     """
-    table = Table(path, option)
+    table = Table(path, option, dialect)
     file = f"{option} {path}"
     if all(math.isfinite(as_number(name)) for name in table.names):
         raise DataError(f"{file} begins with numbers: its first line must name the columns.")
@@ -38,6 +40,26 @@ def read_columns(
             f"({inputs} of input, {outputs} of target){alone}."
         )
     return pd.DataFrame(table.numbers(option, chosen), columns=chosen)
+
+
+def read_classes(
+    option: str, path: Path, inputs: list[str], classes: str, dialect: Dialect | None
+) -> tuple[pd.DataFrame, list[str] | None]:
+    """Read a CSV or Parquet file: the columns of the inputs, and the class of each row if it has that column.
+
+    Raises:
+        DataError: names the file, and the row where it is broken.
+    """
+    table = Table(path, option, dialect)
+    found = _named(f"{option} {path}", table.names, inputs, [classes])
+    names = table.texts(option, classes).tolist() if classes in found else None
+    return pd.DataFrame(table.numbers(option, inputs), columns=inputs), names
+
+
+def dialect_of(data: Any) -> Dialect | None:
+    """How the table of a training was written, which a user's own is read by; None where there was none."""
+    dialect: Dialect | None = getattr(data, "dialect", None)
+    return dialect
 
 
 def _named(file: str, header: list[str], inputs: list[str], targets: list[str]) -> list[str]:

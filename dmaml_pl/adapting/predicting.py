@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from dmaml_pl.adapting.adapted import AdaptedLearner
 from dmaml_pl.adapting.answers import Answers
-from dmaml_pl.adapting.columns import read_columns
+from dmaml_pl.adapting.columns import dialect_of, read_classes, read_columns
 from dmaml_pl.adapting.folders import find_pictures
 from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.adapting.loading import load_either
@@ -52,8 +53,7 @@ def adapt_and_predict(
         raise CheckpointError(f"--ckpt {ckpt} does not say what samples its network takes: use it in Python.")
     assert query is not None, "only a task needs none"  # noqa: S101
     output = Path("predictions.csv") if output is None else output
-    of_kind = _of_pictures if learner.objective.name == "classification" else _of_columns
-    adapted, answers = of_kind(learner, support or Path(), query, steps)  # of an adapted one it is not read
+    adapted, answers = _ask(learner, support or Path(), query, steps)  # of an adapted one the support is not read
     answers.write(output, {"checkpoint": str(ckpt), "steps": adapted.steps, "support_samples": adapted.support})
     answers.print(
         f"{len(answers.table)} samples, after {adapted.steps} adaptation step{'s' if adapted.steps != 1 else ''} on "
@@ -103,6 +103,15 @@ def _adapt_policy(learner: FewShotLearner, task: dict[str, Any], steps: int | No
         print(f"Adapted policy: {save}")
 
 
+def _ask(
+    learner: FewShotLearner | AdaptedLearner, support: Path, query: Path, steps: int | None
+) -> tuple[AdaptedLearner, Answers]:
+    if learner.objective.name != "classification":
+        return _of_columns(learner, support, query, steps)
+    of_classes = _of_rows if isinstance(learner.data, NamedColumns) else _of_pictures
+    return of_classes(learner, support, query, steps)
+
+
 def _of_pictures(
     learner: FewShotLearner | AdaptedLearner, support: Path, query: Path, steps: int | None
 ) -> tuple[AdaptedLearner, Answers]:
@@ -124,7 +133,24 @@ def _of_pictures(
         asked = find_pictures("--query", query, sorted(set(given.classes)))  # before reading them, which takes long
         learner = learner.adapt(given.read(reader), given.classes, steps)
     names = [str(name) for name in learner.classes]
-    return learner, Answers.of_classes(asked, learner.predict(asked.read(reader)), names)
+    return learner, Answers.of_classes(
+        pd.DataFrame({"file": asked.names}), asked.classes, learner.predict(asked.read(reader)), names
+    )
+
+
+def _of_rows(
+    learner: FewShotLearner | AdaptedLearner, support: Path, query: Path, steps: int | None
+) -> tuple[AdaptedLearner, Answers]:
+    """Of a table with a column of classes."""
+    inputs, (classes,) = learner.data.inputs, learner.data.targets
+    asked, true = read_classes("--query", query, inputs, classes, dialect_of(learner.data))
+    if not isinstance(learner, AdaptedLearner):
+        given, names = read_classes("--support", support, inputs, classes, dialect_of(learner.data))
+        if names is None:
+            raise DataError(f"--support {support} has no column {classes}, which must hold the class of each row.")
+        learner = learner.adapt(torch.tensor(given.to_numpy()), names, steps)
+    said = learner.predict(torch.tensor(asked.to_numpy()))
+    return learner, Answers.of_classes(asked, true, said, [str(name) for name in learner.classes])
 
 
 def _of_columns(
@@ -138,12 +164,13 @@ def _of_columns(
         )
     (inputs,), (outputs,) = shapes
     names = (learner.data.inputs, learner.data.targets) if isinstance(learner.data, NamedColumns) else None
-    asked = read_columns("--query", query, inputs, outputs, names)
+    dialect = dialect_of(learner.data)
+    asked = read_columns("--query", query, inputs, outputs, names, dialect)
     if isinstance(learner, AdaptedLearner):
         targets = ["target" if outputs == 1 else f"target {number}" for number in range(outputs)]
         targets = list(asked.columns[inputs:]) or targets
     else:
-        given = read_columns("--support", support, inputs, outputs, names, needs_targets=True)
+        given = read_columns("--support", support, inputs, outputs, names, dialect, needs_targets=True)
         targets, header = list(given.columns[inputs:]), list(asked.columns)
         if header != list(given.columns[: len(header)]):
             raise DataError(
