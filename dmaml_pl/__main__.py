@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from dmaml_pl.errors import DmamlError
 from dmaml_pl.launching.leaving import leave
+from dmaml_pl.launching.memory import keep_freed
 
 USAGE = """\
 usage: dmaml COMMAND [--config FILE ...] [--SETTING VALUE ...]
@@ -86,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start() -> NoReturn:
     """Be the command, in a process that is for nothing else."""
+    keep_freed()
     leave(main)
 
 

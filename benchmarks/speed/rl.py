@@ -30,6 +30,7 @@ from benchmarks.speed.timing import Ratio, Times
 from data_modules.navigation2d import Navigation2D, PointEnvironments
 from dmaml_pl import MAML, GaussianMLP, MetaLearning, PolicyGradient, TrustRegion
 from dmaml_pl.engines.asked import MetaIteration
+from dmaml_pl.launching.memory import keep_freed
 from dmaml_pl.rollouts.data import EnvironmentDataModule
 from dmaml_pl.tasks import Samples, TaskBatch, derive_seed, derive_seeds
 
@@ -304,6 +305,7 @@ def own() -> Found:
 
 def main(part: str) -> None:
     """Print what a part found."""
+    keep_freed()  # as `dmaml` does
     torch.set_num_threads(1)
     measured: Callable[[], Found] = {"navigation": navigation, "cheetah": cheetah, "own": own}[part]
     print(json.dumps(measured()._asdict()))
