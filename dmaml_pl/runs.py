@@ -16,6 +16,10 @@ CHECKPOINT_KEY = "dmaml"
 """Where a checkpoint holds what the strategy keeps: the number of workers, each one's moments, its own state."""
 
 
+ENV_STEPS, SAMPLING_SECONDS = "env_steps", "sampling_seconds"
+"""In `TaskBatch.metrics`: steps in environments that a worker made for a meta-iteration, and how long they took."""
+
+
 class RunClock:
     """Wall time and computing time of a run, from its making on."""
 

@@ -26,6 +26,7 @@ from data_modules.half_cheetah import (
     HalfCheetahDirection,
     HalfCheetahVelocity,
 )
+from dmaml_pl import MAML, GaussianMLP, MetaLearning, PolicyGradient
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Task
 from dmaml_pl.rollouts.mujoco import MODELS, MujocoEnvironments, MujocoState
@@ -182,6 +183,25 @@ def test_physics_that_breaks_down_ends_the_episode_and_is_counted_but_not_printe
     assert environments.broken == 1
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_meta_batch_tells_how_often_its_physics_broke_down(one_thread: None) -> None:
+    data = HalfCheetahDirection(rollouts=2, horizon=3, meta_batch=1)
+    data.setup("fit")
+    data.environments.broken = 7  # those of before count no more
+    module = MetaLearning(GaussianMLP(17, 6, (4,)), MAML(inner_steps=1), PolicyGradient())
+    reset = data.environments.reset
+
+    def blow_up(tasks: Any, rollouts: int, generators: Any) -> Any:
+        state, seen = reset(tasks, rollouts, generators)
+        state.physics[1, 12] = 1e12
+        return state, seen
+
+    data.environments.reset = blow_up  # type: ignore[method-assign]
+    batch = data.sample(worker=0, run=0, iteration=0, act=module.act_of(module.learner))
+    assert batch.metrics is not None
+    assert batch.metrics["broken"] == 2  # before adaptation, and after it
+    assert batch.metrics["episode_length"] == (3 + 1) / 2
 
 
 def test_loading_says_nothing_and_writes_nothing(

@@ -160,6 +160,7 @@ def _check_what_is_told(first: dict[str, Any], second: dict[str, Any]) -> None:
         named = {"loss", "return", "return_before", "explained_variance", "kl", "inner_kl", "entropy"}
         assert named <= mine["series"].keys()
         assert float(mine["series"]["inner_kl"].min()) > 0
+        assert 0 < float(mine["series"]["sampling_seconds"].sum()) < mine["seconds"]
         assert mine["merge"]["merge/kl"] == other["merge"]["merge/kl"] > 0
         assert bool(torch.isfinite(mine["series"]["kl"]).all())
     # Two workers, two meta-iterations, two tasks of three rollouts of six steps, before and after adaptation.

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dmaml_pl.evaluation.curves import TaskScores, half_width, join
-from dmaml_pl.runs import RunReport
+from dmaml_pl.runs import ENV_STEPS, SAMPLING_SECONDS, RunReport
 
-ENV_STEPS = "env_steps"
-"""Of a worker at a meta-iteration, in `TaskBatch.metrics`."""
+COUNTED = {ENV_STEPS, SAMPLING_SECONDS}
+"""What is logged for a whole run."""
 
 STEP = "step"
 """By this name Lightning finds the step at which loggers are to show what is logged with it."""
@@ -27,12 +27,12 @@ def log_run(module: Any, report: RunReport) -> None:
     end = report.get("end", trainer.global_step)
     rows: dict[int, dict[str, float]] = {}
     for name, values in report["series"].items():
-        if name == ENV_STEPS:
-            continue  # counted, below
+        if name in COUNTED:
+            continue
         for step, mean in _windows(module, values, end):
             rows.setdefault(step, {})[f"train/{name}"] = mean
     last = rows.setdefault(end, {})
-    for name in report["series"].keys() - {ENV_STEPS}:
+    for name in report["series"].keys() - COUNTED:
         for worker, own in enumerate(report.get("workers", {}).get(name, ())):
             last[f"train/{name}_worker_{worker}"] = float(own.nanmean())
     last |= {
@@ -47,6 +47,8 @@ def log_run(module: Any, report: RunReport) -> None:
     if ENV_STEPS in report["series"]:
         last["train/env_steps"] = module.env_steps
         last["train/env_steps_per_second"] = env_steps_of(report) / max(report["seconds"], 1e-9)
+        sampling = float(report["series"][SAMPLING_SECONDS].nansum())
+        last["train/sampling_share"] = sampling / max(report["seconds"], 1e-9)
     if (peak := module.memory.mib()) is not None:
         last["train/peak_memory_mib"] = peak
     for step, metrics in rows.items():

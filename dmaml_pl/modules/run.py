@@ -23,10 +23,10 @@ from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.modules.evaluating import EvaluatedModule
 from dmaml_pl.modules.memory import PeakMemory
-from dmaml_pl.modules.metrics import ENV_STEPS, env_steps_of, log_run
+from dmaml_pl.modules.metrics import env_steps_of, log_run
 from dmaml_pl.modules.outer_step import OuterStep
 from dmaml_pl.objectives import Objective
-from dmaml_pl.runs import RunClock, RunReport, RunStrategy, strategy_of_runs
+from dmaml_pl.runs import ENV_STEPS, RunClock, RunReport, RunStrategy, strategy_of_runs
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
 
 

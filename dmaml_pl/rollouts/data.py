@@ -6,6 +6,7 @@ Legend: T tasks, B rollouts of a task, L time steps (horizon), I adaptation step
 from __future__ import annotations
 
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from dmaml_pl.data import Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.sampling import Rollouts, Weighed, sample_rollouts, weigh
+from dmaml_pl.runs import ENV_STEPS, SAMPLING_SECONDS
 from dmaml_pl.tasks import Act, TaskBatch, derive_seed, derive_seeds
 
 if TYPE_CHECKING:
@@ -251,7 +253,7 @@ class EnvironmentDataModule(TaskDataModule):
         return ""
 
     def _batch(self, act: Act, tasks: list[Task], seeds: Sequence[int]) -> TaskBatch:
-        kls = list[float]()
+        kls, began, broken = list[float](), time.perf_counter(), self.environments.broken
         made, weighed = self.adapt_by_rollouts(act, tasks, seeds, kls=kls)
         query = weigh(made[-1], self.discount, self.gae_lambda)
         steps = sum(each.steps for each in made)
@@ -261,8 +263,11 @@ class EnvironmentDataModule(TaskDataModule):
             "entropy": float(made[-1].acting.entropy().mean()),
             "inner_kl": sum(kls) / max(len(kls), 1),
             "episode_length": steps / sum(each.returns.numel() for each in made),
-            "env_steps": float(steps),
+            ENV_STEPS: float(steps),
         }
+        if broken is not None:
+            metrics["broken"] = float((self.environments.broken or 0) - broken)
+        metrics[SAMPLING_SECONDS] = time.perf_counter() - began
         supports = tuple(each.samples for each in weighed) or (query.samples,)  # without adaptation none is looked at
         return TaskBatch(supports, query.samples, metrics=metrics)
 

@@ -44,11 +44,13 @@ class Environments(ABC):
         observations: O, size of an observation.
         actions: A, dimensions of an action; where there are actions to choose among, how many.
         discrete: whether an action is one of so many, and its tensors hold their numbers, (T, B, 1).
+        broken: how often the physics broke down in this process, which ended the episode; None where it cannot.
     """
 
     observations: int
     actions: int
     discrete: bool = False
+    broken: int | None = None
 
     @abstractmethod
     def sample_task(self, generator: torch.Generator) -> Task:

@@ -65,13 +65,13 @@ class MujocoEnvironments(Environments):
     Attributes:
         unseen: so many of the first positions say where it is, and are no observation.
         seconds: that one step takes.
-        broken: how often the physics broke down, in this process.
 
     Raises:
         ConfigError: mujoco is not installed, or a value is not greater than zero.
     """
 
     unseen = 0
+    broken: int
 
     def __init__(self, model: Path, *, frame_skip: int = 5, action_scale: float = 1.0, noise: float = 0.1) -> None:
         require_positive(**{"data.frame_skip": frame_skip, "data.action_scale": action_scale})
