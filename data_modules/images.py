@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from data_modules.augmenting import augmented
 from data_modules.class_images import ClassImages
 from data_modules.samplers import Sampler, SamplerName, sampler_named
 from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.tasks import LabelledSamples, Samples, TaskBatch
+from dmaml_pl.tasks import LabelledSamples, Samples, TaskBatch, derive_seed
 
 MOVED_UP_TO = 4 * 2**30
 """Bytes of images that are moved to the trainer's device; of more only the tasks are, each when it is sampled."""
@@ -49,12 +50,16 @@ class ImageTasks(TaskDataModule):
         meta_batch: T, tasks in the meta-batch of one worker.
         test_ways: N of validation and meta-test, where that is another: for algorithms that take any number of ways,
             such as `ProtoNet`, which learns more from tasks of more classes than it is to tell apart.
+        augment: transforms of torchvision.transforms.v2 (or modules of one's own), applied one after another to each
+            picture (C, H, W), from 0 to 1, of a training task, and of the baseline's training; they draw anew for each.
+        augment_support: the same for the support pictures of every task, those of validation and meta-test, too.
         sampler: "batched" samples all tasks of a meta-batch at once; "learn2learn", the reference, one after another
             through learn2learn's task transforms. From the same seed they make other tasks of the same distribution.
         settings: those of `TaskDataModule`.
     """
 
     split_remedy = ""
+    in_checkpoint = ("augment", "augment_support")  # a trained network is adapted without
 
     def __init__(
         self,
@@ -64,12 +69,16 @@ class ImageTasks(TaskDataModule):
         queries: int = 15,
         meta_batch: int = 4,
         test_ways: int | None = None,
+        augment: Sequence[nn.Module] | None = None,
+        augment_support: Sequence[nn.Module] | None = None,
         sampler: SamplerName = "batched",
         **settings: Any,
     ) -> None:
         super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
         self.ways = ways
         self.test_ways = test_ways
+        self.augment = list(augment or ())
+        self.augment_support = list(augment_support or ())
         self.sampler: SamplerName = sampler
         self._samplers: dict[Split, Sampler] = {}
         self._images: dict[Split, Tensor] = {}
@@ -106,6 +115,8 @@ class ImageTasks(TaskDataModule):
             self._samplers[split] = sampler(
                 images.samples, starts=images.starts, ways=self._ways_of(split)[1], per_class=self.shots + self.queries
             )
+        if self.augment or self.augment_support:
+            self.sample_task("train", 0)  # what cannot be applied is refused before the training
 
     def _ways_of(self, split: Split) -> tuple[str, int]:
         """N of a split, and the setting that says it."""
@@ -146,6 +157,15 @@ class ImageTasks(TaskDataModule):
             Samples(part.view(tasks, -1, *size), labels)
             for part, labels in zip(pixels.split([support.numel(), query.numel()]), (support, query), strict=True)
         )
+        support_x, query_x = supports.x, queries.x
+        if self.augment and split == "train":
+            support_x, query_x = (
+                augmented("augment", self.augment, x, [derive_seed(part, seed) for seed in seeds])
+                for part, x in (("support", support_x), ("query", query_x))
+            )
+        if self.augment_support:
+            support_x = augmented("augment_support", self.augment_support, support_x, seeds)
+        supports, queries = supports._replace(x=support_x), queries._replace(x=query_x)
         # Not counted from the labels, for which a device would be waited for.
         return TaskBatch((supports,), queries, ways=shape[1])
 
@@ -161,6 +181,8 @@ class ImageTasks(TaskDataModule):
         chosen = torch.randint(int(ends[-1]), (samples,), generator=torch.Generator().manual_seed(seed)).numpy()
         classes = ends.searchsorted(chosen, side="right")
         pixels = self._converted(images, starts[classes] + chosen - (ends - counts)[classes])
+        if self.augment:
+            pixels = augmented("augment", self.augment, pixels.unsqueeze(0), [seed]).squeeze(0)
         return LabelledSamples(pixels, torch.from_numpy(classes).to(pixels.device), len(starts))
 
     def tasks_to_plot(self, count: int) -> PlottedTasks:

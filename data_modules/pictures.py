@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from data_modules.class_images import ClassImages
 from data_modules.images import ImageTasks
 from data_modules.reading.cache import Sample, cache_folder, fingerprint, load_or_make
 from data_modules.reading.class_folders import Files
-from data_modules.reading.pictures import PictureReader
+from data_modules.reading.pictures import InkReader, PictureReader
+from dmaml_pl.data import PlottedTasks
 
 
 class PictureTasks(ImageTasks):
@@ -48,6 +50,10 @@ class PictureTasks(ImageTasks):
             DataError: names the file, which is not a picture that can be read.
         """
         return self.reader.read_sample(path)
+
+    def tasks_to_plot(self, count: int) -> PlottedTasks:
+        """As `ImageTasks.tasks_to_plot`; letters dark on light, as they are written."""
+        return replace(super().tasks_to_plot(count), ink_is_bright=isinstance(self.reader, InkReader))
 
     def cached(
         self,

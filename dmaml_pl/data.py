@@ -34,12 +34,14 @@ class PlottedTasks:
         x_label: what the input is, in a regression.
         y_label: what the target is, in a regression.
         queries_are_curves: whether, in a regression, the queries are the true curve on a grid, and not some points.
+        ink_is_bright: whether grey pictures have large values where there is ink, which is plotted dark on light.
     """
 
     tasks: TaskBatch
     x_label: str = "x"
     y_label: str = "y"
     queries_are_curves: bool = True
+    ink_is_bright: bool = False
 
 
 class TrainingRuns:

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from data_modules import ImageFolder, images
+from data_modules import Glyphs, ImageFolder, images
 from data_modules.reading import cache
 from data_modules.reading.pictures import PhotoReader
 from data_modules.samplers import SamplerName
+from dmaml_pl.data import PlottedTasks
 from dmaml_pl.errors import ConfigError, DataError
+from dmaml_pl.evaluation.figures import plot_image_tasks
 from dmaml_pl.tasks import SampleReader, check_tasks
 
 FORMATS = ("a.png", "b.JPG", "c.bmp", "d.gif", "e.webp", "f.tiff")
@@ -62,6 +65,51 @@ def ready(root: Path, **settings: Any) -> ImageFolder:
 
 def names(data: ImageFolder) -> dict[str, list[str]]:
     return {split: split_images.names for split, split_images in data.load_splits().items()}
+
+
+# ---- augmentation
+
+
+class Noise(torch.nn.Module):
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return picture + torch.rand(()) - 0.5
+
+
+def test_augmentation_changes_every_training_picture_as_its_tasks_seed_says_and_no_other_task(root: Path) -> None:
+    plain, data = ready(root), ready(root, augment=[v2.RandomHorizontalFlip(0.5), Noise()])
+    state = torch.get_rng_state()
+    tasks, unchanged = data.sample_tasks("train", [3, 4]), plain.sample_tasks("train", [3, 4])
+
+    assert torch.equal(torch.get_rng_state(), state)
+    shifts = torch.cat([tasks.support_x - unchanged.support_x, tasks.query_x - unchanged.query_x], 1).mean((2, 3, 4))
+    assert len(set(shifts.flatten().round(decimals=4).tolist())) == shifts.numel(), "each picture by its own chance"
+    assert torch.equal(data.sample_task("train", 4).query_x, tasks.query_x[1])
+    assert torch.equal(data.evaluation_task("test", 0).query_x, plain.evaluation_task("test", 0).query_x)
+    assert not torch.equal(data.sample_labelled(8, 0).x, plain.sample_labelled(8, 0).x)
+    assert torch.equal(data.sample_labelled(8, 0).x, data.sample_labelled(8, 0).x)
+
+
+def test_support_sets_are_augmented_in_every_split_and_queries_are_not(root: Path) -> None:
+    plain, data = ready(root), ready(root, augment_support=[Noise()])
+    for split in ("train", "test"):
+        tasks, unchanged = data.sample_tasks(split, [5]), plain.sample_tasks(split, [5])
+        assert not torch.equal(tasks.support_x, unchanged.support_x)
+        assert torch.equal(tasks.query_x, unchanged.query_x)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (v2.Resize(8), r"data\.augment makes of pictures \(3, 16, 16\) such of \(3, 8, 8\), but must keep"),
+        (v2.ToDtype(torch.uint8), r"data\.augment: ToDtype gives a tensor of torch\.uint8, but must give a picture"),
+        (torch.nn.Linear(3, 3), r"data\.augment: Linear cannot take pictures \(3, 16, 16\)"),
+    ],
+)
+def test_an_augmentation_that_gives_other_pictures_is_refused(
+    transform: torch.nn.Module, message: str, root: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ready(root, augment=[transform])
 
 
 # ---- pictures of every kind
@@ -404,6 +452,21 @@ def shared_class(root: Path) -> None:
     make_classes(root, ["train/cat", "train/dog", "val/cat", "test/bird"])
 
 
+def capital_splits(root: Path) -> None:
+    shutil.rmtree(root)
+    make_classes(root, [f"{split}/{name}" for split in ("Train", "Valid", "Test") for name in ("cat", "dog")])
+
+
+def two_names(root: Path) -> None:
+    shutil.rmtree(root)
+    make_classes(root, ["train/cat", "Val/dog", "validation/cow", "test/bird"])
+
+
+def two_broken(root: Path) -> None:
+    text_as_picture(root)
+    (root / "class05" / "c.bmp").write_text("no picture, either")
+
+
 def stray_class(root: Path) -> None:
     shutil.rmtree(root)
     make_classes(root, ["train/cat", "val/dog", "test/bird", "fish"])
@@ -416,6 +479,44 @@ def empty(root: Path) -> None:
 
 def missing(root: Path) -> None:
     shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("called", [("Train", "Val", "Test"), ("training", "VALIDATION", "testing")])
+def test_the_folders_of_the_splits_are_found_whatever_their_case(called: tuple[str, ...], tmp_path: Path) -> None:
+    listed = [f"{split}/{number}{name}" for number, split in enumerate(called) for name in ("cat", "dog")]
+
+    assert names(folder(make_classes(tmp_path / "pictures", listed))) == {
+        "train": ["0cat", "0dog"],
+        "val": ["1cat", "1dog"],
+        "test": ["2cat", "2dog"],
+    }
+
+
+def test_files_that_are_no_pictures_by_their_names_are_counted_and_named_once(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("class00/IMG_1.HEIC", "class00/raw.CR2", "class00/Thumbs.db", "class00/.hidden", "heic/IMG_2.HEIC"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"no picture that Pillow reads")
+    with caplog.at_level("INFO"):
+        ready(root)
+
+    (line,) = caplog.messages
+    assert f"Passed over in {root}, as no pictures: 3 files, such as class00/IMG_1.HEIC." in line
+    assert "There is nothing else in 1 of the folders, such as heic. For HEIC: pip install pillow-heif." in line
+
+
+def test_grey_pictures_are_plotted_as_they_are_and_ink_dark_on_light(root: Path, tmp_path: Path) -> None:
+    assert not ready(root, channels=1).tasks_to_plot(1).ink_is_bright
+    glyphs = Glyphs(cache_dir=str(tmp_path / "glyphs"))
+    glyphs.setup("test")
+    assert glyphs.tasks_to_plot(1).ink_is_bright
+    tasks, files = ready(root, channels=1).evaluation_tasks("test", [0]), (tmp_path / "as_is.png", tmp_path / "ink.png")
+    tasks = tasks.map_inputs(torch.ones_like)
+    for file, ink in zip(files, (False, True), strict=True):
+        plot_image_tasks(PlottedTasks(tasks, ink_is_bright=ink), torch.zeros(1, 1, 4, 2), 0, file)
+    dark = [int((np.asarray(Image.open(file).convert("L")) < 8).sum()) for file in files]
+    assert dark[1] > 10 * dark[0], "white is white, and ink is black"
 
 
 @pytest.mark.parametrize(
@@ -432,6 +533,9 @@ def missing(root: Path) -> None:
         (only_train, r"has the folder train, but not val: train, val, test are expected"),
         (shared_class, r"The class cat is both in .*pictures/train and in .*pictures/val, but .* never seen"),
         (stray_class, r"pictures/fish lies outside of the folders train, val, test of data\.root"),
+        (capital_splits, r"The class cat is both in .*pictures/Train and in .*pictures/Valid, but"),
+        (two_names, r"pictures has the folders Val and validation: put one split into one folder"),
+        (two_broken, r"class03/a\.png is not a picture that can be read .* 1 further ones cannot be read, either"),
         (empty, r"data\.root .* has no folders with pictures in it"),
         (missing, r"data\.root is .*, but there is no such folder"),
     ],

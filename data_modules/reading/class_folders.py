@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from PIL import Image
+from pytorch_lightning.utilities import rank_zero_info
 
-from dmaml_pl.data import SPLITS
+from dmaml_pl.data import SPLITS, Split
 from dmaml_pl.errors import DataError
 
 UNSPLIT = "all"
-HIDDEN = (".", "__MACOSX")
+HIDDEN = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
+SPLIT_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What folders of splits are called, in whatever case."""
+
+HEIC = (".heic", ".heif", ".hif")
+_SAID: set[str] = set()
 FORM = "root/CLASS/PICTURE, or root/train/CLASS/PICTURE and the same with val and test"
 
 Files = dict[str, dict[str, list[Path]]]
@@ -22,16 +35,16 @@ Files = dict[str, dict[str, list[Path]]]
 def find_classes(root: Path) -> Files:
     """The pictures below a folder; the folder that holds a picture is its class, and so is named.
 
-    Where the folder has the sub-folders `train`, `val` and `test`, without pictures of their own, these are the splits.
-    Hidden files, and files that are no pictures by their names, are passed over.
+    Where the folder has the sub-folders `train`, `val` and `test` (also Train, valid, Validation, testing and so on),
+    without pictures of their own, these are the splits. Hidden files are passed over, and so are files that are no
+    pictures by their names, which are counted, and said.
 
     Raises:
         DataError: the folder is missing or empty, or it cannot be told what is a class.
     """
     if not root.is_dir():
         raise DataError(f"data.root is {root}, but there is no such folder: {FORM} is expected.")
-    suffixes = _suffixes()
-    below = _pictures_below(root, suffixes, ())
+    below = pictures_below(root)
     if root in below:
         raise DataError(f"data.root {root} has the picture {below[root][0].name} outside of any class: {FORM}.")
     if not below:
@@ -43,23 +56,35 @@ def find_classes(root: Path) -> Files:
                 f"{outer} holds the picture {below[outer][0].name}, and so is a class, but {files[0].parent} in it "
                 "holds pictures, too: put the pictures of a class into one folder."
             )
-    splits = [name for name in SPLITS if (root / name).is_dir() and root / name not in below]
-    if not splits:
+    return _by_split(root, below)
+
+
+def _by_split(root: Path, below: dict[Path, list[Path]]) -> Files:
+    """Class folders by the folders of splits that they are in; all together where there are none."""
+    homes = {folder: SPLIT_NAMES.get(folder.relative_to(root).parts[0].lower()) for folder in below}
+    split_of = {folder.relative_to(root).parts[0]: split for folder, split in homes.items() if split is not None}
+    split_of = {n: each for each in SPLITS for n, split in split_of.items() if split == each and root / n not in below}
+    if not split_of:
         return {UNSPLIT: {folder.relative_to(root).as_posix(): files for folder, files in below.items()}}
-    if len(splits) < len(SPLITS):
-        missing = next(name for name in SPLITS if name not in splits)
+    if doubled := next((name for name, split in split_of.items() if list(split_of.values()).count(split) > 1), None):
+        others = [name for name, split in split_of.items() if split == split_of[doubled]]
+        raise DataError(f"data.root {root} has the folders {' and '.join(others)}: put one split into one folder.")
+    missing = next((split for split in SPLITS if split not in split_of.values()), None)
+    if missing is not None:
         raise DataError(
-            f"data.root {root} has the folder {splits[0]}, but not {missing}: {', '.join(SPLITS)} are expected, or no "
-            "such folder, and then the classes are dealt to the splits."
+            f"data.root {root} has the folder {next(iter(split_of))}, but not {missing}: {', '.join(SPLITS)} are "
+            "expected, or no such folder, and then the classes are dealt to the splits."
         )
-    stray = next((folder for folder in below if folder.relative_to(root).parts[0] not in splits), None)
+    stray = next((folder for folder in below if folder.relative_to(root).parts[0] not in split_of), None)
     if stray is not None:
-        raise DataError(f"{stray} lies outside of the folders {', '.join(SPLITS)} of data.root {root}: move it there.")
-    found: Files = {split: {} for split in splits}
+        raise DataError(
+            f"{stray} lies outside of the folders {', '.join(split_of)} of data.root {root}: move it there."
+        )
+    found: Files = {split: {} for split in SPLITS}
     for folder, files in below.items():
-        split, *names = folder.relative_to(root).parts
-        found[split]["/".join(names)] = files
-    _check_disjoint(found, {split: str(root / split) for split in splits})
+        name, *names = folder.relative_to(root).parts
+        found[split_of[name]]["/".join(names)] = files
+    _check_disjoint(found, {split: str(root / name) for name, split in split_of.items()})
     return found
 
 
@@ -123,7 +148,6 @@ def _read_csv(root: Path, path: Path) -> dict[str, list[Path]]:
 
 def _read_names(root: Path, path: Path) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
-    suffixes = _suffixes()
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         name = line.strip()
         if not name:
@@ -133,7 +157,7 @@ def _read_names(root: Path, path: Path) -> dict[str, list[Path]]:
             raise DataError(f"{where}: there is no folder {name} in data.root {root}.")
         if name in classes:
             raise DataError(f"{where}: the class {name} stands in it already.")
-        below = _pictures_below(root / name, suffixes, ())
+        below = pictures_below(root / name)
         classes[name] = sorted(file for files in below.values() for file in files)
         if not classes[name]:
             raise DataError(f"{where}: the folder {root / name} has no pictures in it.")
@@ -153,21 +177,60 @@ def _check_disjoint(found: Files, origin: dict[str, str]) -> None:
             home[name] = split
 
 
-def _pictures_below(folder: Path, suffixes: frozenset[str], within: tuple[Path, ...]) -> dict[Path, list[Path]]:
-    """Folders that hold pictures, and these, in the order of their names; follows links, but never in a circle."""
+def pictures_below(folder: Path) -> dict[Path, list[Path]]:
+    """Folders that hold pictures, and these, in the order of their names; says which other files are passed over.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    passed_over: list[Path] = []
+    found = _pictures_below(folder, suffixes(), passed_over, ())
+    tell_passed_over(folder, passed_over, found)
+    return found
+
+
+def tell_passed_over(folder: Path, files: list[Path], found: Iterable[Path]) -> None:
+    """Say, once, how many files in a folder are passed over as no pictures, and which folders hold nothing else.
+
+    Args:
+        folder: that was searched.
+        files: no pictures by their names.
+        found: folders with pictures.
+    """
+    if not files:
+        return
+    known = set(found)
+    empty = list(dict.fromkeys(file.parent for file in files if file.parent not in known and file.parent != folder))
+    count = f"{len(files)} file{'s' * (len(files) > 1)}"
+    line = f"Passed over in {folder}, as no pictures: {count}, such as {files[0].relative_to(folder)}."
+    if empty:
+        line += f" There is nothing else in {len(empty)} of the folders, such as {empty[0].relative_to(folder)}."
+    if any(_suffix(file.name) in HEIC for file in files):
+        line += " For HEIC: pip install pillow-heif."
+    if line not in _SAID:
+        _SAID.add(line)
+        rank_zero_info(line)
+
+
+def _pictures_below(
+    folder: Path, wanted: frozenset[str], passed_over: list[Path], within: tuple[Path, ...]
+) -> dict[Path, list[Path]]:
+    """As `pictures_below`; follows links, but never in a circle."""
     real = folder.resolve()
     if real in within:
         return {}
     try:
         with os.scandir(folder) as scan:
             entries = sorted((each for each in scan if not each.name.startswith(HIDDEN)), key=lambda each: each.name)
-        files = [Path(each) for each in entries if _suffix(each.name) in suffixes and each.is_file()]
+        files = [Path(each) for each in entries if each.is_file()]
         folders = [Path(each) for each in entries if each.is_dir()]
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}).") from error
-    found = {folder: files} if files else {}
+    pictures = [file for file in files if _suffix(file.name) in wanted]
+    passed_over += [file for file in files if _suffix(file.name) not in wanted]
+    found = {folder: pictures} if pictures else {}
     for each in folders:
-        found |= _pictures_below(each, suffixes, (*within, real))
+        found |= _pictures_below(each, wanted, passed_over, (*within, real))
     return found
 
 
@@ -175,7 +238,9 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - of hundreds of thousands of names
 
 
-def _suffixes() -> frozenset[str]:
-    """Of all formats that Pillow reads."""
+def suffixes() -> frozenset[str]:
+    """Of all formats that Pillow reads, HEIC among them where pillow-heif is installed."""
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if name in Image.OPEN)

@@ -82,10 +82,22 @@ class PictureReader(ABC):
         """The pixels of many files in their order, read by as many threads as there are cores.
 
         Raises:
-            DataError: names the first file that is not a picture that can be read.
+            DataError: names the first file that is not a picture that can be read, and counts them; nothing is given
+                after it.
         """
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         waiting: deque[Future[Pixels]] = deque()
+        unreadable: list[DataError] = []
+
+        def first() -> Iterator[Pixels]:
+            try:
+                pixels = waiting.popleft().result()
+            except DataError as error:
+                unreadable.append(error)
+            else:
+                if not unreadable:
+                    yield pixels
+
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
             # Of a picture's size or metadata; what cannot be read raises.
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -93,11 +105,14 @@ class PictureReader(ABC):
                 for picture in pictures:
                     waiting.append(pool.submit(self.read, picture))
                     if len(waiting) > 4 * threads:
-                        yield waiting.popleft().result()
+                        yield from first()
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield from first()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+        if unreadable:
+            more = f" {len(unreadable) - 1} further ones cannot be read, either." if len(unreadable) > 1 else ""
+            raise DataError(f"{unreadable[0]}{more}") from unreadable[0]
 
     def read_sample(self, path: Path) -> Tensor:
         """A picture as a sample, float32 (C, H, W) from 0 to 1.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from data_modules.reading.class_folders import HIDDEN, suffixes, tell_passed_over
 from dmaml_pl.errors import DataError
 from dmaml_pl.tasks import SampleReader
 
@@ -64,8 +64,8 @@ def find_pictures(option: str, path: Path, classes: list[str] | None = None) -> 
 
 
 def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Folders and pictures in a folder; other files, and hidden ones, are passed over."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    suffixes = Image.registered_extensions()
-    pictures = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in suffixes]
-    return [entry for entry in entries if entry.is_dir()], pictures
+    """Folders and pictures in a folder; other files are passed over, which is said of those that are not hidden."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(HIDDEN))
+    files, known = [entry for entry in entries if entry.is_file()], suffixes()
+    tell_passed_over(folder, [file for file in files if file.suffix.lower() not in known], [folder])
+    return [entry for entry in entries if entry.is_dir()], [file for file in files if file.suffix.lower() in known]

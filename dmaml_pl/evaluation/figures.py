@@ -37,7 +37,7 @@ def plot_meta_test(result: MetaTest, module: Any, data: Any, count: int, folder:
         shown = tuple(sorted({0, min(1, result.steps), result.steps}))
         plot_regression_tasks(plotted, predictions, shown, folder / some)
         return captions | {some: "Some tasks, before and after adaptation"}
-    plot_image_tasks(plotted.tasks, predictions, result.steps, folder / some)
+    plot_image_tasks(plotted, predictions, result.steps, folder / some)
     plot_confusion(plotted.tasks, predictions, result.steps, folder / confused)
     return captions | {
         some: "Some tasks: support, queries, and what they were taken for",
@@ -103,11 +103,12 @@ def plot_regression_tasks(plotted: PlottedTasks, predictions: Tensor, shown: tup
     figure.savefig(path)
 
 
-def plot_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
+def plot_image_tasks(plotted: PlottedTasks, predictions: Tensor, step: int, path: Path) -> None:
     """Tasks of images (C, H, W): one support image of each class, and query images framed by right and wrong.
 
     `predictions` are logits (T, I + 1, Q, N), of which those after `step` steps are shown.
     """
+    tasks, greys = plotted.tasks, "gray_r" if plotted.ink_is_bright else "gray"
     count, ways = tasks.tasks, predictions.shape[-1]
     queries = min(10, tasks.query_y.shape[1])
     columns = ways + queries
@@ -120,7 +121,7 @@ def plot_image_tasks(tasks: TaskBatch, predictions: Tensor, step: int, path: Pat
         firsts = [int((task.support_y == way).nonzero()[0]) for way in range(ways)]
         pictures = [*task.support_x[firsts], *task.query_x[pick]]
         for axes, picture in zip(grid[row], pictures, strict=True):
-            axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray_r")  # which takes (H, W, 1) for grey, too
+            axes.imshow(picture.permute(1, 2, 0).numpy(), cmap=greys, vmin=0, vmax=1)  # (H, W, 1) is grey
             axes.set(xticks=[], yticks=[])
         for way in range(ways):
             grid[row][way].set_title(f"class {way}", fontsize=7)
