@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,14 @@ def _resume(workers: int, folder: Path) -> Any:
     _train_and_keep(workers, 16, folder / "first")
     torch.distributed.destroy_process_group()
     return _train_and_keep(workers, None, folder / "second", folder / "first" / "kept.ckpt")
+
+
+def test_a_training_from_python_leaves_no_thread_that_watches_its_workers() -> None:
+    small_trainer(strategy=DMAMLStrategy()).fit(small_maml(), small_data())
+    for thread in threading.enumerate():
+        if thread.name == "worker-watch":
+            thread.join(10)
+    assert "worker-watch" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_module_that_does_not_train_in_runs_is_refused() -> None:

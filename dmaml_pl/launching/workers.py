@@ -77,8 +77,9 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         self.procs[worker - 1].wait()
 
     def _watch(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
+        while any(process.poll() is None for process in self.procs) and not self._done.wait(POLL_SECONDS):
             self.look()
+        self.look()
 
     def look(self) -> None:
         """Notice workers that have ended before their time."""
