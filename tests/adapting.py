@@ -64,7 +64,6 @@ def train(folder: Path, config: dict[str, Any], *words: str) -> Path:
     lay_store(folder)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's call
-        patch.setenv("OMP_NUM_THREADS", "1")
         assert run(["fit", "--config", str(file), "--checkpoint.dirpath", "kept", *words]) == 0
     return folder / "kept" / "best.ckpt"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ def pytest_collectstart() -> None:
     """One thread, before a test's file is loaded: tests fork workers, and OpenMP's threads do not survive a fork."""
     import torch
 
+    os.environ["OMP_NUM_THREADS"] = "1"  # else Lightning sets those of this process, also in a fixture of many tests
     torch.set_num_threads(1)
 
 
@@ -65,7 +67,6 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         "DMAML_RESOLVED_CHECKPOINT",
     ):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else Lightning sets the threads of this process, for good
     monkeypatch.chdir(tmp_path)
     quiet.quieten()
     yield

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -31,6 +33,8 @@ def ends(pid: int, within_s: float) -> bool:
 
 def in_workers(function: Callable[..., Any], workers: int, *args: Any, timeout: float = 150.0) -> list[Any]:
     """Call `function(*args)` in `workers` processes that see the environment torchrun gives; returns their results."""
+    threads = torch.get_num_threads()
+    assert threads == 1, f"a test before this one has left {threads} threads, which forked workers would wait for"
     context = multiprocessing.get_context("fork")
     port = free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
