@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+from torch.distributed import DistNetworkError
 
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
@@ -132,20 +133,28 @@ class WorkerGroupStrategy(DDPStrategy):
             timeout = max(self.timeout, restarts.START_SECONDS)
             if self.num_nodes == 1:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
-            address = LOOPBACK if self.num_nodes == 1 else environment.main_address
-            store = restarts.agent_store() or own_store(
-                address, environment.main_port, self.global_rank, timedelta(seconds=timeout)
-            )
             _init_dist_connection(
                 environment,
                 self._get_process_group_backend(),
-                store=restarts.meet(
-                    store, rank=self.global_rank, workers=self.world_size, timeout=timeout, check=self.check_workers
-                ),
+                store=self._meet(environment, timeout),
                 timeout=self._timeout,
                 device_id=None if device.type == "cpu" else device,
             )
         super().setup_distributed()
+
+    def _meet(self, environment: ClusterEnvironment, timeout: float) -> Any:
+        address = LOOPBACK if self.num_nodes == 1 else environment.main_address
+        agent = restarts.agent_store()
+        while True:
+            store = agent or own_store(address, environment.main_port, self.global_rank, timedelta(seconds=timeout))
+            try:
+                return restarts.meet(
+                    store, rank=self.global_rank, workers=self.world_size, timeout=timeout, check=self.check_workers
+                )
+            except DistNetworkError:
+                # Where these processes have trained before: that training's store, which worker 0 has closed.
+                if agent or self.global_rank == 0:
+                    raise
 
     def check_workers(self) -> None:
         """Cheap enough for every meta-iteration: no communication, only what this process has been told.
