@@ -47,13 +47,15 @@ FROM builder AS trainer-packages
 # PyTorch's own index, which uv knows; or a version of CUDA, such as cu130.
 ARG TORCH_BACKEND=""
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --constraints requirements.txt --requirements pyproject.toml --extra onnx \
+    uv pip install --constraints requirements.txt --requirements pyproject.toml --extra onnx --extra learn2learn \
+      learn2learn \
       ${TORCH_BACKEND:+--torch-backend "${TORCH_BACKEND}"}
 
 FROM builder AS package
 COPY README.md LICENSE ./
 COPY dmaml_pl dmaml_pl
 COPY data_modules data_modules
+COPY configs configs
 RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --target /opt/package .
 
 # -- the tracking server ---------------------------------------------------------------------------------------------

@@ -163,7 +163,13 @@ class Learn2LearnSampler(Sampler):
     """
 
     def prepare(self) -> None:
-        """Hand the bookkeeping to learn2learn's transforms."""
+        """Hand the bookkeeping to learn2learn's transforms.
+
+        Raises:
+            ConfigError: learn2learn is not installed.
+        """
+        if not _learn2learn.installed():
+            raise ConfigError(f"data.sampler is learn2learn, but {_learn2learn.MISSING}: set it to batched.")
         data = _learn2learn.load().data
         # The bookkeeping is given because MetaDataset would else load every sample; labels are integers because
         # RemapLabels goes through a set of them, whose order would change from process to process with strings.

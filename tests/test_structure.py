@@ -58,7 +58,7 @@ KNOWS: dict[str, set[str]] = {
     "runs": {"checks"},
     "checks": {"errors"},
     "errors": set(),
-    "_learn2learn": set(),
+    "_learn2learn": {"errors"},
 }
 EXCEPTIONS = {
     ("data_modules.samplers", "dmaml_pl._learn2learn"): "the one file that samples by learn2learn's task transforms",

@@ -9,6 +9,7 @@ from typing import Literal
 from pytorch_lightning.utilities import rank_zero_info
 from torch.nn.modules.conv import _ConvNd
 
+from dmaml_pl import _learn2learn
 from dmaml_pl.checks import require_positive
 from dmaml_pl.engines.base import Engine, EngineName, Tried
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
@@ -194,7 +195,8 @@ class EngineChoice:
                 return self._engines[name]
             refusals.append(refusal)
         if self._asked == "auto":
-            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}.")
+            untried = "" if _learn2learn.installed() else f"; {refusals[-1]}, and might"
+            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}{untried}.")
         others = "auto" if self._asked == "learn2learn" else "learn2learn or auto"
         raise ConfigError(f"model.engine is {self._asked}, but {refusals[0]}: set model.engine to {others}.")
 

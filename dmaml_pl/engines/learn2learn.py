@@ -25,6 +25,8 @@ class Learn2LearnEngine(Engine):
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         """Any network will do that does not go round its weights, and any algorithm that learn2learn has."""
+        if not _learn2learn.installed():
+            return _learn2learn.MISSING
         if self._wrapped(learner) is None:
             return f"learn2learn has no {type(learner.algorithm).__name__}"
         if len(batch.support) > 1 or any(isinstance(samples.y, dict) for samples in (*batch.support, batch.query)):

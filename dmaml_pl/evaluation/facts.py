@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 from dmaml_pl.provenance.commands import command, meta_test_command
 from dmaml_pl.provenance.environment import git_state, packages
 
+PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "numpy")
+
 
 def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
     """Facts of a meta-test by heading and name; values are plain."""
@@ -48,7 +50,7 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
         "versions": {
             "dmaml_pl": versions.get("dmaml-pl", versions.get("dmaml_pl", "unknown")),
             "python": platform.python_version(),
-            **{name: versions.get(name, "unknown") for name in ("torch", "pytorch-lightning", "learn2learn", "numpy")},
+            **{name: versions[name] for name in PACKAGES if name in versions},
             "git commit": git.commit,
             "git clean": git.clean,
         },

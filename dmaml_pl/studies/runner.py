@@ -68,7 +68,9 @@ def load() -> None:
     """Import what every training needs; nothing here may start a thread or touch a device: neither survives a fork."""
     for name in ("dmaml_pl.studies.checks", "mlflow.store.tracking.sqlalchemy_store"):
         importlib.import_module(name)
-    importlib.import_module("dmaml_pl._learn2learn").load()
+    reference = importlib.import_module("dmaml_pl._learn2learn")
+    if reference.installed():
+        reference.load()
     importlib.import_module("dmaml_pl.provenance.environment").packages()  # which each training logs
 
 
