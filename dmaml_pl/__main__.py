@@ -27,11 +27,12 @@ commands:
   adapt      adapt a trained network to your own samples, and ask it about others
   study      compare trainings: numbers of workers, ways to see more tasks, best settings
   compare    the settings in which trainings differ, their figures, and their curves
+  configs    the configurations that come with the package: list them, or copy one
   ui         open the MLflow UI on the local store
   sync       send what trainings have kept while the MLflow server was away
 
-  dmaml fit --config configs/sinusoid.yaml             train
-  dmaml fit --config configs/sinusoid.yaml --print_config      show every setting
+  dmaml fit --config sinusoid                          train
+  dmaml fit --config sinusoid --print_config           show every setting
   dmaml fit --config ... --ckpt_path last              go on with the last training
   dmaml test --config ... --ckpt_path best|last|FILE   meta-test
   dmaml adapt --ckpt FILE --support DIR --query DIR    adapt it to your own pictures
@@ -44,6 +45,7 @@ LIGHT = {
     "adapt": "dmaml_pl.adapting.command",
     "study": "dmaml_pl.studies.command",
     "compare": "dmaml_pl.studies.compare",
+    "configs": "dmaml_pl.cli.configs",
     "ui": "dmaml_pl.tracking.ui",
     "sync": "dmaml_pl.tracking.sync",
 }

@@ -1,7 +1,9 @@
 """What is asked of settings before the work begins: that they are in range, and that what they name can be written."""
 
+import difflib
 import math
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from dmaml_pl.errors import ConfigError
@@ -69,3 +71,9 @@ def unwritable(setting: str, path: Path, error: OSError) -> ConfigError:
     return ConfigError(
         f"{setting} is {path}, which cannot be written ({error.strerror or error}): set it to another one."
     )
+
+
+def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A sentence with the nearest of the known words, with a space before it; nothing if none is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {prefix}{close[0]}?" if close and close[0] != word else ""

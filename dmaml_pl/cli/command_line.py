@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from dmaml_pl.cli.messages import suggest
+from dmaml_pl.checks import suggest
+from dmaml_pl.cli import configs
 from dmaml_pl.errors import ConfigError
 
 
@@ -35,11 +36,15 @@ def check_config_files(words: list[str]) -> None:
     """
     for word, after in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
-        path = Path(value if equals else after)
-        if name not in ("-c", "--config") or str(path) in (".", "-"):
+        given = value if equals else after
+        if name not in ("-c", "--config") or given in ("", ".", "-"):
             continue
+        path = configs.find(given)
         if path.is_dir() or not path.exists():
-            raise ConfigError(f"--config is {path}, but there is no such file.")
+            near = suggest(Path(given).name, configs.names(), "--config ")
+            raise ConfigError(
+                f"--config is {given}, but there is no such file.{near} `dmaml configs` lists those that come with it."
+            )
         if path.is_file():  # what comes through a pipe can be read only once
             _check_yaml(path)
 
@@ -58,5 +63,5 @@ def _check_yaml(path: Path) -> None:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
-            "configs/sinusoid.yaml."
+            "`dmaml configs copy sinusoid`."
         )

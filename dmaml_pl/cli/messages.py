@@ -1,9 +1,7 @@
-"""Other libraries' errors in one line that names the setting, and the nearest word to a misspelt one."""
+"""Other libraries' errors in one line that names the setting."""
 
-import difflib
 import inspect
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,12 +12,6 @@ _ADVICE = {
     "accelerator": ", but must be auto, cpu, or one that this machine has",
     "devices": ", which cannot be had",
 }
-
-
-def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """A sentence with the nearest of the known words, with a space before it; nothing if none is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {prefix}{close[0]}?" if close and close[0] != word else ""
 
 
 def explain_interpolation(error: OmegaConfBaseException) -> str:

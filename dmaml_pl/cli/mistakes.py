@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dmaml_pl.cli.messages import suggest
+from dmaml_pl.checks import suggest
 from dmaml_pl.errors import ConfigError
 
 # Private names of argparse and jsonargparse below: neither has a public way to ask a parser what it knows.
@@ -129,7 +129,7 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
         look(name, value)
     needed = [name for name, action in known.items() if action.required] + sorted(parser._extra_required_keys)  # noqa: SLF001
     if missing := [prefix + name for name in needed if "." not in name and given.get(name) is None]:
-        advice = f", which {owner} needs." if owner else ". Give a --config file, such as configs/sinusoid.yaml."
+        advice = f", which {owner} needs." if owner else ". Give a --config file, such as --config sinusoid."
         raise ConfigError(f"Not set: {', '.join(missing)}{advice}")
 
 

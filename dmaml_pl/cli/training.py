@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
-from dmaml_pl.cli import resume
+from dmaml_pl.cli import configs, resume
 from dmaml_pl.cli.messages import explain_trainer
 from dmaml_pl.cli.mistakes import refuse
 from dmaml_pl.cli.preflight import check_before
@@ -120,11 +120,15 @@ class DmamlCLI(LightningCLI):
         Raises:
             ConfigError: what is wrong, in one line.
         """
+        written = sys.argv  # as the user would write it again
+        sys.argv = configs.with_files(written)
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             command, *words = sys.argv[1:]
             refuse(self._parser(command), words, error)
+        finally:
+            sys.argv = written
 
     def before_instantiate_classes(self) -> None:
         """A launcher that has started this process knows how many workers there are."""

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from dmaml_pl.cli.configs import find
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.launching.signals import raised_at
@@ -60,7 +61,7 @@ def _parser() -> Options:
         if kind == "workers":
             compared = "numbers of workers; the others are compared with the first (default: 1 2 4 8)"
             add("--workers", type=whole(1), nargs="+", default=[1, 2, 4, 8], metavar="W", help=compared)
-            add("--own", type=Path, metavar="FILE", help="YAML: W: {NAME: VALUE}, settings of W workers alone")
+            add("--own", type=find, metavar="FILE", help="YAML: W: {NAME: VALUE}, settings of W workers alone")
             reach = "count the runs to this metric, not to what the first ends with"
             add("--target", type=_finite, metavar="X", help=reach)
         elif kind == "scaling":
@@ -69,14 +70,14 @@ def _parser() -> Options:
             add("--workers", type=whole(1), default=1, metavar="W", help=alone)
         elif kind == "table":
             add(
-                "--rows", type=Path, required=True, metavar="FILE", help="YAML: LABEL: {NAME: VALUE}, settings of a row"
+                "--rows", type=find, required=True, metavar="FILE", help="YAML: LABEL: {NAME: VALUE}, settings of a row"
             )
             shown = "adaptation steps after which the meta-test is shown (default: 1 5 10)"
             add("--steps", type=whole(0), nargs="+", default=[1, 5, 10], metavar="N", help=shown)
             add("--workers", type=whole(1), default=1, metavar="W", help="of each training (default: 1)")
         else:
             form = "YAML: NAME: {int: [5, 200], log: true}, or float, or choice"
-            add("--space", type=Path, required=True, metavar="FILE", help=form)
+            add("--space", type=find, required=True, metavar="FILE", help=form)
             each = "each searched alone (default: 1 4)"
             add("--workers", type=whole(1), nargs="+", default=[1, 4], metavar="W", help=each)
             add("--trials", type=whole(1), default=20, metavar="N", help="settings tried for each (default: 20)")

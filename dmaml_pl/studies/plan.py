@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dmaml_pl.cli.configs import find
 from dmaml_pl.studies.settings_files import Settings
 
 DEFAULTS = {
@@ -66,7 +66,7 @@ class Request:
 
         What the files say counts, not how: their comments may change.
         """
-        files = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
+        files = [yaml.safe_load(find(config).read_text(encoding="utf-8")) for config in self.configs]
         made_of = [files, [*self.defaults.items()], self.words, *further]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
