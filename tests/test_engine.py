@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from data_modules import Sinusoid
+from data_modules import Glyphs, Sinusoid
+from dmaml_pl import _learn2learn
 from dmaml_pl.algorithms import MAML
-from dmaml_pl.engines import Learn2LearnEngine
+from dmaml_pl.engines import EngineChoice, Learn2LearnEngine
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.networks import MLP, Conv4
 from dmaml_pl.networks.batch_norm import use_batch_statistics
@@ -153,7 +155,8 @@ WITHOUT = """
 import sys
 sys.modules["learn2learn"] = None  # importing it fails
 import torch, dmaml_pl
-from data_modules import Sinusoid
+from data_modules import Glyphs, Sinusoid
+from dmaml_pl import _learn2learn
 from dmaml_pl import MLP, Conv4, MetaLearning
 from dmaml_pl.tasks import TaskBatch
 import pytorch_lightning as pl
@@ -180,3 +183,13 @@ def test_training_evaluating_and_adapting_need_no_learn2learn(tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["vectorized", "vectorized"]
+
+
+def test_what_needs_learn2learn_says_how_to_get_it_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_learn2learn, "installed", lambda: False)
+    network, batch, objective, _ = problem("sinusoid")
+    how = r"learn2learn is not installed \(pip install 'dmaml_pl\[learn2learn\]' && pip install --no-deps .*==0.2.0\)"
+    with pytest.raises(ConfigError, match=rf"^model.engine is learn2learn, but {how}: set model.engine to auto\.$"):
+        EngineChoice("learn2learn", objective).for_training(MetaLearner(network, MAML()), batch)
+    with pytest.raises(ConfigError, match=rf"^data.sampler is learn2learn, but {how}: set it to batched\.$"):
+        Glyphs(sampler="learn2learn", meta_batch=1).setup("fit")
