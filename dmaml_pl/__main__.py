@@ -13,6 +13,7 @@ from typing import NoReturn
 from dmaml_pl.errors import DmamlError
 from dmaml_pl.launching.leaving import leave
 from dmaml_pl.launching.memory import keep_freed
+from dmaml_pl.launching.variables import check_variables
 
 USAGE = """\
 usage: dmaml COMMAND [--config FILE ...] [--SETTING VALUE ...]
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         if words[0] in LIGHT:
             command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
             return command(words[1:])
+        check_variables()
         if str(Path.cwd()) not in sys.path and "" not in sys.path:
             sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
         if sys.stderr.isatty():

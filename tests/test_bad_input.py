@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,11 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ("trainer.max_steps", -2, "trainer.max_steps is -2: "),
         ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),
         ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
+        ("trainer.max_epochs", 0, "trainer.max_epochs is 0, but must be at least 1, or -1 "),
+        ("trainer.limit_train_batches", 0, "trainer.limit_train_batches is 0, which leaves no run of the 10 of an ep"),
+        ("trainer.limit_train_batches", 0.01, "trainer.limit_train_batches is 0.01, which leaves no run of the 10 "),
+        ("trainer.overfit_batches", 2, "trainer.overfit_batches is 2, but must be 0: every run draws tasks of its ow"),
+        ("trainer.num_nodes", 2, "trainer.num_nodes is 2, but must be 1 where dmaml alone starts the workers: for mor"),
         ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches is 4, but must be 1: for a larger me"),
         ("checkpoint.monitor", "val/los", "checkpoint.monitor is val/los, but must be one of val/loss, train/loss, v"),
         ("checkpoint.monitor", "val/accuracy", "checkpoint.monitor is val/accuracy, but must be one of val/loss, tra"),
@@ -290,6 +296,14 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
 )
 def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expected: str, refusal: Refusal) -> None:
     assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
+
+
+def test_a_port_in_use_is_told_before_workers_start(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        text = refusal(config=changed(SINUSOID, {"trainer.devices": 2}))
+    assert text.startswith(f"MASTER_PORT is {port}, which cannot be used here (Address already in use): set it to anot")
 
 
 def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work(refusal: Refusal) -> None:
@@ -348,6 +362,11 @@ def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
         (b"data:\n  shots: [1, 2\nmodel: }\n", "--config b.yaml is not valid YAML in line 3, column 6: "),
         (b"data:\n\tshots: 1\n", "--config b.yaml is not valid YAML in line 2, column 1: "),
         (bytes(range(256)), "--config b.yaml is not a YAML file, or not in UTF-8."),
+        (
+            b"data:\n  shots: 1\n  shots: 2\n",
+            "--config b.yaml has shots twice in one place, in lines 2 and 3: leave one",
+        ),
+        (b"data: 1\nmodel: 2\ndata: 3\n", "--config b.yaml has data twice in one place, in lines 1 and 3: leave one"),
         (b"", "--config b.yaml holds no settings"),
         (b"- 1\n", "--config b.yaml holds no settings"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -9,6 +11,8 @@ import pytest
 import pytorch_lightning as pl
 
 from dmaml_pl import DMAMLStrategy, TaskParallelStrategy
+from dmaml_pl.errors import ConfigError
+from dmaml_pl.strategies.loopback import own_store
 from tests.recipes import small_data, small_maml, small_trainer
 from tests.workers import in_workers
 
@@ -36,3 +40,10 @@ def test_workers_of_one_machine_listen_to_that_machine_only(strategy: Any) -> No
     first, second = in_workers(_listen, 2, strategy)
     assert first == {"127.0.0.1"}, "worker 0 keeps the key-value store, and exchanges with the other"
     assert second == {"127.0.0.1"}
+
+
+def test_a_port_in_use_is_named_with_what_sets_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"MASTER_PORT is {port}, which cannot be used here .*: set it"):
+            own_store("127.0.0.1", port, 0, timedelta(seconds=1))

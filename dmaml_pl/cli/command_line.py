@@ -9,6 +9,9 @@ from dmaml_pl.checks import suggest
 from dmaml_pl.cli import configs
 from dmaml_pl.errors import ConfigError
 
+MERGE = "tag:yaml.org,2002:merge"
+"""Of the key `<<`, which may come more than once."""
+
 
 def check_command(words: list[str], commands: list[str]) -> None:
     """Check that the command line begins with a command, and that settings follow.
@@ -65,3 +68,22 @@ def _check_yaml(path: Path) -> None:
             f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
             "`dmaml configs copy sinusoid`."
         )
+    _check_no_name_twice(path, root)
+
+
+def _check_no_name_twice(path: Path, node: yaml.Node) -> None:
+    """YAML's readers let the last of two settings of a name stand, and drop the first without a word."""
+    below = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen and key.tag != MERGE:
+                raise ConfigError(
+                    f"--config {path} has {key.value} twice in one place, in lines {seen[key.value]} and {line}: "
+                    "leave one of them."
+                )
+            seen[str(key.value)] = line
+            below.append(value)
+    for each in below:
+        _check_no_name_twice(path, each)

@@ -1,17 +1,21 @@
 """What can be checked before a training is checked here, so that nothing long starts in vain."""
 
+import os
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
+from dmaml_pl.cli.resume import is_worker_zero
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
+from dmaml_pl.strategies.loopback import listening
 from dmaml_pl.tasks import ActingSource
 
 
@@ -64,6 +68,16 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
     """Check what Lightning would find in the workers only, or take in another sense than ours."""
     if trainer.max_steps == 0:
         raise ConfigError("trainer.max_steps is 0, but must be at least 1 (meta-iterations of each worker), or -1.")
+    _check_machines(trainer)
+    if trainer.max_epochs == 0:
+        raise ConfigError(
+            "trainer.max_epochs is 0, but must be at least 1, or -1 (as many as trainer.max_steps takes)."
+        )
+    if trainer.overfit_batches:
+        raise ConfigError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, but must be 0: every run draws tasks of its own. "
+            "To see whether a network can learn, give the data fewer classes or rows."
+        )
     if trainer.log_every_n_steps < 1:
         raise ConfigError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}, but must be at least 1.")
     if trainer.gradient_clip_val is not None:
@@ -81,12 +95,30 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
         raise ConfigError(f"trainer.val_check_interval is {every}, but must be at least 1 (runs).")
     runs = data.runs_per_epoch
     runs = int(runs * limit) if isinstance(limit, float) else min(runs, limit or 0)
+    if runs < 1:
+        raise ConfigError(
+            f"trainer.limit_train_batches is {limit}, which leaves no run of the {data.runs_per_epoch} of an epoch: "
+            "set it higher, to a number of runs or a share of them."
+        )
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
     if isinstance(every, int) and by_epoch and every > runs:
         raise ConfigError(
             f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, "
             "data.runs_per_epoch higher, or trainer.check_val_every_n_epoch to null."
         )
+
+
+def _check_machines(trainer: Any) -> None:
+    """Check that workers whom no launcher has told of each other can meet."""
+    missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+    if trainer.num_nodes > 1 and alone and missing:
+        raise ConfigError(
+            f"trainer.num_nodes is {trainer.num_nodes}, but must be 1 where dmaml alone starts the workers: for more "
+            f"machines start it with torchrun or srun on each, or set {', '.join(missing)} there."
+        )
+    if alone and trainer.num_nodes == 1 < trainer.num_devices and "MASTER_PORT" in os.environ and is_worker_zero():
+        listening(int(os.environ["MASTER_PORT"])).close()
 
 
 def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:

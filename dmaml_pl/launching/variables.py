@@ -1,0 +1,56 @@
+"""The variables by which launchers tell a process which worker it is, read before anything leans on them."""
+
+import os
+from collections.abc import Mapping
+
+from dmaml_pl.errors import ConfigError
+
+COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES")
+NUMBERS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+PORT = "MASTER_PORT"
+BELOW = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+"""Which number must be less than which count."""
+
+TOGETHER = {
+    "TORCHELASTIC_RUN_ID": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", PORT),
+    "RANK": ("WORLD_SIZE", "MASTER_ADDR", PORT),
+    "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
+}
+"""What launchers set together: torchrun, Kubernetes' PyTorchJob, srun."""
+
+SHELLS = ("bash", "interactive")
+"""Names of SLURM's jobs in which a person types, so that nothing has been started by srun yet."""
+
+WAY_OUT = "It is for whoever starts the workers (torchrun, srun, Kubernetes): unset it to let dmaml start them."
+
+
+def check_variables(environment: Mapping[str, str] = os.environ) -> None:
+    """Check that the variables of launchers are numbers, in their range, and all there.
+
+    Raises:
+        ConfigError: names the variable, and what it may be.
+    """
+    least = dict.fromkeys(COUNTS, 1) | dict.fromkeys(NUMBERS, 0) | {PORT: 1}
+    values = {name: _number(name, environment[name], least[name]) for name in least if name in environment}
+    if values.get(PORT, 1) > 65535:
+        raise ConfigError(f"{PORT} is {values[PORT]}, but must be from 1 to 65535. {WAY_OUT}")
+    for number, count in BELOW:
+        if number in values and count in values and values[number] >= values[count]:
+            raise ConfigError(
+                f"{number} is {values[number]}, but must be less than {count}, which is {values[count]}. {WAY_OUT}"
+            )
+    for mark, others in TOGETHER.items():
+        missing = [name for name in others if name not in environment]
+        typed = mark == "SLURM_NTASKS" and environment.get("SLURM_JOB_NAME") in SHELLS
+        if mark in environment and missing and not typed:
+            raise ConfigError(f"{mark} is set, but not {' and '.join(missing)}. {WAY_OUT}")
+
+
+def _number(name: str, text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise ConfigError(f"{name} is {text!r}, but must be a whole number of at least {least}. {WAY_OUT}")
+    return value
