@@ -11,6 +11,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from data_modules import (
+        CIFARFS,
+        FC100,
+        AntDirection,
+        Glyphs,
+        GymnasiumTasks,
+        HalfCheetahDirection,
+        HalfCheetahVelocity,
+        ImageFolder,
+        MiniImageNet,
+        Navigation2D,
+        Omniglot,
+        Sinusoid,
+        Tabular,
+        TabularClasses,
+        TaskDataModule,
+        TieredImageNet,
+    )
     from dmaml_pl.adapting.adapted import AdaptedLearner
     from dmaml_pl.adapting.learner import FewShotLearner
     from dmaml_pl.adapting.loading import load, load_adapted
@@ -36,23 +54,68 @@ if TYPE_CHECKING:
         ProtoNet,
         Reptile,
     )
+    from dmaml_pl.checkpoints import RunCheckpoint
+    from dmaml_pl.cli.fitting import fit
+    from dmaml_pl.cli.result import TrainingResult
+    from dmaml_pl.console.progress import RunProgress
+    from dmaml_pl.errors import CheckpointError, ConfigError, DataError, DmamlError
+    from dmaml_pl.evaluation.predictions import PredictionWriter
+    from dmaml_pl.evaluation.report import MetaTestReport
     from dmaml_pl.modules import MetaLearning
     from dmaml_pl.networks import MLP, Backbone, ContextConv4, ContextMLP, Conv4, LoRA, ResNet12
-    from dmaml_pl.objectives import Objective
+    from dmaml_pl.objectives import Classification, Objective, Regression
     from dmaml_pl.optimizers import Epochs, TrustRegion
     from dmaml_pl.policies import CategoricalMLP, CategoricalPolicy, GaussianMLP, GaussianPolicy, PolicyGradient
+    from dmaml_pl.rollouts.data import EnvironmentDataModule
+    from dmaml_pl.rollouts.environments import Environments
     from dmaml_pl.strategies import (
         DMAMLStrategy,
         MeanMerge,
         MergedAverage,
+        MergeRule,
         OuterOptimizerMerge,
         TaskParallelStrategy,
         TaskWeightedMerge,
         ValidationWeightedMerge,
     )
+    from dmaml_pl.tasks import Samples, TaskBatch
     from dmaml_pl.tracking.tracker import MLflowTracker
 
-_NAMES = {
+_NAMES: dict[str, tuple[str, ...]] = {
+    "data_modules": (
+        "AntDirection",
+        "CIFARFS",
+        "FC100",
+        "Glyphs",
+        "GymnasiumTasks",
+        "HalfCheetahDirection",
+        "HalfCheetahVelocity",
+        "ImageFolder",
+        "MiniImageNet",
+        "Navigation2D",
+        "Omniglot",
+        "Sinusoid",
+        "Tabular",
+        "TabularClasses",
+        "TaskDataModule",
+        "TieredImageNet",
+    ),
+    "dmaml_pl.checkpoints": ("RunCheckpoint",),
+    "dmaml_pl.console.progress": ("RunProgress",),
+    "dmaml_pl.errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "DmamlError",
+    ),
+    "dmaml_pl.evaluation.predictions": ("PredictionWriter",),
+    "dmaml_pl.evaluation.report": ("MetaTestReport",),
+    "dmaml_pl.rollouts.data": ("EnvironmentDataModule",),
+    "dmaml_pl.rollouts.environments": ("Environments",),
+    "dmaml_pl.tasks": (
+        "Samples",
+        "TaskBatch",
+    ),
     "dmaml_pl.adapting.adapted": ("AdaptedLearner",),
     "dmaml_pl.adapting.learner": ("FewShotLearner",),
     "dmaml_pl.adapting.loading": ("load", "load_adapted"),
@@ -78,9 +141,11 @@ _NAMES = {
         "ProtoNet",
         "Reptile",
     ),
+    "dmaml_pl.cli.fitting": ("fit",),
+    "dmaml_pl.cli.result": ("TrainingResult",),
     "dmaml_pl.modules": ("MetaLearning",),
     "dmaml_pl.networks": ("Backbone", "ContextConv4", "ContextMLP", "Conv4", "LoRA", "MLP", "ResNet12"),
-    "dmaml_pl.objectives": ("Objective",),
+    "dmaml_pl.objectives": ("Classification", "Objective", "Regression"),
     "dmaml_pl.optimizers": ("Epochs", "TrustRegion"),
     "dmaml_pl.policies": ("CategoricalMLP", "CategoricalPolicy", "GaussianMLP", "GaussianPolicy", "PolicyGradient"),
     "dmaml_pl.tracking.tracker": ("MLflowTracker",),
@@ -91,6 +156,8 @@ __all__ = [
     "ANIL",
     "BOIL",
     "CAVIA",
+    "CIFARFS",
+    "FC100",
     "IMAML",
     "KFO",
     "LSLR",
@@ -100,17 +167,30 @@ __all__ = [
     "AdaptedLearner",
     "AdaptedPolicy",
     "Algorithm",
+    "AntDirection",
     "Backbone",
     "CategoricalMLP",
     "CategoricalPolicy",
+    "CheckpointError",
+    "Classification",
+    "ConfigError",
     "ContextConv4",
     "ContextMLP",
     "Conv4",
     "DMAMLStrategy",
+    "DataError",
+    "DmamlError",
+    "EnvironmentDataModule",
+    "Environments",
     "Epochs",
     "FewShotLearner",
     "GaussianMLP",
     "GaussianPolicy",
+    "Glyphs",
+    "GymnasiumTasks",
+    "HalfCheetahDirection",
+    "HalfCheetahVelocity",
+    "ImageFolder",
     "InnerAdam",
     "InnerMomentum",
     "InnerScales",
@@ -118,21 +198,39 @@ __all__ = [
     "MAMLPlusPlus",
     "MLflowTracker",
     "MeanMerge",
+    "MergeRule",
     "MergedAverage",
     "MetaCurvature",
     "MetaLearning",
     "MetaSGD",
+    "MetaTestReport",
+    "MiniImageNet",
+    "Navigation2D",
     "Objective",
+    "Omniglot",
     "OuterOptimizerMerge",
     "PolicyGradient",
+    "PredictionWriter",
     "ProtoMAML",
     "ProtoNet",
+    "Regression",
     "Reptile",
     "ResNet12",
+    "RunCheckpoint",
+    "RunProgress",
+    "Samples",
+    "Sinusoid",
+    "Tabular",
+    "TabularClasses",
+    "TaskBatch",
+    "TaskDataModule",
     "TaskParallelStrategy",
     "TaskWeightedMerge",
+    "TieredImageNet",
+    "TrainingResult",
     "TrustRegion",
     "ValidationWeightedMerge",
+    "fit",
     "load",
     "load_adapted",
 ]

@@ -11,6 +11,10 @@ from typing import Any
 class DmamlError(Exception):
     """Base of every error whose message is written for the user."""
 
+    def _render_traceback_(self) -> list[str]:
+        """How a notebook shows it; IPython asks."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(DmamlError):
     """A setting that cannot work, or settings that do not fit together."""

@@ -37,7 +37,7 @@ class _Silence(logging.Filter):
 
 
 def quieten() -> None:
-    """Install the filters; only the command line does, a library must not decide for its caller."""
+    """Install the filters; only the command line and `dmaml_pl.fit` do, a library must not decide for its caller."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_Silence())
     # Lightning warns that a loader has few workers or no length; ours are generators that cost nothing.
@@ -46,5 +46,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval Trainer")
     # Lightning calls a function of PyTorch that is on its way out.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # MLflow's progress bars want more of a notebook than ours.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     # Lightning asks for devices=1 in tests because its own sampler repeats samples to even the shares; ours does not.
     warnings.filterwarnings("ignore", message=".*it is recommended to use `Trainer\\(devices=1")

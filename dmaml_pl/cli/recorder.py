@@ -7,6 +7,7 @@ import yaml
 from pytorch_lightning.cli import SaveConfigCallback
 
 from dmaml_pl.checkpoints import CONFIG_KEY
+from dmaml_pl.evaluation.facts import facts_of_settings, settings_of
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 RUN_ID_KEY = "mlflow_run_id"
@@ -15,8 +16,37 @@ RUN_ID_KEY = "mlflow_run_id"
 ENGINE_TAG = "dmaml.engine"
 
 
-class ConfigRecorder(SaveConfigCallback):
-    """Keeps the resolved configuration in MLflow and in every checkpoint, and the MLflow run's id in the latter."""
+class RunRecorder(pl.Callback):
+    """Keeps the engine's name in MLflow, and the MLflow run's id in every checkpoint."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Keep what `model.engine: auto` came to."""
+        for tracker in trackers(trainer):
+            tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """By the id a resumed training finds its MLflow run."""
+        checkpoint[RUN_ID_KEY] = next((tracker.version for tracker in trackers(trainer)), None)
+
+
+class SettingsRecorder(RunRecorder):
+    """Keeps what is known of the settings where module and data were made in Python."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log them as parameters."""
+        settings = facts_of_settings(pl_module, getattr(trainer, "datamodule", None)) | {
+            "strategy": {"class": type(trainer.strategy).__name__, **settings_of(trainer.strategy)},
+            "trainer": {"devices": trainer.world_size, "max_steps": trainer.max_steps},
+        }
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_hyperparams(settings)
+
+
+class ConfigRecorder(RunRecorder, SaveConfigCallback):
+    """Keeps the resolved configuration in MLflow and in every checkpoint."""
 
     _kept: dict[str, Any] | None = None
 
@@ -29,20 +59,15 @@ class ConfigRecorder(SaveConfigCallback):
         for tracker in trackers(trainer):
             tracker.log_config(settings, text)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Keep what `model.engine: auto` came to."""
-        for tracker in trackers(trainer):
-            tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
-
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """By the id a resumed training finds its MLflow run; the configuration makes the checkpoint enough."""
+        """The configuration makes the checkpoint enough."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._kept is None:
             settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
             self._kept = {name: settings[name] for name in ("model", "data")}
         checkpoint[CONFIG_KEY] = self._kept
-        checkpoint[RUN_ID_KEY] = next((tracker.version for tracker in trackers(trainer)), None)
 
 
 def trackers(trainer: pl.Trainer) -> list[MLflowTracker]:

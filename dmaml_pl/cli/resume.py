@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dmaml_pl.checkpoints import check_fits, check_resumable, find_checkpoint, read_checkpoint
@@ -103,6 +104,8 @@ def how_to_go_on(trainer: Any, folder: Path, *, launched: bool) -> str:
     if trainer.state.fn == "test":
         best = getattr(callback, "best_model_path", "") or kept
         again = None if launched else meta_test_command(words, str(best))
+        if not is_command(words):
+            return f"Stopped in the meta-test; the training is finished. Its best checkpoint is {best}."
         return "Stopped in the meta-test; the training is finished." + (
             f" The meta-test alone:\n  {again}" if again else " dmaml test --ckpt_path best makes it alone."
         )
@@ -112,10 +115,17 @@ def how_to_go_on(trainer: Any, folder: Path, *, launched: bool) -> str:
     where = f"Stopped. The last merge is kept in {shown}."
     if launched:
         return f"{where} The same command with --ckpt_path last goes on from it."
+    if not is_command(words):
+        return f"{where} To go on: fit(..., ckpt_path={shown!r})"
     with suppress(CheckpointError):
         if find_checkpoint("last", folder).samefile(kept):
             shown = "last"
     return f"{where} To go on:\n  {resume_command(words, shown)}"
+
+
+def is_command(words: list[str]) -> bool:
+    """Whether these are words of the command, and not those of a program that calls `dmaml_pl.fit`."""
+    return bool(words) and words[0] in LightningCLI.subcommands()
 
 
 def is_worker_zero() -> bool:

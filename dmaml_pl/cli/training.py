@@ -1,36 +1,29 @@
 """The command line of trainings: LightningCLI, with every check that can be made before a training made before it."""
 
-import json
-import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import ArgumentError, add_instantiator, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
-from dmaml_pl.cli import configs, resume
+from dmaml_pl.cli import configs
 from dmaml_pl.cli.messages import explain_trainer
 from dmaml_pl.cli.mistakes import refuse
-from dmaml_pl.cli.preflight import check_before
-from dmaml_pl.cli.recorder import ConfigRecorder, trackers
+from dmaml_pl.cli.recorder import ConfigRecorder
+from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
-from dmaml_pl.errors import ConfigError, WorkerLostError
+from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
-from dmaml_pl.launching import restarts
 from dmaml_pl.launching.clusters import Launch
-from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
-from dmaml_pl.strategies import WorkerStrategy
-from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "dmaml_pl.MLflowTracker"},
@@ -78,7 +71,6 @@ class DmamlCLI(LightningCLI):
     def __init__(self, prepared: threading.Event, parsed: Callable[[], object] = lambda: None) -> None:
         self._prepared = prepared
         self._parsed = parsed
-        self._folder = Path()  # where trainings of this configuration keep their checkpoints, once that is known
         # Lets `${data.init_args.ways}` be written in a config although the parser nests it under the subcommand.
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -186,41 +178,27 @@ class DmamlCLI(LightningCLI):
             raise ConfigError(f"seed_everything is {seed}, but must be from 0 to {2**32 - 1}.") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Lightning's; what fails outside the Trainer leaves no MLflow run that seems to be running."""
-        try:
-            try:
-                with raised_at(SIGTERMException, signal.SIGTERM):
-                    self._prepare(subcommand)
-                    super()._run_subcommand(subcommand)
-            except RuntimeError:
-                # A worker that dies while another waits for it elsewhere than at a merge, as in a validation.
-                if isinstance(self.trainer.strategy, WorkerStrategy):
-                    self.trainer.strategy.await_verdict()
-                raise
-        except BaseException as error:
-            self._tell_trackers(error)
-            if isinstance(error, SIGTERMException | SystemExit | KeyboardInterrupt):
-                again = "Stopped. The same command begins it again."
-                if subcommand == "fit":
-                    again = resume.how_to_go_on(self.trainer, self._folder, launched=self._launch is not None)
-                error.add_note(again)
-            raise
+        """Lightning's, between the checks before and what trackers are told of its end."""
+        self._session = self._begin_session()
 
-    def _tell_trackers(self, error: BaseException) -> None:
-        for tracker in self._trackers():
-            if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
-                tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
-            if isinstance(error, SIGTERMException):
-                tracker.was_stopped()
-            if not self.trainer.interrupted:  # else the Trainer has told its loggers
-                tracker.finalize("failed")
+        def run(checkpoint: str | None) -> None:
+            self.config_init[subcommand]["ckpt_path"] = checkpoint
+            self._prepared.set()
+            self._among_workers(lambda: super(DmamlCLI, self)._run_subcommand(subcommand))
+
+        self._session.carry_out(subcommand, self._get(self.config_init, "ckpt_path"), run)
+
+    def _begin_session(self) -> Session:
+        meta_test, launched = bool(self._get(self.config_init, "meta_test")), self._launch is not None
+        return Session(self.trainer, self.model, self.datamodule, meta_test=meta_test, launched=launched)
+
+    def _among_workers(self, call: Callable[[], None]) -> None:
+        """Do all of it; here the Trainer starts its workers by itself."""
+        call()
 
     def after_fit(self) -> None:
         """Meta-test the best checkpoint of the training."""
-        wanted = self._get(self.config_init, "meta_test") and not getattr(self.trainer, "fast_dev_run", False)
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if wanted and self.trainer.state.finished:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        self._session.meta_test_best()
 
     def test(self, **kwargs: Any) -> None:
         """Meta-test; our table replaces Lightning's."""
@@ -235,24 +213,3 @@ class DmamlCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict; the predictions go to a file, not through memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
-
-    def _trackers(self) -> list[Any]:
-        return trackers(self.trainer)
-
-    def _prepare(self, stage: str) -> None:
-        """Check everything, and open the MLflow run, before workers are started."""
-        self._folder = resume.checkpoint_folder(self.trainer)
-        meta_test = stage == "test" or (stage == "fit" and self._get(self.config_init, "meta_test"))
-        check_before(stage, self.trainer, self.model, self.datamodule, meta_test=meta_test)
-        optimizers = self.model.configure_optimizers()
-        optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
-        wanted = self._get(self.config_init, "ckpt_path")
-        origin = resume.find_origin(wanted, stage, self.trainer, self.model, optimizer)
-        self.config_init[self.subcommand]["ckpt_path"] = origin.checkpoint and str(origin.checkpoint)
-        if resume.is_worker_zero():
-            opened = self._trackers()
-            for tracker in opened:
-                tracker.open(origin.mlflow_run_id)
-            if stage == "fit":
-                restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))
-        self._prepared.set()

@@ -1,4 +1,4 @@
-"""A display of long work: a bar where there is a terminal, else a plain line a minute; on standard error."""
+"""A display of long work: a bar on a terminal or in a notebook, else a plain line a minute; on standard error."""
 
 import math
 import os
@@ -9,6 +9,8 @@ from collections import deque
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
+
+from dmaml_pl.console.notebook import MovingLine, in_notebook
 
 PLAIN_SECONDS = "DMAML_PROGRESS_SECONDS"
 """Environment variable: seconds between two plain lines, 60 by default."""
@@ -56,6 +58,11 @@ class Meter:
         self._counted = counted
         self._counts = deque([(self._began, before)])
         self._bar: Progress | None = None
+        self._line = MovingLine() if in_notebook() else None
+        if self._line is not None:
+            self._between = 1 / REFRESH_PER_SECOND
+            self._line.show(done, total, f"{title} ...")
+            return
         console = Console(stderr=True)
         if not console.is_terminal:
             if announce:
@@ -103,13 +110,20 @@ class Meter:
         elif time.monotonic() - self._last_line >= self._between:
             self._last_line = time.monotonic()
             of = "" if math.isinf(self._total) else f"/{self._total:.0f}"
-            say(", ".join(filter(None, (text, f"{self._unit} {done:.0f}{of}".strip(), rate, self._left(done)))))
+            words = ", ".join(filter(None, (text, f"{self._unit} {done:.0f}{of}".strip(), rate, self._left(done))))
+            if self._line is None:
+                say(words)
+            else:
+                self._line.show(done, self._total, words)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._line is not None:
+            self._line.clear()
+            self._line = None
 
     def restart_rate(self, before: float, counted: str = TASKS) -> None:
         """Count others from now on, so many of which are done, as the tasks of a validation in a training."""
@@ -144,5 +158,5 @@ def brief(count: float) -> str:
 
 
 def say(text: str) -> None:
-    """A line on standard error, at once."""
-    print(text, file=sys.stderr, flush=True)
+    """A line on standard error, at once; a notebook would show it as an error there, and has it on standard output."""
+    print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)

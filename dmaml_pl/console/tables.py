@@ -35,7 +35,7 @@ def markdown(rows: Rows) -> str:
     if not rows:
         return ""
     escaped = [{_escaped(name): _escaped(value) for name, value in row.items()} for row in rows]
-    console = Console(file=io.StringIO(), width=_UNBOUND, color_system=None)
+    console = Console(file=io.StringIO(), width=_UNBOUND, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(_table(escaped, MARKDOWN))
     return capture.get().strip()

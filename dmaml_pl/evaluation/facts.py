@@ -22,15 +22,7 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
     versions, git = packages(), git_state()
     trackers = [logger for logger in trainer.loggers if hasattr(logger, "ui_command")]
     return {
-        "data": {} if data is None else {"class": type(data).__name__, **settings_of(data)},
-        "model": {
-            "network": type(module.network).__name__,
-            "parameters": sum(p.numel() for p in module.network.parameters()),
-            "objective": module.objective.name,
-            "algorithm": type(module.algorithm).__name__,
-            **settings_of(module.algorithm),
-            "inner_steps": module.algorithm.steps,
-        },
+        **facts_of_settings(module, data),
         "training": {
             "meta-iterations of each worker": module.meta_iterations,
             "runs": module.runs_done,
@@ -57,6 +49,21 @@ def facts_of(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, Any]]:
         "commands": {
             "given": command(sys.argv[1:]),
             "meta-test": None if checkpoint is None else meta_test_command(sys.argv[1:], checkpoint),
+        },
+    }
+
+
+def facts_of_settings(module: Any, data: Any) -> dict[str, dict[str, Any]]:
+    """What of data and model is known from these alone."""
+    return {
+        "data": {} if data is None else {"class": type(data).__name__, **settings_of(data)},
+        "model": {
+            "network": type(module.network).__name__,
+            "parameters": sum(p.numel() for p in module.network.parameters()),
+            "objective": module.objective.name,
+            "algorithm": type(module.algorithm).__name__,
+            **settings_of(module.algorithm),
+            "inner_steps": module.algorithm.steps,
         },
     }
 

@@ -28,7 +28,7 @@ def print_result(result: MetaTest) -> None:
     steps = sorted({step for step in (0, 1, 5, 10, result.inner_steps, result.steps) if step <= result.steps})
     if result.steps <= FEW_STEPS:
         steps = list(range(result.steps + 1))
-    print_table(_rows(result, steps), title)
+    print_table(rows_of(result, steps), title)
     unadapted = "; 0 steps: unadapted" if result.steps else ""
     print(f"mean ± half width of the 95 % confidence interval over the tasks{unadapted}")
     if BASELINE in result.metrics:
@@ -57,7 +57,7 @@ def as_markdown(result: MetaTest, facts: Facts, plots: Mapping[str, str]) -> str
         titles=TITLES,
         scores={name: _cell(result, name, result.inner_steps) for name in result.metrics},
         steps=_steps(result.inner_steps),
-        curves=markdown(_rows(result, range(result.steps + 1))),
+        curves=markdown(rows_of(result, range(result.steps + 1))),
         advantage=_advantage(result),
         plots=plots,
         facts=facts,
@@ -87,7 +87,8 @@ def as_json(result: MetaTest, facts: Facts, plots: Mapping[str, str], *, per_tas
     return json.dumps(finite, indent=1) + "\n"
 
 
-def _rows(result: MetaTest, steps: Sequence[int]) -> list[dict[str, Any]]:
+def rows_of(result: MetaTest, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each of some numbers of adaptation steps, as people read it."""
     return [
         {"adaptation steps": step, **{TITLES[name]: _cell(result, name, step) for name in result.metrics}}
         for step in steps

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from dmaml_pl.checks import require_folder, require_positive, unwritable
+from dmaml_pl.console.notebook import show_pictures
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.baseline import BaselineTraining
@@ -27,7 +28,7 @@ SETTING = "report.folder"
 class MetaTestReport(pl.Callback):
     """Reports what a meta-test found, beside a baseline that it trains for that.
 
-    Writes `report.md`, `report.json` and figures in `figures/`, and logs the same to MLflow.
+    Writes `report.md`, `report.json` and figures in `figures/`, and logs them to MLflow, shows figures in notebooks.
 
     Args:
         folder: where to write them; by default beside the training's checkpoints.
@@ -37,6 +38,9 @@ class MetaTestReport(pl.Callback):
             it was measured (docs/evaluation.md).
         per_task: whether report.json holds the metric of every single task, too.
         clips: tasks in environments to film, each a GIF of the adapted policy; a picture takes about 50 ms.
+
+    Attributes:
+        files: what the last meta-test has written.
 
     Raises:
         ConfigError: a value out of its range.
@@ -60,6 +64,7 @@ class MetaTestReport(pl.Callback):
         self.baseline_budget = baseline_budget
         self.per_task = per_task
         self.clips = clips
+        self.files: list[Path] = []
         self._about_baseline = ""
 
     def check_writable(self, trainer: pl.Trainer) -> None:
@@ -135,6 +140,8 @@ class MetaTestReport(pl.Callback):
         except OSError as error:
             raise unwritable(SETTING, folder, error) from error
         files = [report, data, *(folder / file for file in plots)]
+        self.files = files
+        show_pictures(files)
         trackers = [logger for logger in trainer.loggers if hasattr(logger, "log_artifact")]
         for tracker in trackers:
             for file in files:

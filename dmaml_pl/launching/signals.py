@@ -1,6 +1,7 @@
 """Signals that end a command."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,9 @@ def raised_at(error: type[BaseException], *numbers: signal.Signals) -> Iterator[
                 signal.signal(each, signal.SIG_IGN)
             raise error
 
+    if threading.current_thread() is not threading.main_thread():  # who alone may answer signals
+        yield
+        return
     before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield

@@ -18,7 +18,12 @@ def program() -> list[str]:
 
 
 def command(words: Sequence[str]) -> str:
-    """A command line of this program as a shell takes it, without secrets, of the words after the program's name."""
+    """A command line of this program as a shell takes it, without secrets, of the words after the program's name.
+
+    In a notebook it is that of the program which computes for it, of which nobody types anything.
+    """
+    if Path(sys.argv[0]).name == "ipykernel_launcher.py":
+        return "a notebook"
     return redact(shlex.join([*program(), *words]))
 
 

@@ -30,7 +30,7 @@ from dmaml_pl.strategies.elastic import Membership
 from dmaml_pl.strategies.loopback import LOOPBACK, LOOPBACK_INTERFACE, own_store
 
 WorkerFailure = Literal["stop", "continue"]
-StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+StartMethod = Literal["popen", "fork"]
 
 T = TypeVar("T")
 
@@ -43,8 +43,9 @@ class WorkerGroupStrategy(DDPStrategy):
         on_worker_failure: whether the training is to "stop" or to "continue" with the others when a worker other than
             worker 0 is lost. To continue, dmaml itself must start the workers, on one machine.
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
-        start_method: how Lightning starts workers on this machine: "popen" runs the same command again, "spawn" and
-            "fork" also work in a notebook.
+        start_method: how the other workers of this machine come to be. "popen": they run the same command again;
+            "fork": they are forked from worker 0 for each thing that the Trainer is asked for. By default the latter
+            in notebooks, and in `dmaml_pl.fit`.
 
     Attributes:
         stopped_together: whether the training was ended by what every worker was told at the same merge.
@@ -58,13 +59,14 @@ class WorkerGroupStrategy(DDPStrategy):
         timeout: float = 600.0,
         on_worker_failure: WorkerFailure = "stop",
         process_group_backend: str | None = None,
-        start_method: StartMethod = "popen",
+        start_method: StartMethod | None = None,
     ) -> None:
         require_positive(**{"trainer.strategy.timeout": timeout})
         require_one_of("trainer.strategy.on_worker_failure", on_worker_failure, ("stop", "continue"))
-        super().__init__(
-            process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout), start_method=start_method
-        )
+        if start_method is not None:
+            require_one_of("trainer.strategy.start_method", start_method, ("popen", "fork"))
+        super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
+        self.start_method = start_method
         self.timeout = timeout
         self.on_worker_failure = on_worker_failure
         self.membership: Membership | None = None
@@ -80,17 +82,14 @@ class WorkerGroupStrategy(DDPStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
         ours = isinstance(self.cluster_environment, LightningEnvironment)
-        if self.on_worker_failure == "continue" and not (
-            ours and self._start_method == "popen" and self.num_nodes == 1
-        ):
+        if self.on_worker_failure == "continue" and not (ours and self.num_nodes == 1):
             raise ConfigError(
                 "trainer.strategy.on_worker_failure is continue, for which dmaml itself must start all workers, on one "
                 "machine (--trainer.devices W): with torchrun, SLURM or several machines set it to stop, and let the "
                 "launcher restart the training (torchrun --max-restarts)."
             )
-        super()._configure_launcher()
-        if self._start_method == "popen":
-            self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+        forks = None if self.start_method is None else self.start_method == "fork"
+        self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes, forks)
 
     @property
     def _workers(self) -> WorkerLauncher | None:
@@ -103,6 +102,8 @@ class WorkerGroupStrategy(DDPStrategy):
         Raises:
             WorkerLostError: one has ended before.
         """
+        if not torch.distributed.is_initialized():
+            self.membership = None  # of a group that is gone
         super().setup_environment()
         if self.on_worker_failure == "continue" and self.world_size > 1 and self.membership is None:
             self.membership = Membership(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
-from dmaml_pl.tracking.tracker import MLflowTracker
 
 
 class _Check(DmamlCLI):
@@ -17,12 +16,9 @@ class _Check(DmamlCLI):
         super().__init__(prepared)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        self._prepare(subcommand)
+        self._begin_session().check(subcommand, self._get(self.config_init, "ckpt_path"))
         config = self.config[subcommand]
         self._path.write_text(self._parser(subcommand).dump(config, skip_unset=False), encoding="utf-8")
-
-    def _trackers(self) -> list[MLflowTracker]:
-        return []
 
 
 def check(words: list[str], path: Path) -> int:

@@ -11,6 +11,7 @@ import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from dmaml_pl.tracking.system import SystemMetrics
 _AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
 
 _log = logging.getLogger(__name__)
+
+_of_worker_zero: list[Any] = []
+"""In a forked worker: what it has inherited, and must neither use nor close."""
 
 
 class MLflowTracker(Logger):
@@ -74,6 +78,7 @@ class MLflowTracker(Logger):
         self._ending: Ending | None = None
         self._monitor: SystemMetrics | None = None
         self._configured = False
+        register_after_fork(self, MLflowTracker._leave_to_worker_zero)
 
     # What and where
 
@@ -112,6 +117,10 @@ class MLflowTracker(Logger):
         return Store.find(self._tracking_uri, self._save_dir)
 
     # Beginning
+
+    def _leave_to_worker_zero(self) -> None:
+        _of_worker_zero.append((self._run, self._sender, self._ending, self._monitor))
+        self._run = self._sender = self._ending = self._monitor = None
 
     @rank_zero_only
     def open(self, run_id: str | None = None) -> None:

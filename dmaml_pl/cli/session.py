@@ -1,0 +1,121 @@
+"""What is done with a Trainer, from the checks before it to what the trackers are told of its end.
+
+The command line and `dmaml_pl.fit` both do it so.
+"""
+
+import json
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from data_modules import TaskDataModule
+from dmaml_pl.cli import resume
+from dmaml_pl.cli.preflight import check_before
+from dmaml_pl.cli.recorder import trackers
+from dmaml_pl.errors import WorkerLostError
+from dmaml_pl.launching import restarts
+from dmaml_pl.launching.signals import raised_at
+from dmaml_pl.modules import MetaLearning
+from dmaml_pl.strategies import WorkerStrategy
+from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
+
+T = TypeVar("T")
+
+
+class Session:
+    """A Trainer, and what it is to train or evaluate.
+
+    Args:
+        trainer: with its callbacks.
+        model: to train or evaluate.
+        data: its tasks.
+        meta_test: whether a training ends in one.
+        launched: whether something else has started the workers.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, model: MetaLearning, data: TaskDataModule, *, meta_test: bool, launched: bool = False
+    ) -> None:
+        self.trainer: Any = trainer
+        self.model = model
+        self.data = data
+        self.meta_test = meta_test
+        self.launched = launched
+        self.folder = resume.checkpoint_folder(trainer)
+
+    def carry_out(self, stage: str, wanted: str | None, call: Callable[[str | None], T]) -> T:
+        """Check everything, then do it; what fails outside the Trainer leaves no MLflow run that seems to be running.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+            wanted: the checkpoint to go on with: `best`, `last`, `auto`, a file, or none.
+            call: does it, from the file of that checkpoint.
+
+        Raises:
+            DmamlError: a setting cannot work, or a worker was lost.
+        """
+        try:
+            try:
+                with raised_at(SIGTERMException, signal.SIGTERM):
+                    origin = self.check(stage, wanted)
+                    self._open_trackers(stage, origin)
+                    return call(None if origin.checkpoint is None else str(origin.checkpoint))
+            except RuntimeError:
+                # A worker that dies while another waits for it elsewhere than at a merge, as in a validation.
+                if isinstance(self.trainer.strategy, WorkerStrategy):
+                    self.trainer.strategy.await_verdict()
+                raise
+        except BaseException as error:
+            self._tell_trackers(error)
+            if isinstance(error, SIGTERMException | SystemExit | KeyboardInterrupt):
+                again = "Stopped. The same command begins it again."
+                if stage == "fit":
+                    again = resume.how_to_go_on(self.trainer, self.folder, launched=self.launched)
+                error.add_note(again)
+            raise
+
+    def meta_test_best(self) -> None:
+        """Meta-test the best checkpoint of the training that has just ended, where that is wanted."""
+        wanted = self.meta_test and not getattr(self.trainer, "fast_dev_run", False)
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if wanted and self.trainer.state.finished:
+            self.trainer.test(self.model, datamodule=self.data, ckpt_path=best or None, verbose=False)
+
+    def _tell_trackers(self, error: BaseException) -> None:
+        for tracker in trackers(self.trainer):
+            if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
+                tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
+            if isinstance(error, SIGTERMException):
+                tracker.was_stopped()
+            if not self.trainer.interrupted:  # else the Trainer has told its loggers
+                tracker.finalize("failed")
+
+    def check(self, stage: str, wanted: str | None) -> restarts.Origin:
+        """Check everything that can be checked before workers are started.
+
+        Args:
+            stage: as for `carry_out`.
+            wanted: the same.
+
+        Returns:
+            What is gone on with.
+
+        Raises:
+            DmamlError: a setting cannot work.
+        """
+        meta_test = stage == "test" or (stage == "fit" and self.meta_test)
+        check_before(stage, self.trainer, self.model, self.data, meta_test=meta_test)
+        optimizers = self.model.configure_optimizers()
+        optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
+        return resume.find_origin(wanted, stage, self.trainer, self.model, optimizer)
+
+    def _open_trackers(self, stage: str, origin: restarts.Origin) -> None:
+        if resume.is_worker_zero():
+            opened = trackers(self.trainer)
+            for tracker in opened:
+                tracker.open(origin.mlflow_run_id)
+            if stage == "fit":
+                restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))
