@@ -48,6 +48,7 @@ def check_before(
     data.setup(stage)
     module.check_data(data, split)
     if stage == "fit":
+        module.check_outer_steps(max(trainer.max_steps, 0))
         _check_checkpoints(trainer, module)
     # Every worker must have tasks to evaluate.
     data.trainer = trainer

@@ -55,11 +55,23 @@ def find_origin(
                     f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher "
                     "to train on."
                 )
+        _check_schedule(checkpoint, trainer.max_steps, path)
         check_resumable(checkpoint, optimizer, path)
     if is_worker_zero():
         print(f"Using checkpoint {path}", file=sys.stderr)
     run_id = checkpoint.get(RUN_ID_KEY)
     return Origin(path, run_id if isinstance(run_id, str) else None)
+
+
+def _check_schedule(checkpoint: dict[str, Any], limit: int, path: Path) -> None:
+    """Check that a schedule which knows its end, and goes on as it was kept, reaches as far as the training."""
+    for kept in checkpoint.get("lr_schedulers") or ():
+        total = kept.get("total_steps")
+        if total is not None and not 0 <= limit <= total:
+            raise CheckpointError(
+                f"{path} goes on with a model.meta_schedule of {total} steps, and trainer.max_steps is {limit}: "
+                f"set it to {total} at most, or train anew."
+            )
 
 
 def _find(wanted: str | None, stage: str, trainer: Any) -> Path | None:

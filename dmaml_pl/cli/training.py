@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import ArgumentError, add_instantiator, set_parsing_settings
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -23,6 +24,7 @@ from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
 from dmaml_pl.launching.clusters import Launch
 from dmaml_pl.modules import MetaLearning
+from dmaml_pl.modules.trainer_options import check_logger
 from dmaml_pl.serving.register import ModelRegistrar
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -49,7 +51,11 @@ class Making:
     def __call__(self, class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
         """Make one."""
         try:
+            check_logger(class_type)
             return class_type(*args, **kwargs)
+        except ImportError as error:
+            self.refused = ImportError(f"{class_type.__name__} cannot be made: {error}")
+            raise
         except Exception as error:
             self.refused = error
             raise
@@ -153,7 +159,8 @@ class DmamlCLI(LightningCLI):
         callbacks = [callback for callback in callbacks if callback not in decides]
         if config.get("enable_checkpointing") is not False:
             config["callbacks"] = [*decides, *config["callbacks"]]
-        if config.get("enable_progress_bar") is not False and not config.get("barebones"):
+        own_bar = any(isinstance(callback, ProgressBar) for callback in config["callbacks"])
+        if config.get("enable_progress_bar") is not False and not config.get("barebones") and not own_bar:
             callbacks.append(RunProgress())
         register = self._get(self.config_init, "register")
         if register is not None and self.subcommand == "fit":

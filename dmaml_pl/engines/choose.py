@@ -3,6 +3,7 @@
 Nothing is timed, so that what is chosen, and with it the bits of a training, are the same at every start.
 """
 
+import copy
 from collections.abc import Hashable
 from typing import Literal
 
@@ -196,9 +197,18 @@ class EngineChoice:
             refusals.append(refusal)
         if self._asked == "auto":
             untried = "" if _learn2learn.installed() else f"; {refusals[-1]}, and might"
-            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}{untried}.")
+            remedy = self._remedy(learner, batch) or untried
+            raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}{remedy}.")
         others = "auto" if self._asked == "learn2learn" else "learn2learn or auto"
         raise ConfigError(f"model.engine is {self._asked}, but {refusals[0]}: set model.engine to {others}.")
+
+    def _remedy(self, learner: MetaLearner, batch: TaskBatch) -> str:
+        """What can be done about a learner that no engine can run, if it is the second derivative that fails."""
+        first_order = copy.deepcopy(learner)
+        first_order.algorithm.first_order = True
+        if learner.algorithm.first_order or self._engines["per_task"].refusal(first_order, batch) is not None:
+            return ""
+        return "; it has no second derivative, without which it can be: set model.algorithm.first_order to true"
 
 
 def _key(learner: MetaLearner, batch: TaskBatch) -> tuple[Hashable, ...]:

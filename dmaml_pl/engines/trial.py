@@ -58,7 +58,7 @@ def failure(learner: MetaLearner, objective: Objective, task: TaskBatch, each: E
                 torch.autograd.grad(loss, [meta[name] for name in learned(meta)], allow_unused=True)
             else:
                 walk(learner, meta, tasks, learner.algorithm.steps)
-    except (RuntimeError, ValueError, TypeError, UserWarning) as error:
+    except Exception as error:  # a user's own network may raise anything
         lines = str(error).splitlines() or [type(error).__name__]
         return lines[0].split(". ")[0].rstrip(".")
     return None

@@ -15,6 +15,7 @@ from dmaml_pl.engines.per_task import adapted_weights
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.modules.run import RunModule
+from dmaml_pl.modules.trainer_options import check_options
 from dmaml_pl.runs import strategy_of_runs
 from dmaml_pl.tasks import ActingSource, TaskBatch, check_tasks
 
@@ -29,11 +30,12 @@ class CheckedModule(RunModule):
     shapes: dict[str, list[int]]
 
     def check_trainer(self, trainer: pl.Trainer, data: Any) -> None:
-        """Check that what samples are made by acting has what it takes: full precision, and merges without losses.
+        """Check the Trainer's options; where samples are made by acting, full precision, and merges without losses.
 
         Raises:
             ConfigError: names the Trainer's setting.
         """
+        check_options(trainer)
         if not isinstance(data, ActingSource):
             return
         if trainer.precision != "32-true":
@@ -110,11 +112,13 @@ class CheckedModule(RunModule):
         try:
             with torch.no_grad():
                 prediction = self._first_output(batch.to(self.device))
-        except (RuntimeError, ValueError, AssertionError) as error:
+        except DmamlError:
+            raise
+        except Exception as error:  # a user's own network may raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"model.network cannot take samples of shape {tuple(task.support_x.shape[1:])} ({reason}): set its "
-                "input size to that of the data."
+                "input size to that of the data, and its type to float32."
             ) from error
         if self.algorithm.any_ways or adapts_head_alone(self.learner):
             self._check_split(task.support_x.to(self.device))

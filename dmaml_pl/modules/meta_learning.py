@@ -21,6 +21,7 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.curves import Validation
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.checking import CheckedModule
+from dmaml_pl.modules.trainer_options import check_steps
 from dmaml_pl.networks.batch_norm import BatchNormUse, use_batch_statistics, use_running_statistics
 from dmaml_pl.networks.names import select
 from dmaml_pl.objectives import Objective, ObjectiveName, objective_of
@@ -100,7 +101,8 @@ class MetaLearning(CheckedModule):
             network.get_parameter(name).requires_grad_(False)
         self.learner = MetaLearner(network, algorithm)
         if not any(p.requires_grad for p in self.learner.parameters()):
-            raise ConfigError(f"model.freeze is {list(freeze or ())}, which leaves nothing to learn.")
+            why = f"model.freeze is {list(freeze)}, which" if freeze else "model.network's parameters are frozen, which"
+            raise ConfigError(f"{why} leaves nothing to learn.")
         self.trained_by: int | None = None
         self.shapes: dict[str, list[int]] = {}
         self.scaling: Scaling | None = None
@@ -121,8 +123,25 @@ class MetaLearning(CheckedModule):
         Raises:
             ConfigError: a setting that the optimizer refuses, or a learning rate that is not greater than zero.
         """
+        optimizer = self._optimizer(self.learner.param_groups())
+        return optimizer if self.meta_schedule is None else ([optimizer], [self.meta_schedule(optimizer)])
+
+    def check_outer_steps(self, meta_iterations: float = math.inf) -> None:
+        """Check that the meta-optimizer and its schedule can make so many steps, by one with copies of the parameters.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        groups = [
+            {**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]}
+            for group in self.learner.param_groups()
+        ]
+        optimizer = self._optimizer(groups)
+        check_steps(optimizer, self.meta_schedule and self.meta_schedule(optimizer), meta_iterations)
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         try:
-            optimizer = self.meta_optimizer(self.learner.param_groups())
+            optimizer = self.meta_optimizer(groups)
         except ValueError as error:
             raise ConfigError(f"model.meta_optimizer refuses a setting: {str(error).rstrip('.')}.") from error
         if isinstance(optimizer, AskingOptimizer) and type(self.objective).constraint is Objective.constraint:
@@ -133,9 +152,7 @@ class MetaLearning(CheckedModule):
             )
         for group in optimizer.param_groups:
             require_positive(**{"model.meta_optimizer.lr": float(group["lr"])})
-        if self.meta_schedule is None:
-            return optimizer
-        return [optimizer], [self.meta_schedule(optimizer)]
+        return optimizer
 
     def forward(self, x: Tensor) -> Any:
         """The unadapted network's predictions (B, ...) of samples (B, ...)."""
@@ -151,6 +168,8 @@ class MetaLearning(CheckedModule):
         self.check_workers_can_merge(trainer)
         self.check_trainer(trainer, getattr(trainer, "datamodule", None))
         self.engine.meta_iterations = self._longest() if stage == "fit" else None
+        if stage == "fit":
+            self.check_outer_steps(self._longest())
         data = getattr(trainer, "datamodule", None)
         self.scaling = getattr(data, "scaling", None) or self.scaling
         if hasattr(data, "evaluation_task"):
