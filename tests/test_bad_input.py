@@ -367,6 +367,7 @@ def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
             "--config b.yaml has shots twice in one place, in lines 2 and 3: leave one",
         ),
         (b"data: 1\nmodel: 2\ndata: 3\n", "--config b.yaml has data twice in one place, in lines 1 and 3: leave one"),
+        (b"#" * 1_000_001, "--config b.yaml has 1,000,001 bytes, but a configuration has at most 1,000,000."),
         (b"", "--config b.yaml holds no settings"),
         (b"- 1\n", "--config b.yaml holds no settings"),
     ],

@@ -23,7 +23,7 @@ from dmaml_pl.__main__ import main
 from dmaml_pl.tracking import sender as sender_module
 from dmaml_pl.tracking.ending import PATIENCE_S, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.outbox import Outbox
+from dmaml_pl.tracking.outbox import Outbox, find_outboxes
 from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.servers import agreeing
 from tests.trainings import empty_store
@@ -382,6 +382,35 @@ def test_what_the_store_will_never_take_is_kept_apart_and_holds_up_nothing(
     tracker.finalize("success")
     assert main(["sync", "--save_dir", str(store)]) == 1
     assert "MLflow refused 1 of it for good" in capsys.readouterr().err
+
+
+def test_a_file_counts_as_sent_when_the_store_tells_of_it_and_not_when_it_says_yes(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots = tmp_path / "plots"
+    (plots / "deep").mkdir(parents=True)
+    (plots / "deep" / "a.txt").write_text("abc")
+    tracker = make(store)
+    tracker.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", lambda *given: None)
+        patch.setattr(MlflowClient, "log_text", lambda *given: None)
+        tracker.log_artifact(plots, "figures")
+        tracker.log_text("told", "notes/n.txt")
+        tracker.finalize("success")
+    assert any(left.name.startswith(tracker.version or "none") for left in find_outboxes(store))
+    assert main(["sync", "--save_dir", str(store)]) == 0
+    files = Path(MlflowClient(f"sqlite:///{store}/mlflow.db").get_run(tracker.version or "").info.artifact_uri)
+    assert (files / "figures" / "plots" / "deep" / "a.txt").read_text() == "abc"
+    assert (files / "notes" / "n.txt").read_text() == "told"
+
+
+def test_sync_names_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", "--save_dir", str(tmp_path / "nope")]) == 1
+    assert capsys.readouterr().err == (
+        f"dmaml: error: --save_dir is {tmp_path}/nope, but there is no such folder: it is where trainings keep theirs, "
+        "mlruns by default.\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from dmaml_pl.checks import suggest
 from dmaml_pl.cli import configs
 from dmaml_pl.errors import ConfigError
 
+LARGEST = 1_000_000
+"""Bytes; reading so much takes some seconds."""
+
 MERGE = "tag:yaml.org,2002:merge"
 """Of the key `<<`, which may come more than once."""
 
@@ -54,6 +57,8 @@ def check_config_files(words: list[str]) -> None:
 
 def _check_yaml(path: Path) -> None:
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise ConfigError(f"--config {path} has {size:,} bytes, but a configuration has at most {LARGEST:,}.")
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

@@ -144,6 +144,8 @@ class MLflowRun:
         """Log a text as the file `artifact_file`."""
         with brief_requests(UPLOAD_TIMEOUT_S):
             self.client.log_text(self.run_id, text, artifact_file)
+            folder, _, name = artifact_file.rpartition("/")
+            self._check_arrived(folder, {name: len(text.encode())})
 
     def log_file(self, path: Path, folder: str = "", name: str | None = None) -> None:
         """Log a file or folder, under another name if one is given."""
@@ -153,6 +155,29 @@ class MLflowRun:
                 link.symlink_to(path.absolute())
                 path = link
             self.client.log_artifact(self.run_id, str(path), folder or None)
+            self._check_all_arrived(path, folder)
+
+    def _check_all_arrived(self, path: Path, folder: str) -> None:
+        here = [path] if path.is_file() else list(path.iterdir())
+        inside = folder if path.is_file() else f"{folder}/{path.name}".lstrip("/")
+        self._check_arrived(inside, {each.name: each.stat().st_size for each in here if each.is_file()})
+        for each in here:
+            if each.is_dir():
+                self._check_all_arrived(each, inside)
+
+    def _check_arrived(self, folder: str, sizes: Mapping[str, int]) -> None:
+        """Check that the store has files of a folder: what stands before a server may say yes to any upload.
+
+        Raises:
+            TrackingError: it does not tell of them, or of another size.
+        """
+        listed = self.client.list_artifacts(self.run_id, folder or None) if sizes else []
+        found = {each.path.rpartition("/")[2]: each.file_size for each in listed}
+        for name, size in sizes.items():
+            if name not in found or found[name] not in (None, size):
+                raise TrackingError(
+                    f"The store has taken the file {name}, but does not have it: is it an MLflow server that answers?"
+                )
 
     def log_model(self, path: Path, name: str, key: str) -> None:
         """Log the model that MLflow saved at `path`, and register it as a new version of the registered model `name`.

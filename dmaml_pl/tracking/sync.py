@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from dmaml_pl.console.options import Options
-from dmaml_pl.errors import DmamlError, TrackingError
+from dmaml_pl.errors import ConfigError, DmamlError, TrackingError
+from dmaml_pl.provenance.redaction import BLANK
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.operations import describe
 from dmaml_pl.tracking.outbox import Outbox, find_outboxes
@@ -25,6 +26,11 @@ def main(words: list[str]) -> int:
     given = parser.parse_args(words)
     folders = find_outboxes(Path(given.save_dir))
     left = [folder for folder in folders if not _sync(folder, given.tracking_uri)]
+    if not Path(given.save_dir).is_dir():
+        raise ConfigError(
+            f"--save_dir is {given.save_dir}, but there is no such folder: it is where trainings keep theirs, mlruns "
+            "by default."
+        )
     if not folders:
         print(f"Nothing waits in {given.save_dir}: all was sent.")
     return 1 if left else 0
@@ -43,7 +49,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> bool:
         if not about:  # a process was killed as it began
             return True
         name, wanted = f"{about['run_name']} ({name})", describe(outbox.everything())
-        if tracking_uri is None and "://***@" in about["tracking_uri"]:
+        if tracking_uri is None and BLANK in about["tracking_uri"]:
             raise TrackingError(  # noqa: TRY301 (told below, like all that keeps it from being sent)
                 "The server's address had a password, which is not kept: give --tracking_uri "
                 f"({about['tracking_uri']})."
