@@ -169,6 +169,10 @@ class ImageTasks(TaskDataModule):
         # Not counted from the labels, for which a device would be waited for.
         return TaskBatch((supports,), queries, ways=shape[1])
 
+    def evaluation_rows(self, split: Split, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Which rows of the images evaluated tasks are made of, (T, N, K + Q)."""
+        return self._samplers[split](self.evaluation_seeds(split, indices))
+
     def sample_task(self, split: Split, seed: int) -> TaskBatch:
         """One task of a split, without the T axis; the same as `sample_tasks` makes among others."""
         return self.sample_tasks(split, [seed]).task(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from data_modules.images import ImageTasks
 from data_modules.reading.cache import Sample, cache_folder, fingerprint, load_or_make
 from data_modules.reading.class_folders import Files
 from data_modules.reading.pictures import InkReader, PictureReader
-from dmaml_pl.data import PlottedTasks
+from dmaml_pl.data import PlottedTasks, Split
 
 
 class PictureTasks(ImageTasks):
@@ -27,6 +27,7 @@ class PictureTasks(ImageTasks):
 
     Attributes:
         reader: how a picture becomes a sample; a subclass sets it.
+        files: of each row of the images, below the folder that they are in; empty where they are not files.
     """
 
     reader: PictureReader
@@ -34,6 +35,7 @@ class PictureTasks(ImageTasks):
     def __init__(self, *, cache_dir: str | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.cache_dir = cache_dir
+        self.files: list[str] = []
 
     @abstractmethod
     def load_parts(self) -> dict[str, ClassImages]:
@@ -54,6 +56,13 @@ class PictureTasks(ImageTasks):
     def tasks_to_plot(self, count: int) -> PlottedTasks:
         """As `ImageTasks.tasks_to_plot`; letters dark on light, as they are written."""
         return replace(super().tasks_to_plot(count), ink_is_bright=isinstance(self.reader, InkReader))
+
+    def query_files(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        """The files of the query samples of evaluated tasks (T, Q), in their order; None where they are not files."""
+        if not self.files:
+            return None
+        rows = self.evaluation_rows(split, indices)[:, :, self.shots :].reshape(len(indices), -1)
+        return [[self.files[row] for row in task] for task in rows.tolist()]
 
     def cached(
         self,
@@ -96,5 +105,6 @@ class PictureTasks(ImageTasks):
             for (part, label, _), sample in zip(listed, pixels, strict=True):
                 yield part, label, sample
 
+        self.files = [file.relative_to(root).as_posix() for _, _, file in listed]
         named = {f"{part} {label} {file.relative_to(root)}": file for part, label, file in listed}
         return self.cached(name, decode, files=named, what=str(root), count=len(listed))

@@ -3,6 +3,7 @@
 Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files
 from dmaml_pl.errors import DmamlError
 from dmaml_pl.launching.leaving import leave
 from dmaml_pl.launching.memory import keep_freed
@@ -42,6 +44,8 @@ commands:
 Several --config files are laid over each other; single settings on the command line come last.
 """
 
+TRAININGS = ["fit", "validate", "test", "predict"]
+
 LIGHT = {
     "adapt": "dmaml_pl.adapting.command",
     "study": "dmaml_pl.studies.command",
@@ -73,6 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
             command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
             return command(words[1:])
         check_variables()
+        if "LOCAL_RANK" not in os.environ:  # else worker 0 tells for all, once it is known which that is
+            check_command(words, TRAININGS)
+            check_config_files(words)
+            check_checkpoint(words)
         if str(Path.cwd()) not in sys.path and "" not in sys.path:
             sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
         if sys.stderr.isatty():

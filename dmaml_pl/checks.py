@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,12 @@ def require_folder(setting: str, folder: Path) -> None:
         ConfigError: names the setting.
     """
     _try(setting, folder, folder)
+
+
+def tell_replaced(setting: str, file: Path) -> None:
+    """Say that a file is there already, before it is replaced by what is to be written."""
+    if file.exists():
+        print(f"{setting} is {file}, which is there already, and will be replaced.", file=sys.stderr, flush=True)
 
 
 def require_file(setting: str, file: Path) -> None:

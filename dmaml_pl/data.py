@@ -178,8 +178,12 @@ class TaskDataModule(pl.LightningDataModule, ABC):
 
     def evaluation_tasks(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks of a split as they are evaluated on, (T, ...), with their numbers; the same in every training."""
-        tasks = self.sample_tasks(split, [derive_seed(split, self.evaluation_seed, index) for index in indices])
+        tasks = self.sample_tasks(split, self.evaluation_seeds(split, indices))
         return tasks._replace(numbers=tasks.query_x.new_tensor(indices, dtype=torch.int64))
+
+    def evaluation_seeds(self, split: Split, indices: Sequence[int]) -> list[int]:
+        """The seeds of tasks of a split as they are evaluated on."""
+        return [derive_seed(split, self.evaluation_seed, index) for index in indices]
 
     def evaluation_task(self, split: Split, index: int) -> TaskBatch:
         """Task `index` of a split as it is evaluated on, without the T axis."""

@@ -165,6 +165,10 @@ class Scaling(NamedTuple):
         """Targets (..., D) as the network sees them."""
         return (y - y.new_tensor(self.y_mean)) / y.new_tensor(self.y_scale)
 
+    def unscaled_inputs(self, x: Tensor) -> Tensor:
+        """Inputs (..., inputs) that the network sees in the units of the data."""
+        return x * x.new_tensor(self.x_scale) + x.new_tensor(self.x_mean)
+
     def values(self, output: Tensor) -> Tensor:
         """A network's output (..., D) in the units of the data."""
         return output * output.new_tensor(self.y_scale) + output.new_tensor(self.y_mean)
@@ -273,6 +277,15 @@ class SampleReader(Protocol):
         Raises:
             DataError: names the file, which is not a picture that can be read.
         """
+        ...
+
+
+@runtime_checkable
+class SampleFiles(Protocol):
+    """A data module whose samples are files."""
+
+    def query_files(self, split: Any, indices: Sequence[int]) -> list[list[str]] | None:
+        """The files of the query samples of evaluated tasks (T, Q), in their order; None where they are not files."""
         ...
 
 

@@ -135,7 +135,7 @@ def test_predict_writes_every_prediction(trained: Training, tmp_path: Path) -> N
     result = dmaml(trained.folder, "predict", *words)
     assert result.returncode == 0, result.stderr
     lines = file.read_text().splitlines()
-    assert lines[0] == "task,query,target,prediction"
+    assert lines[0] == "task,query,input,target,prediction"
     assert len(lines) == 1 + 20 * 10
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import re
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms import v2
 
 from data_modules import Glyphs, ImageFolder, images
@@ -22,7 +24,9 @@ from data_modules.samplers import SamplerName
 from dmaml_pl.data import PlottedTasks
 from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.evaluation.figures import plot_image_tasks
+from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.tasks import SampleReader, check_tasks
+from tests.recipes import small_maml, small_trainer
 
 FORMATS = ("a.png", "b.JPG", "c.bmp", "d.gif", "e.webp", "f.tiff")
 CLASSES = 12
@@ -504,6 +508,23 @@ def test_files_that_are_no_pictures_by_their_names_are_counted_and_named_once(
     (line,) = caplog.messages
     assert f"Passed over in {root}, as no pictures: 3 files, such as class00/IMG_1.HEIC." in line
     assert "There is nothing else in 1 of the folders, such as heic. For HEIC: pip install pillow-heif." in line
+
+
+def test_predictions_name_the_files_that_they_are_of(root: Path, tmp_path: Path) -> None:
+    data = ready(root, test_tasks=30)
+    module = small_maml(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), objective="classification")
+    for _ in range(2):  # the second replaces the first
+        writer = PredictionWriter(str(tmp_path / "said.csv"))
+        small_trainer(callbacks=[writer]).predict(module, data, return_predictions=False)
+    with (tmp_path / "said.csv").open(newline="") as stream:
+        said = list(csv.DictReader(stream))
+
+    assert list(said[0]) == ["task", "query", "file", "target", "prediction"]
+    assert [row["task"] + row["query"] for row in said[:5]] == ["00", "01", "02", "03", "10"]
+    task = data.evaluation_task("test", 7)
+    for row, picture in zip(said[28:32], task.query_x, strict=True):
+        assert row["task"] == "7"
+        torch.testing.assert_close(data.read_sample(root / row["file"]), picture)
 
 
 def test_grey_pictures_are_plotted_as_they_are_and_ink_dark_on_light(root: Path, tmp_path: Path) -> None:

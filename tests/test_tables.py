@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 
-from dmaml_pl.console.tables import markdown, print_table
+from dmaml_pl.console.tables import fits, markdown, print_table
 
 ROWS: list[dict[str, Any]] = [{"file": "a|b.png", "prediction": 0.5}, {"file": "c.png", "prediction": None}]
 
@@ -22,6 +23,21 @@ def test_a_cell_of_markdown_cannot_end_its_column_and_a_long_one_is_not_folded()
     assert lines[2].startswith("| a\\|b.png ")
     assert lines[3].endswith("|          - |")
     assert lines[4] == f"| {'d' * 500} |     1.0000 |"
+
+
+def test_on_a_narrow_terminal_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    row = {"file": "a/picture_with_a_long_name.png", "prediction": "some long class"} | dict.fromkeys("abc", 0.25)
+    assert not fits([row])
+    assert fits([{"file": "a"}])
+    print_table([row])
+    shown = "".join(line.split("│")[1].strip() for line in terminal.getvalue().splitlines() if line.startswith("│"))
+    assert shown == row["file"]
+    assert "…" not in terminal.getvalue()
 
 
 def test_without_rows_there_is_no_markdown() -> None:

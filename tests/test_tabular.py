@@ -15,8 +15,11 @@ import torch
 
 from data_modules import Tabular
 from data_modules.samplers import SamplerName
+from dmaml_pl import MLP
 from dmaml_pl.errors import ConfigError, DataError
+from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.tasks import check_tasks
+from tests.recipes import small_maml, small_trainer
 
 TASKS = 20
 
@@ -239,6 +242,17 @@ def test_tasks_may_be_numbers(tmp_path: Path) -> None:
     csv_file, parquet = write(tmp_path / "t.csv", table), write(tmp_path / "t.parquet", table)
 
     assert torch.equal(ready(csv_file).sample_task("val", 0).query_x, ready(parquet).sample_task("val", 0).query_x)
+
+
+def test_predictions_are_in_the_units_of_the_file_beside_their_inputs(path: Path, tmp_path: Path) -> None:
+    writer = PredictionWriter(str(tmp_path / "said.csv"))
+    small_trainer(callbacks=[writer]).predict(small_maml(MLP(2, [4], 1)), ready(path), return_predictions=False)
+    with (tmp_path / "said.csv").open(newline="") as stream:
+        said = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+    assert list(said[0]) == ["task", "query", "x", "z", "target", "prediction"]
+    known = {(row["x"], row["z"], row["y"]) for row in rows()}
+    assert {(round(row["x"]), round(row["z"]), round(row["target"])) for row in said} <= known
 
 
 # ---- mistakes

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dmaml_pl.console.tables import print_table
+from dmaml_pl.console.tables import fits, print_table
 from dmaml_pl.errors import DataError
 
 SHOWN = 50
@@ -81,8 +81,12 @@ class Answers:
             raise DataError(f"--output {path} cannot be written ({error.strerror}).") from error
 
     def print(self, title: str) -> None:
-        """Print the first rows as a table, and what there is to say of all."""
-        print_table(self.table.iloc[:SHOWN, : self.brief].to_dict("records"), title)
+        """Print the first rows as a table, and what there is to say of all; columns that do not fit are left out."""
+        shown = self.table.iloc[:SHOWN, : self.brief].to_dict("records")
+        probabilities = [name for name in shown[0] if name.startswith("p(")]
+        if not fits(shown):
+            shown = [{name: value for name, value in row.items() if name not in probabilities} for row in shown]
+        print_table(shown, title)
         if len(self.table) > SHOWN:
             print(f"... and {len(self.table) - SHOWN} more")
         if "accuracy" in self.summary:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dmaml_pl.checks import tell_replaced
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError
 
@@ -99,7 +100,11 @@ def _check_files(asked: argparse.Namespace) -> None:
         path = getattr(asked, option)
         if path is not None and not path.exists():
             raise ConfigError(f"--{option} is {path}, but there is no such file or folder.")
+    if asked.task is None and asked.output is None:
+        asked.output = Path("predictions.csv")
     for option in ("output", "save", "onnx"):
         path = getattr(asked, option)
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"--{option} is {path}, but must be a file in a folder that is there.")
+        if path is not None:
+            tell_replaced(f"--{option}", path)

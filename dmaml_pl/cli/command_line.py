@@ -7,7 +7,7 @@ import yaml
 
 from dmaml_pl.checks import suggest
 from dmaml_pl.cli import configs
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import CheckpointError, ConfigError
 
 LARGEST = 1_000_000
 """Bytes; reading so much takes some seconds."""
@@ -53,6 +53,19 @@ def check_config_files(words: list[str]) -> None:
             )
         if path.is_file():  # what comes through a pipe can be read only once
             _check_yaml(path)
+
+
+def check_checkpoint(words: list[str]) -> None:
+    """Check that the file after --ckpt_path is there; last, best and auto are found later.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    for word, after in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        wanted = value if equals else after
+        if name == "--ckpt_path" and wanted not in ("", "null", "best", "last", "auto") and not Path(wanted).is_file():
+            raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: give best, last or a file.")
 
 
 def _check_yaml(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.box import HEAVY_HEAD, MARKDOWN, Box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -24,10 +25,23 @@ _NUMBER = re.compile(r"(-|nan|[-+]?\d[\d.,]*(e[-+]?\d+)?( ± (nan|[\d.,]+(e[-+]?
 
 def print_table(rows: Rows, title: str = "") -> None:
     """Print a table on standard output, below its title, folded to the width of a terminal where there is one."""
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNBOUND)
+    console = _stdout()
     if title:
         console.print(Text(f"\n{title}"))
     console.print(_table(rows, HEAVY_HEAD))
+
+
+def fits(rows: Rows) -> bool:
+    """Whether a table is no wider than the terminal, where there is one."""
+    console = _stdout()
+    return (
+        Measurement.get(console, console.options.update(width=_UNBOUND), _table(rows, HEAVY_HEAD)).maximum
+        <= console.width
+    )
+
+
+def _stdout() -> Console:
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNBOUND)
 
 
 def markdown(rows: Rows) -> str:
@@ -46,7 +60,7 @@ def _table(rows: Rows, box: Box) -> Table:
     cells = [[_text(value) for value in row.values()] for row in rows]
     for column, name in enumerate(rows[0] if rows else ()):
         is_number = all(_NUMBER.fullmatch(row[column]) for row in cells)
-        table.add_column(Text(name), justify="right" if is_number else "left")
+        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     return table

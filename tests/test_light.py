@@ -1,0 +1,35 @@
+"""What needs no PyTorch is told before it is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+WITHOUT = """
+import sys
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "pytorch_lightning", "mlflow", "pandas"):
+            raise AssertionError(f"{name} was loaded")
+sys.meta_path.insert(0, Refusing())
+from dmaml_pl.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["fit", "--config", "nope.yaml"], "--config is nope.yaml, but there is no such file."),
+        (["test", "--config", "sinusoid", "--ckpt_path", "nope.ckpt"], "--ckpt_path is nope.ckpt, but there is no su"),
+        (["adapt", "--ckpt", "nope.ckpt", "--support", ".", "--query", "."], "--ckpt is nope.ckpt, but there is no"),
+        (["fits"], "fits is not a command. Did you mean fit?"),
+        (["fit", "more"], "more is not a setting: those are given as --NAME VALUE"),
+    ],
+)
+def test_a_mistake_in_a_name_is_told_without_loading_pytorch(words: list[str], line: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"dmaml: error: {line}"), done.stderr
