@@ -54,19 +54,18 @@ def require_file(setting: str, file: Path) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    if not file.exists():
-        _try(setting, file, file.parent)
-        return
     try:
-        with file.open("ab"):
-            pass
+        if file.exists():
+            with file.open("ab"):
+                return
     except OSError as error:
         raise unwritable(setting, file, error) from error
+    _try(setting, file, file.parent)
 
 
 def _try(setting: str, shown: Path, folder: Path) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:

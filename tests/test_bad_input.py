@@ -292,6 +292,9 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ("checkpoint.monitor", "val/accuracy", "checkpoint.monitor is val/accuracy, but must be one of val/loss, tra"),
         ("checkpoint.mode", "max", "checkpoint.mode is max, but must be min for val/loss."),
         ("checkpoint.dirpath", "/proc/nope", "checkpoint.dirpath is /proc/nope, which cannot be written (No such fil"),
+        ("checkpoint.dirpath", "/" + "a" * 300, f"checkpoint.dirpath is /{'a' * 300}, which cannot be written (File "),
+        (f"{LOGGER}.experiment_name", "../out", "trainer.logger.init_args.experiment_name is '../out', but must be a"),
+        (f"{LOGGER}.experiment_name", "/out", "trainer.logger.init_args.experiment_name is '/out', but must be a nam"),
     ],
 )
 def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expected: str, refusal: Refusal) -> None:
@@ -353,6 +356,7 @@ def test_the_metric_after_any_adaptation_step_may_be_monitored(monkeypatch: pyte
 
 
 def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
+    assert refusal("fit", "--config", "n" * 300) == f"--config {'n' * 300} cannot be read: File name too long."
     assert refusal("fit", "--config", "nope.yaml").startswith("--config is nope.yaml, but there is no such file.")
 
 
@@ -367,6 +371,7 @@ def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
             "--config b.yaml has shots twice in one place, in lines 2 and 3: leave one",
         ),
         (b"data: 1\nmodel: 2\ndata: 3\n", "--config b.yaml has data twice in one place, in lines 1 and 3: leave one"),
+        (b'data: 1\nmodel: "a\\0b"\n', "--config b.yaml has a NUL character in line 2: leave it out."),
         (b"#" * 1_000_001, "--config b.yaml has 1,000,001 bytes, but a configuration has at most 1,000,000."),
         (b"", "--config b.yaml holds no settings"),
         (b"- 1\n", "--config b.yaml holds no settings"),

@@ -37,6 +37,7 @@ from dmaml_pl.tracking import patience as patience_module
 from dmaml_pl.tracking.description import wrap
 from dmaml_pl.tracking.params import clean_name, flatten
 from dmaml_pl.tracking.sender import pause_after
+from dmaml_pl.tracking.store import Store
 from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.trainings import empty_store
 
@@ -402,6 +403,14 @@ def test_clean_name(name: str, clean: str) -> None:
 )
 def test_redact_blanks_users_passwords_and_tokens_of_addresses(given: str, expected: str) -> None:
     assert redact(given) == expected
+
+
+def test_a_database_where_nobody_answers_is_told_at_once_without_its_password(tmp_path: Path) -> None:
+    told = (
+        r"^No MLflow server can be used at postgresql://\*\*\*@127.0.0.1:9/x: .*Connection refused\. Start it, or set "
+    )
+    with pytest.raises(TrackingError, match=told):
+        Store.find("postgresql://me:s3cret@127.0.0.1:9/x", str(tmp_path)).connect()
 
 
 def test_redact_keeps_what_holds_no_password() -> None:

@@ -45,14 +45,18 @@ def check_config_files(words: list[str]) -> None:
         given = value if equals else after
         if name not in ("-c", "--config") or given in ("", ".", "-"):
             continue
-        path = configs.find(given)
-        if path.is_dir() or not path.exists():
-            near = suggest(Path(given).name, configs.names(), "--config ")
-            raise ConfigError(
-                f"--config is {given}, but there is no such file.{near} `dmaml configs` lists those that come with it."
-            )
-        if path.is_file():  # what comes through a pipe can be read only once
-            _check_yaml(path)
+        try:
+            path = configs.find(given)
+            if path.is_dir() or not path.exists():
+                near = suggest(Path(given).name, configs.names(), "--config ")
+                raise ConfigError(
+                    f"--config is {given}, but there is no such file.{near} `dmaml configs` lists those that come with "
+                    "it."
+                )
+            if path.is_file():  # what comes through a pipe can be read only once
+                _check_yaml(path)
+        except OSError as error:
+            raise ConfigError(f"--config {given} cannot be read: {error.strerror}.") from error
 
 
 def check_checkpoint(words: list[str]) -> None:
@@ -79,18 +83,21 @@ def _check_yaml(path: Path) -> None:
         raise ConfigError(f"--config {path} is not valid YAML{place}: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not a YAML file, or not in UTF-8.") from error
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}.") from error
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
             "`dmaml configs copy sinusoid`."
         )
-    _check_no_name_twice(path, root)
+    _check_node(path, root)
 
 
-def _check_no_name_twice(path: Path, node: yaml.Node) -> None:
-    """YAML's readers let the last of two settings of a name stand, and drop the first without a word."""
+def _check_node(path: Path, node: yaml.Node) -> None:
+    """YAML's readers let the last of two settings of a name stand, and drop the first without a word.
+
+    A NUL, which no path or name may hold, is found here, too.
+    """
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        raise ConfigError(f"--config {path} has a NUL character in line {node.start_mark.line + 1}: leave it out.")
     below = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
@@ -104,4 +111,4 @@ def _check_no_name_twice(path: Path, node: yaml.Node) -> None:
             seen[str(key.value)] = line
             below.append(value)
     for each in below:
-        _check_no_name_twice(path, each)
+        _check_node(path, each)

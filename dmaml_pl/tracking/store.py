@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 SETTING = "trainer.logger.init_args"
 
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Of MLflow's databases, where an address names none."""
+
+KNOCK_S = 5.0
 _LOCK_TIMEOUT_S = 120  # making a store takes 2 s; on a busy machine, behind other processes, perhaps 20
 
 
@@ -79,6 +84,7 @@ class Store:
             )
             remedy += "http://127.0.0.1:5000, or unset both for a local store."
             with told_in_one_line(f"No MLflow server can be used at {redact(self.uri)}", remedy):
+                _knock(self.uri)
                 client = _client(self.uri)
                 client.search_experiments(max_results=1)  # the client alone does not ask the server
                 return client
@@ -134,6 +140,21 @@ def reason(error: Exception) -> str:
     cause = re.search(r"\(Caused by .*?(?:\[Errno -?\d+\] ([^'\")]+)|(timed out))", text)
     line = next(filter(None, cause.groups())) if cause else text.splitlines()[0]
     return f"{line[:300].rstrip('. ')}."
+
+
+def _knock(uri: str) -> None:
+    """Connect to a database's port once: MLflow tries for three minutes, and says nothing meanwhile.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 (with MLflow's client)
+
+    if uri.startswith(tuple(PORTS)):
+        url = make_url(uri)
+        port = url.port or next(port for kind, port in PORTS.items() if uri.startswith(kind))
+        if url.host:  # else a socket of this machine
+            socket.create_connection((url.host, port), timeout=KNOCK_S).close()
 
 
 def _client(uri: str) -> MlflowClient:

@@ -29,7 +29,7 @@ from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
 from dmaml_pl.tracking.sender import Sender
-from dmaml_pl.tracking.store import Store, reason, told_in_one_line
+from dmaml_pl.tracking.store import SETTING, Store, reason, told_in_one_line
 from dmaml_pl.tracking.system import SystemMetrics
 
 _AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
@@ -66,6 +66,11 @@ class MLflowTracker(Logger):
         system_metrics: bool = True,
     ) -> None:
         super().__init__()
+        if ".." in Path(experiment_name).parts or experiment_name.startswith("/") or "\0" in experiment_name:
+            raise TrackingError(
+                f"{SETTING}.experiment_name is {experiment_name!r}, but must be a name: checkpoints are kept in a "
+                "folder that is called so."
+            )
         self._experiment_name = experiment_name
         self._run_name = run_name
         self._tracking_uri = tracking_uri
