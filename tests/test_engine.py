@@ -190,6 +190,6 @@ def test_what_needs_learn2learn_says_how_to_get_it_where_it_is_missing(monkeypat
     network, batch, objective, _ = problem("sinusoid")
     how = r"learn2learn is not installed \(pip install 'dmaml_pl\[learn2learn\]' && pip install --no-deps .*==0.2.0\)"
     with pytest.raises(ConfigError, match=rf"^model.engine is learn2learn, but {how}: set model.engine to auto\.$"):
-        EngineChoice("learn2learn", objective).for_training(MetaLearner(network, MAML()), batch)
+        EngineChoice("learn2learn", objective_of(objective)).for_training(MetaLearner(network, MAML()), batch)
     with pytest.raises(ConfigError, match=rf"^data.sampler is learn2learn, but {how}: set it to batched\.$"):
         Glyphs(sampler="learn2learn", meta_batch=1).setup("fit")
