@@ -122,11 +122,14 @@ def test_the_config_artifact_repeats_the_training(trained: Training, tmp_path: P
 def test_the_command_in_the_report_prints_the_same_table_and_adds_no_mlflow_run(trained: Training) -> None:
     report = trained.artifact("report.md").read_text()
     (command,) = re.findall(r"^python -m dmaml_pl (test .*)$", report, re.MULTILINE)
+    before = trained.run
     result = dmaml(trained.folder, *shlex.split(command))
     assert result.returncode == 0, result.stderr
     table = re.findall(r"^[│┃].*$", result.stdout, re.MULTILINE)
     assert table == re.findall(r"^[│┃].*$", trained.result.stdout, re.MULTILINE)
-    assert trained.run.info.status == "FINISHED"
+    after = trained.run
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+    assert (after.data.params, after.data.tags) == (before.data.params, before.data.tags), "they are the training's"
 
 
 def test_predict_writes_every_prediction(trained: Training, tmp_path: Path) -> None:

@@ -123,10 +123,12 @@ def test_the_command_trains_on_a_table_and_adapts_to_rows_of_ones_own(path: Path
     words = ["--data.path", str(path), "--data.task_column", "patient"]
     words += ["--data.classes", "species", "--data.inputs", "[x,z]", "--data.ways", "6", "--data.shots", "2"]
     words += ["--data.queries", "3", "--data.val_tasks", "4", "--trainer.logger", "false"]
-    words += ["--trainer.max_steps", "2", "--trainer.devices", "1", "--meta_test", "false"]
+    words += ["--trainer.max_steps", "2", "--trainer.devices", "1", "--data.test_tasks", "4"]
+    words += ["--report.baseline_budget", "0"]
     words += ["--checkpoint.dirpath", "kept"]
     done = dmaml(tmp_path, "fit", "--config", str(TEMPLATE), *words)
     assert done.returncode == 0, done.stderr
+    assert "no validation, so that there is no best.ckpt: its last weights are meta-tested." in done.stderr
     (tmp_path / "support.csv").write_text("species;z;x\n" + "\n".join(f"{each};1,5;2,5" for each in SPECIES))
     (tmp_path / "query.csv").write_text("x,z,species\n1.5,2,01\n2.5,3,1\n")
     words = ["--ckpt", "kept/last.ckpt", "--support", "support.csv", "--query", "query.csv", "--output", "said.csv"]

@@ -40,7 +40,10 @@ def find_checkpoint(wanted: str, folder: Path) -> Path:
         )
     path = trainings[-1].with_name(f"{wanted}.ckpt")
     if not path.is_file():
-        raise CheckpointError(f"--ckpt_path is {wanted}, but {path} is gone: give last or a file.")
+        raise CheckpointError(
+            f"--ckpt_path is {wanted}, but {path} is not there, as where a training had no validation: give last or a "
+            "file."
+        )
     return path
 
 

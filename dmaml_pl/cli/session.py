@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from data_modules import TaskDataModule
+from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import resume
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.recorder import trackers
@@ -82,11 +84,18 @@ class Session:
         wanted = self.meta_test and not getattr(self.trainer, "fast_dev_run", False)
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if wanted and self.trainer.state.finished:
+            if not best and isinstance(self.trainer.checkpoint_callback, RunCheckpoint):
+                rank_zero_info(
+                    "The training had no validation, so that there is no best.ckpt: its last weights are meta-tested. "
+                    "Validations come every trainer.val_check_interval runs."
+                )
             self.trainer.test(self.model, datamodule=self.data, ckpt_path=best or None, verbose=False)
 
     def _tell_trackers(self, error: BaseException) -> None:
         for tracker in trackers(self.trainer):
-            if isinstance(error, WorkerLostError):  # the Trainer may have seen only the connection break
+            if (
+                isinstance(error, WorkerLostError) and not tracker.visits
+            ):  # the Trainer may have seen only the connection break
                 tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
             if isinstance(error, SIGTERMException):
                 tracker.was_stopped()
@@ -116,6 +125,6 @@ class Session:
         if resume.is_worker_zero():
             opened = trackers(self.trainer)
             for tracker in opened:
-                tracker.open(origin.mlflow_run_id)
+                tracker.open(origin.mlflow_run_id, visits=stage != "fit" and origin.mlflow_run_id is not None)
             if stage == "fit":
                 restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))

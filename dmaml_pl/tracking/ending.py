@@ -40,10 +40,14 @@ class Ending:
         figures: the last values of its metrics by name, kept up to date by whoever logs them.
         note: the description that it has already, if any; one that a person wrote stays.
         save_dir: folder of the tracking as the user wrote it.
+
+    Attributes:
+        visits: whether this process only evaluates the training, whose end is then another's to write.
     """
 
     def __init__(self, sender: Sender, figures: Mapping[str, float], note: str | None, save_dir: str) -> None:
         self.outcome = EndStatus.RUNNING
+        self.visits = False
         self.figures = dict(figures)
         self._callbacks: dict[str, ModelCheckpoint] = {}
         self._uploaded: dict[str, tuple[Path, int]] = {}
@@ -60,7 +64,11 @@ class Ending:
         failed = status == "failed" and not isinstance(error, KeyboardInterrupt | SIGTERMException)
         outcome = EndStatus.FINISHED if status == "success" else EndStatus.FAILED if failed else EndStatus.KILLED
         sender = self._sender
-        if self.outcome not in (EndStatus.FAILED, EndStatus.KILLED):
+        if self.visits:
+            self.outcome = outcome
+            if outcome == EndStatus.FINISHED:
+                self._describe("")
+        elif self.outcome not in (EndStatus.FAILED, EndStatus.KILLED):
             self.outcome = outcome
             message = "" if error is None else redact(f"{type(error).__name__}: {error}")
             if outcome == EndStatus.FAILED and message:
@@ -74,12 +82,13 @@ class Ending:
 
     def go_on(self) -> None:
         """Write that the training goes on after all."""
-        self._sender.put({"do": "restart"})
+        if not self.visits:
+            self._sender.put({"do": "restart"})
         self.outcome = EndStatus.RUNNING
 
     def correct(self) -> None:
         """Make what was taken for a failure a stop from outside."""
-        if self.outcome == EndStatus.FAILED:
+        if self.outcome == EndStatus.FAILED and not self.visits:
             self.go_on()
             self.outcome = EndStatus.KILLED
             self._describe("")
@@ -90,7 +99,8 @@ class Ending:
         if self._may_describe:
             run = self._sender.run
             command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
-            text = describe_training(self.figures, self.outcome, error, command, commit, run.experiment_id)
+            outcome = run.status if self.visits else self.outcome
+            text = describe_training(self.figures, outcome, error, command, commit, run.experiment_id)
             self._sender.put({"do": "set_tags", "tags": {NOTE: text}})
 
     def _put_checkpoints(self) -> None:

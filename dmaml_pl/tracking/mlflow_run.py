@@ -45,6 +45,7 @@ class MLflowRun:
         self.experiment_id: str = run.info.experiment_id
         self.name: str = run.info.run_name
         self.note: str | None = run.data.tags.get("mlflow.note.content")
+        self.status: str = run.info.status
         self.resumed = resumed
         self.started_by = {name: run.data.tags[name] for name in (COMMAND, COMMIT) if name in run.data.tags}
         self.model_versions: dict[str, str] = {}
@@ -67,8 +68,8 @@ class MLflowRun:
         return cls(client, run, resumed=0)
 
     @classmethod
-    def resume(cls, store: Store, run_id: str) -> MLflowRun:
-        """Continue an MLflow run: it is RUNNING again.
+    def resume(cls, store: Store, run_id: str, *, visits: bool = False) -> MLflowRun:
+        """Continue an MLflow run: it is RUNNING again; or visit it, which leaves its status and its tags alone.
 
         Raises:
             TrackingError: there is none with this id, or it was deleted.
@@ -83,9 +84,10 @@ class MLflowRun:
                     f"MLflow run {run_id} was deleted. Bring it back with `mlflow runs restore --run-id {run_id}`, or "
                     f"unset {SETTING}.run_id to start a new one."
                 )
-            tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + 1)
-            tracked.restart()
-            client.set_tag(run_id, RESUMED, str(tracked.resumed))
+            tracked = cls(client, run, int(run.data.tags.get(RESUMED, "0")) + (not visits))
+            if not visits:
+                tracked.restart()
+                client.set_tag(run_id, RESUMED, str(tracked.resumed))
         return tracked
 
     def log_metrics(self, rows: Sequence[Sequence[Any]]) -> None:

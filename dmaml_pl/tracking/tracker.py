@@ -109,6 +109,11 @@ class MLflowTracker(Logger):
         return None if self._run is None else self._run.client
 
     @property
+    def visits(self) -> bool:
+        """Whether the training of the MLflow run is only evaluated."""
+        return self._ending is not None and self._ending.visits
+
+    @property
     def run_url(self) -> str | None:
         """Path of the MLflow run below the address of the UI; None before it is opened, and off rank zero."""
         return None if self._run is None else f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
@@ -128,12 +133,14 @@ class MLflowTracker(Logger):
         self._run = self._sender = self._ending = self._monitor = None
 
     @rank_zero_only
-    def open(self, run_id: str | None = None) -> None:
+    def open(self, run_id: str | None = None, *, visits: bool = False) -> None:
         """Make or continue the MLflow run, and log this process's environment; does nothing if it is open.
 
         Args:
             run_id: id of the MLflow run to continue, as when a training is resumed from its checkpoint; by default that
                 of the settings.
+            visits: whether the training of that MLflow run is only evaluated: its metrics and files come to it, while
+                its status, times, parameters, environment and command stay those of the training.
 
         Raises:
             TrackingError: the store cannot be reached or written, or there is no such MLflow run.
@@ -144,18 +151,21 @@ class MLflowTracker(Logger):
         if run_id is None:
             run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
         else:
-            run = self._run = MLflowRun.resume(store, run_id)
+            run = self._run = MLflowRun.resume(store, run_id, visits=visits)
         about = {"run_id": run.run_id, "run_name": run.name, "tracking_uri": redact(store.uri)}
         sender = self._sender = Sender(run, Outbox.claim(Path(self._save_dir), run.run_id, about))
         if sender.outbox.waits:  # what a process left that was killed, or whose store was away until its end
-            sender.put({"do": "restart"})
+            if not visits:
+                sender.put({"do": "restart"})
             sender.wait(_AT_MOST_S)
         with self._required("the environment"):
-            run.set_tags(self._tags)
-            run.log_environment()
+            if not visits:
+                run.set_tags(self._tags)
+                run.log_environment()
             figures = run.client.get_run(run.run_id).data.metrics
         self._ending = Ending(sender, figures, self._tags.get(NOTE, run.note), self._save_dir)
-        if self._system_metrics:
+        self._ending.visits = self._configured = visits
+        if self._system_metrics and not visits:
             self._attempt("system metrics", self._start_monitor)
 
     def _start_monitor(self) -> None:
