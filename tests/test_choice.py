@@ -167,7 +167,7 @@ def test_convolutions_are_never_compiled_on_cpus_by_auto() -> None:
     choice = EngineChoice("auto", objective_of("classification"), compiled="auto")
     choice.meta_iterations = float("inf")
     learner = MetaLearner(Conv4(ways=2, image_size=16, filters=4), MAML())
-    assert choice.for_training(learner, images(4, 2)).name == "vectorized"
+    assert "compiled" not in choice.for_training(learner, images(4, 2)).name
 
 
 def test_a_training_is_taken_for_as_long_as_its_settings_say() -> None:

@@ -13,7 +13,7 @@ from dmaml_pl.engines import EngineName
 from tests.recipes import same, small_maml, state_of, straight_and_resumed, train_with_two
 from tests.workers import in_workers
 
-ENGINES: list[EngineName] = ["learn2learn", "per_task", "vectorized"]
+ENGINES: list[EngineName] = ["learn2learn", "native", "per_task", "vectorized"]
 
 
 @pytest.fixture(scope="module", params=ENGINES)

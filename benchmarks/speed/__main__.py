@@ -18,7 +18,7 @@ import torch
 from benchmarks.speed import choice, frozen, machine, memory, rl, sampling, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
-from benchmarks.speed.problems import Problem, conv, sinusoid
+from benchmarks.speed.problems import Problem, conv, mini_imagenet, omniglot, sinusoid
 from benchmarks.speed.timing import Ratio, Times, in_turn
 from dmaml_pl.cli.quiet import quieten
 
@@ -27,6 +27,9 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "sinusoid-5": lambda: sinusoid(5),
     "conv4-1": lambda: conv(1),
     "conv4-5": lambda: conv(5),
+    "omniglot-5": lambda: omniglot(ways=5, tasks=32, steps=1),
+    "omniglot-20": lambda: omniglot(ways=20, tasks=16, steps=5),
+    "mini-imagenet": mini_imagenet,
 }
 OTHERS = ("auto", "frozen", "loop", "sampling", "rl", "start", "memory")
 

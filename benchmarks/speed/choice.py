@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from benchmarks.speed.peers import LONG
 from benchmarks.speed.timing import Clock, in_turn
 from dmaml_pl.algorithms import ANIL, MAML, Algorithm
 from dmaml_pl.engines import Engine, EngineChoice, EngineName
@@ -23,7 +24,7 @@ from dmaml_pl.networks import MLP, Conv4, ResNet12
 from dmaml_pl.objectives import ObjectiveName, objective_of
 from dmaml_pl.tasks import TaskBatch
 
-ENGINES: tuple[EngineName, ...] = ("learn2learn", "per_task", "vectorized")
+ENGINES: tuple[EngineName, ...] = ("learn2learn", "native", "per_task", "vectorized")
 ROUNDS, SLOT_SECONDS, BUDGET_SECONDS = 7, 0.1, 25.0
 
 
@@ -137,7 +138,9 @@ def _of_case(case: Case, clock: Clock) -> Found:
         calls[name] = partial(_meta_gradient, engine, learner, batch)
         calls[name]()
     times = in_turn(calls, rounds=ROUNDS, slot=SLOT_SECONDS, budget=BUDGET_SECONDS, clock=clock)
-    auto = EngineChoice("auto", objective).for_training(learner, batch).name
+    choice = EngineChoice("auto", objective)
+    choice.meta_iterations = LONG
+    auto = choice.for_training(learner, batch).name
     return Found(case.title, {name: min(own.seconds) for name, own in times.items()}, auto)
 
 

@@ -21,6 +21,9 @@ from dmaml_pl.engines import EngineChoice, EngineName
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.learner import MetaLearner
 
+LONG = 60_000
+"""Meta-iterations of the training that a meta-gradient is taken to be of, by which `auto` compiles."""
+
 
 class Measured(NamedTuple):
     """A meta-gradient, ready to be computed again and again.
@@ -100,6 +103,7 @@ def our_engine(problem: Problem, *, name: EngineName, compiled: bool, task_chunk
     network, batch = problem.made(), problem.batch()
     learner = MetaLearner(network, problem.rule)
     choice = EngineChoice(name, problem.objective, compiled=compiled, task_chunk=task_chunk)
+    choice.meta_iterations = LONG
     engine = choice.for_training(learner, batch)
 
     def accumulate() -> None:
@@ -247,6 +251,7 @@ PEERS = (
     Peer("dmaml_pl, learn2learn", partial(our_engine, name="learn2learn", compiled=False), ours=True),
     Peer("dmaml_pl, vectorized", partial(our_engine, name="vectorized", compiled=False), ours=True),
     Peer("dmaml_pl, vectorized + compile", partial(our_engine, name="vectorized", compiled=True), ours=True),
+    Peer("dmaml_pl, native", partial(our_engine, name="native", compiled=False), ours=True),
     Peer("dmaml_pl, auto", partial(our_engine, name="auto", compiled=False), ours=True),
     Peer("dmaml_pl, auto + compile", partial(our_engine, name="auto", compiled=True), ours=True),
 )

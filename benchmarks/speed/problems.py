@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -104,28 +105,56 @@ def sinusoid(steps: int, tasks: int = 25) -> Problem:
 
 
 def conv(steps: int, tasks: int = 16, ways: int = 5, queries: int = 15) -> Problem:
-    """Images of Omniglot's size, and the network that the MAML paper adapts to them."""
-
-    def images(count: int) -> TaskBatch:
-        generator = torch.Generator().manual_seed(0)
-
-        def drawn(samples: int) -> Tensor:
-            return torch.rand(count, ways * samples, 1, 28, 28, generator=generator)
-
-        labels = torch.arange(ways).repeat(count, 1)
-        return TaskBatch.of(drawn(1), labels, drawn(queries), labels.repeat(1, queries))
-
+    """Images of Omniglot's size, and the network that few-shot papers adapt to them."""
     return Problem(
         name=f"conv4-{steps}",
         title=f"Conv4, 64 filters, batch norm, 28x28, {ways}-way 1-shot, {tasks} tasks, {queries} queries, "
         f"{_steps(steps)}",
         network=lambda: Conv4(ways=ways),
-        tasks_of=images,
+        tasks_of=partial(_images, ways=ways, queries=queries),
         objective_name="classification",
         inner_lr=0.1,
         steps=steps,
         tasks=tasks,
     )
+
+
+def omniglot(ways: int, tasks: int, steps: int) -> Problem:
+    """The MAML paper's own training on Omniglot: convolutions of stride 2, no pooling, as many queries as shots."""
+    return Problem(
+        name=f"omniglot-{ways}",
+        title=f"The MAML paper's Omniglot: Conv4, stride 2, {ways}-way 1-shot, {tasks} tasks, 1 query, {_steps(steps)}",
+        network=lambda: Conv4(ways=ways, pooling="stride"),
+        tasks_of=partial(_images, ways=ways, queries=1),
+        objective_name="classification",
+        inner_lr=0.1,
+        steps=steps,
+        tasks=tasks,
+    )
+
+
+def mini_imagenet() -> Problem:
+    """The MAML paper's training on mini-ImageNet, 5-way 1-shot."""
+    return Problem(
+        name="mini-imagenet",
+        title=f"mini-ImageNet: Conv4, 32 filters, 84x84, 5-way 1-shot, 4 tasks, 15 queries, {_steps(5)}",
+        network=lambda: Conv4(channels=3, image_size=84, filters=32),
+        tasks_of=partial(_images, ways=5, queries=15, size=84, channels=3),
+        objective_name="classification",
+        inner_lr=0.01,
+        steps=5,
+        tasks=4,
+    )
+
+
+def _images(count: int, ways: int, queries: int, size: int = 28, channels: int = 1) -> TaskBatch:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(samples: int) -> Tensor:
+        return torch.rand(count, ways * samples, channels, size, size, generator=generator)
+
+    labels = torch.arange(ways).repeat(count, 1)
+    return TaskBatch.of(drawn(1), labels, drawn(queries), labels.repeat(1, queries))
 
 
 def _steps(steps: int) -> str:

@@ -19,7 +19,7 @@ from dmaml_pl.tasks import Samples, TaskBatch
 
 Kept = TypeVar("Kept")
 
-EngineName = Literal["auto", "learn2learn", "per_task", "vectorized"]
+EngineName = Literal["auto", "learn2learn", "native", "per_task", "vectorized"]
 
 Backward = Callable[[Tensor], object]
 """Differentiates a loss, as `Tensor.backward` and `LightningModule.manual_backward` do."""

@@ -4,16 +4,19 @@ Nothing is timed, so that what is chosen, and with it the bits of a training, ar
 """
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from pytorch_lightning.utilities import rank_zero_info
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from dmaml_pl import _learn2learn
 from dmaml_pl.checks import require_positive
 from dmaml_pl.engines.base import Engine, EngineName, Tried
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
+from dmaml_pl.engines.loop import adapts_head_alone
+from dmaml_pl.engines.native import NativeEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
 from dmaml_pl.engines.work import work_of
@@ -39,6 +42,12 @@ MOST_ELEMENTS = 500_000_000
 SAVED_S = 15e-6
 """Seconds that compiling saves of each operation of a meta-gradient: 16 to 20 µs of sinusoid's on an Intel Xeon."""
 
+SAVED_FLOPS_S = 50e9
+"""Floating-point operations of a meta-gradient in which the native engine saves a second of a core."""
+
+COMPILING_NATIVE_S = 40.0
+"""What compiling the native engine takes, where nothing was compiled before and other processes run."""
+
 COMPILING_S, COMPILING_OPERATION_S = 10.0, 0.1
 """What compiling takes, where nothing was compiled before: as a whole, and for each operation of one task."""
 
@@ -46,9 +55,10 @@ COMPILING_S, COMPILING_OPERATION_S = 10.0, 0.1
 class EngineChoice:
     """Chooses engines for learners by network, algorithm and batch, the same at every start, and remembers.
 
-    With "auto" it is the fastest engine that can run the network where it is. On CPUs networks with large operations
-    are executed per task; all others vectorized. What one cannot run is left to the next, learn2learn the last. Each
-    engine is tried on one task first.
+    With "auto" it is the fastest engine that can run the network where it is. On CPUs convolutions are trained by the
+    native engine where the training is long enough for it to pay, other networks with large operations are executed
+    per task, and all others vectorized. What one cannot run is left to the next, learn2learn the last. Each engine is
+    tried on one task first.
 
     Args:
         name: the value of `model.engine`.
@@ -71,10 +81,11 @@ class EngineChoice:
             require_positive(**{"model.task_chunk": task_chunk})
         if compiled not in (True, False, "auto"):
             raise ConfigError(f"model.compile is {compiled!r}, but must be true, false or auto.")
-        if compiled is True and name in ("learn2learn", "per_task"):
+        if compiled is True and name in ("learn2learn", "native", "per_task"):
             raise ConfigError(f"model.compile is true, but model.engine is {name}: set it to vectorized or auto.")
         self._engines: dict[str, Engine] = {
             "learn2learn": Learn2LearnEngine(objective),
+            "native": NativeEngine(objective, task_chunk=task_chunk),
             "per_task": PerTaskEngine(objective, task_chunk=task_chunk),
             "vectorized": VectorizedEngine(objective, task_chunk=task_chunk),
         }
@@ -104,7 +115,8 @@ class EngineChoice:
         """
         chosen, key = self._trains.setdefault(learner, {}), (self.meta_iterations, *_key(learner, batch))
         if key not in chosen:
-            engine = self._first_that_can(learner, batch)
+            first = ["native"] if self._gains_natively(learner, batch) else []
+            engine = self._first_that_can(learner, batch, first)
             is_compiled = engine is self._engines["vectorized"] and self._compiles(learner, batch)
             chosen[key] = self._compiling if is_compiled else engine
         return chosen[key]
@@ -146,6 +158,18 @@ class EngineChoice:
         first = ["vectorized", "per_task"] if self._gains_at_once(learner, batch) else ["per_task"]
         return [*first, "learn2learn"]
 
+    def _gains_natively(self, learner: MetaLearner, batch: TaskBatch) -> bool:
+        """Whether convolutions are trained for long enough that compiling the native engine pays."""
+        network = learner.network
+        if self._asked != "auto" or self._compiled is True or self.meta_iterations is None:
+            return False
+        if _device_of(learner) != "cpu" or not any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
+            return False
+        work = None if adapts_head_alone(learner) else work_of(learner, self._objective, batch)
+        return work is not None and (
+            self.meta_iterations * batch.tasks * work.flops > SAVED_FLOPS_S * COMPILING_NATIVE_S
+        )
+
     def _gains_at_once(self, learner: MetaLearner, batch: TaskBatch) -> bool:
         """Whether all tasks at once are faster than one by one, and fit into memory."""
         if _device_of(learner) != "cpu":
@@ -184,9 +208,9 @@ class EngineChoice:
             rank_zero_info(line)
             self._said.add(line)
 
-    def _first_that_can(self, learner: MetaLearner, batch: TaskBatch) -> Engine:
+    def _first_that_can(self, learner: MetaLearner, batch: TaskBatch, first: Sequence[str] = ()) -> Engine:
         refusals: list[str] = []
-        for name in self._candidates(learner, batch):
+        for name in (*first, *self._candidates(learner, batch)):
             refusal = self._refusal(name, learner, batch)
             if refusal is None:
                 if refusals:

@@ -37,12 +37,14 @@ class Work(NamedTuple):
         elements: that all of them give.
         size: elements that one of them gives: the root of the mean square, so that the large ones count.
         product: floating-point operations of a matrix product or convolution, on average.
+        flops: floating-point operations of all of these.
     """
 
     operations: int
     elements: int
     size: float
     product: float
+    flops: float = 0.0
 
 
 _counted: Tried[dict[Any, Work | None]] = Tried()
@@ -86,7 +88,7 @@ def _count(learner: MetaLearner, objective: Objective, batch: TaskBatch) -> Work
             walk(learner, meta, tasks, learner.algorithm.steps)
     sizes = counter.sizes
     mean_square = sum(size**2 for size in sizes) / max(len(sizes), 1)
-    return Work(len(sizes), sum(sizes), math.sqrt(mean_square), counter.flops / max(counter.products, 1))
+    return Work(len(sizes), sum(sizes), math.sqrt(mean_square), counter.flops / max(counter.products, 1), counter.flops)
 
 
 class _Counter(TorchDispatchMode):

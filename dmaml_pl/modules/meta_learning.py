@@ -45,8 +45,9 @@ class MetaLearning(CheckedModule):
         gradient_clip: largest norm of the meta-gradient; None leaves it as it is.
         run_length: H, meta-iterations of a run where the strategy does not set it.
         engine: "learn2learn" adapts to one task after another, "per_task" as well, on all threads and faster for
-            large networks on CPUs, "vectorized" to all of a meta-batch at once; "auto" takes the fastest one that can
-            run the network where it is, by the work in a task.
+            large networks on CPUs, "vectorized" to all of a meta-batch at once, "native" trains chains of convolutions
+            on CPUs by C++ that is compiled once; "auto" takes the fastest one that can run the network where it is, by
+            the work in a task and the length of the training.
         compile: compile the meta-gradient of the vectorized engine, which takes a while once. "auto" does so where the
             training has enough meta-iterations for it to pay, but never convolutions on CPUs. What the network decides
             in Python is decided when it is compiled.

@@ -1,0 +1,273 @@
+"""The fast engine for small convolutional networks on CPUs: no autograd, but C++ for chains of known layers.
+
+A meta-gradient is that of the query loss, carried back through the steps w' = w - r g of the inner loop: v becomes
+v - H (r v), where the Hessian of the support loss times a vector is the gradient's derivative along it, forward over
+reverse. Tasks are computed one by one in threads, in memory that is kept, and added up in their order, so that threads
+do not change the bits. All else (evaluation, predictions, autocast) is left to the engine that executes tasks one by
+one.
+
+Legend: T tasks, Q query samples, P parameters as the C++ has them, I adaptation steps.
+"""
+
+import copy
+import ctypes
+import weakref
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmaml_pl.algorithms.base import OWN, Algorithm, Weights
+from dmaml_pl.engines import loop, trial
+from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
+from dmaml_pl.engines.compiled import MetaGradient, hand_out
+from dmaml_pl.engines.native.blocks import Chain, UnknownLayerError, read
+from dmaml_pl.engines.native.library import SUFFIX, library
+from dmaml_pl.engines.per_task import PerTaskEngine
+from dmaml_pl.engines.threads import limited_threads
+from dmaml_pl.learner import MetaLearner
+from dmaml_pl.objectives import Classification, Objective, Regression
+from dmaml_pl.tasks import TaskBatch
+
+MOST_MACHINES = 2
+"""Shapes of tasks that memory is kept for."""
+
+EXACT = 1e-6
+"""So far, as a share of its norm, a gradient in float64 may be from autograd's when a network is tried."""
+
+_HOOKS = ("minibatch", "start", "place", "adapt", "outer")
+
+
+class NativeEngine(PerTaskEngine):
+    """Differentiates chains of convolutions, norms, activations, pooling and linear layers without autograd."""
+
+    name = "native"
+
+    def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
+        super().__init__(objective, task_chunk=task_chunk)
+        self._chains: Tried[dict[Hashable, Chain]] = Tried()
+        self._machines: Tried[dict[Hashable, _Machine]] = Tried()
+        self._own_refusals: Tried[str | None] = Tried()
+
+    def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
+        """Why not: in training the network must be a chain of known layers, and steps a rate times the gradient."""
+        reason = super().refusal(learner, batch)
+        if reason is not None or not learner.network.training:
+            return reason
+        if learner not in self._own_refusals:
+            self._own_refusals[learner] = self._try_native(learner, batch)
+        return self._own_refusals[learner]
+
+    def meta_gradient(
+        self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"
+    ) -> MetaOutcome:
+        """Add the meta-gradient of all tasks to the parameters' `.grad`."""
+        if of != "loss" or torch.is_autocast_enabled("cpu"):
+            return super().meta_gradient(learner, batch, backward, of)
+        threads = torch.get_num_threads()
+        with limited_threads(1):  # what surrounds the C++ is small, and threads would wait for each other
+            found, losses, outputs = self._compute(learner, batch, threads)
+        metric = loop.metrics_of(self.objective, losses, outputs, batch.query).mean()
+        meta, loss = learner.meta(), losses.mean()
+        parameters, gradients = [meta[name] for name in found], list(found.values())
+        hand_out(MetaGradient(loss, metric, parameters, gradients, apart=True), backward)
+        return MetaOutcome(loss, metric)
+
+    def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
+        """All: a thread computes whole tasks."""
+        return None
+
+    def _compute(self, learner: MetaLearner, batch: TaskBatch, threads: int) -> tuple[Weights, Tensor, Tensor]:
+        """Meta-gradients by name, losses (T,), outputs (T, Q, N)."""
+        meta, chain = learner.meta(), self._chain(learner, batch)
+        tensors = dict(learner.network.named_buffers()) | meta
+        with torch.no_grad():
+            flat = torch.cat(
+                [*(tensors[name].flatten() for name in chain.names), tensors[chain.names[0]].new_tensor([0, 1])]
+            )
+            weights = flat[chain.index]
+        own = [name for name in loop.learned(meta) if name.startswith(OWN)]
+        with torch.enable_grad():
+            rates = [_rates(learner.algorithm, meta, number) for number in range(learner.algorithm.steps)]
+            laid = torch.stack([_laid_out(chain, tensors, each) for each in rates])
+            unused = [
+                each[name] for each in rates for name in chain.ignored if name in each and each[name].requires_grad
+            ]
+        machine = self._machine(learner, batch, chain)
+        gradient, of_rates, losses, outputs = machine.run(
+            weights,
+            laid.detach(),
+            batch,
+            threads,
+            second_order=not learner.algorithm.first_order,
+            with_rates=laid.requires_grad,
+        )
+        found = {}
+        for name in loop.learned(meta):
+            if name in chain.places:
+                found[name] = (gradient[chain.places[name]] / batch.tasks).reshape(meta[name].shape)
+            elif name in chain.ignored:
+                found[name] = torch.zeros_like(meta[name])
+        if laid.requires_grad:
+            zeros = [torch.zeros_like(rate) for rate in unused]
+            of = [meta[name] for name in own]
+            by = torch.autograd.grad([laid, *unused], of, [of_rates / batch.tasks, *zeros], allow_unused=True)
+            found |= {name: g for name, g in zip(own, by, strict=True) if g is not None}
+        return found, losses, outputs
+
+    def _chain(self, learner: MetaLearner, batch: TaskBatch) -> Chain:
+        """How the network is made.
+
+        Raises:
+            UnknownLayerError: of what is not known.
+        """
+        sample, kind = batch.query.x.shape[2:], next(learner.network.parameters()).dtype
+        chains = self._chains.setdefault(learner, {})
+        if (sample, kind) not in chains:
+            chain = read(learner.network, sample)
+            chain.lay_out(dict(learner.network.named_buffers()) | dict(learner.network.named_parameters()))
+            chains[sample, kind] = chain
+        return chains[sample, kind]
+
+    def _machine(self, learner: MetaLearner, batch: TaskBatch, chain: Chain) -> "_Machine":
+        kind = next(learner.network.parameters()).dtype
+        key = (*(tensor.shape for tensor in batch.tensors()), kind, learner.algorithm.steps)
+        machines = self._machines.setdefault(learner, {})
+        if key not in machines:
+            if len(machines) >= MOST_MACHINES:
+                del machines[next(iter(machines))]
+            is_classes = isinstance(self.objective, Classification)
+            machines[key] = _Machine(chain, batch, kind, learner.algorithm.steps, is_classes=is_classes)
+        return machines[key]
+
+    def _try_native(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
+        network, algorithm = learner.network, learner.algorithm
+        kinds = {(p.device.type, str(p.dtype).removeprefix("torch.")) for p in network.parameters()}
+        known = {
+            f"the losses of {type(self.objective).__name__}": type(self.objective) in (Classification, Regression),
+            f"the inner loop of {type(algorithm).__name__}": all(
+                getattr(type(algorithm), hook) is getattr(Algorithm, hook) for hook in _HOOKS
+            ),
+            "model.algorithm.inner_optimizer": algorithm.inner_optimizer is None,
+            "weights that are not all float32 or all float64, on a CPU": len(kinds) == 1
+            and all(device == "cpu" and of in SUFFIX for device, of in kinds),
+            "several support sets, or targets that are several tensors": len(batch.support) == 1
+            and all(isinstance(y, Tensor) for y in (batch.support[0].y, batch.query.y)),
+        }
+        unknown = next((what for what, is_known in known.items() if not is_known), None)
+        if unknown is not None:
+            return f"native does not know {unknown}"
+        try:
+            self._chain(learner, batch)
+        except UnknownLayerError as reason:
+            return f"native cannot compute {type(network).__name__} ({reason})"
+        found = library()
+        return f"native cannot be compiled ({found})" if isinstance(found, str) else self._inexact(learner, batch)
+
+    def _inexact(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
+        """Why the meta-gradient of one task is not autograd's, in float64; None where it is."""
+        kind = type(learner.network).__name__
+        with trial.trial(learner.network, batch) as given:
+            generator = torch.Generator().manual_seed(0)
+            # Pictures have areas of one colour, in which the largest of a window is a matter of rounding.
+            drawn = given.map_inputs(lambda x: torch.rand(x.shape, generator=generator, dtype=torch.float64))
+            task = drawn.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+            exact = copy.deepcopy(learner).double()
+            if not _steps_by_rates(exact):
+                return f"native does not know the steps of {type(learner.algorithm).__name__}"
+            own, _, _ = NativeEngine(self.objective)._compute(exact, task, 1)  # noqa: SLF001 - with other caches
+            meta = exact.meta()
+            tasks = loop.NetworkTasks(
+                exact.network, dict(exact.network.named_buffers()), self.objective, task, loop.one_by_one
+            )
+            names = loop.learned(meta)
+            loss = loop.evaluate(exact, meta, tasks).differentiate.sum()
+            wanted = torch.autograd.grad(loss, [meta[name] for name in names], allow_unused=True)
+        expected = {name: g for name, g in zip(names, wanted, strict=True) if g is not None}
+        if own.keys() != expected.keys():
+            return f"native cannot compute {kind} (it has weights outside of its layers)"
+        largest = max((float(g.norm()) for g in expected.values()), default=0.0)
+        for name, g in expected.items():
+            if not float((own[name] - g).norm()) <= EXACT * max(float(g.norm()), 1e-3 * largest):
+                return (
+                    f"native does not compute the same as autograd with {type(learner.algorithm).__name__} and {kind}"
+                )
+        return None
+
+
+def _steps_by_rates(learner: MetaLearner) -> bool:
+    """Whether each step is w - rate * g, whatever the weights and the gradients."""
+    algorithm, meta, generator = learner.algorithm, learner.meta(), torch.Generator().manual_seed(0)
+    at, g = (
+        {n: torch.randn((1, *meta[n].shape), generator=generator, dtype=torch.float64) for n in algorithm.adapts}
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        for number in range(algorithm.steps):
+            rates, moved = _rates(algorithm, meta, number), algorithm.step(meta, at, g, number)
+            if not all(torch.allclose(moved[name], at[name] - rates[name] * g[name]) for name in at):
+                return False
+    return True
+
+
+def _rates(algorithm: Algorithm, meta: Weights, number: int) -> Weights:
+    """The rate of each weight that adapts in a step: minus what a gradient of ones makes of zero."""
+    at = {name: torch.zeros_like(meta[name]).unsqueeze(0) for name in algorithm.adapts}
+    ones = {name: torch.ones_like(zeros) for name, zeros in at.items()}
+    return {name: -moved.squeeze(0) for name, moved in algorithm.step(meta, at, ones, number).items()}
+
+
+def _laid_out(chain: Chain, tensors: Weights, values: Weights) -> Tensor:
+    """Values of weights as the C++ has them, (P,); zero for those that have none."""
+    parts = [
+        values[name].flatten() if name in values else tensors[name].new_zeros(tensors[name].numel())
+        for name in chain.names
+    ]
+    return torch.cat([*parts, parts[0].new_zeros(2)])[chain.index]
+
+
+class _Machine:
+    """The C++ with its memory for tasks of one shape."""
+
+    def __init__(self, chain: Chain, batch: TaskBatch, kind: torch.dtype, steps: int, *, is_classes: bool) -> None:
+        found, suffix = library(), SUFFIX[str(kind).removeprefix("torch.")]
+        assert not isinstance(found, str), "asked for before"  # noqa: S101
+        self.kind, self.parameters, self.steps = kind, len(chain.index), steps
+        self.outputs, self.is_classes = chain.stages[-1].filters, is_classes
+        support, query = batch.support_x.shape[1], batch.query.x.shape[1]
+        sizes = (ctypes.c_int64 * 8)(
+            len(chain.stages), self.parameters, batch.tasks, support, query, steps, self.outputs, is_classes
+        )
+        fields = [value for stage in chain.stages for value in stage.fields()]
+        eps = (ctypes.c_double * len(chain.stages))(*(stage.eps for stage in chain.stages))
+        self._handle = getattr(found, f"make_{suffix}")(sizes, (ctypes.c_int64 * len(fields))(*fields), eps)
+        self._run = getattr(found, f"run_{suffix}")
+        weakref.finalize(self, getattr(found, f"free_{suffix}"), self._handle)
+
+    def run(
+        self, weights: Tensor, rates: Tensor, batch: TaskBatch, threads: int, *, second_order: bool, with_rates: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the tasks of the gradients by weights (P,) and rates (I, P); losses (T,), outputs (T, Q, N)."""
+        query_y: Any = batch.query.y
+        samples = [batch.support_x, batch.support_y, batch.query.x, query_y]
+        given = [weights, rates, *(self._as_read(each, number % 2 == 1) for number, each in enumerate(samples))]
+        tasks, query = batch.query.x.shape[:2]
+        shapes: list[Any] = [self.parameters, (self.steps, self.parameters), tasks, (tasks, query, self.outputs)]
+        found = [torch.empty(shape, dtype=self.kind) for shape in shapes]
+        places = [tensor.data_ptr() for tensor in found]
+        if not with_rates:
+            places[1] = 0
+        self._run(
+            self._handle,
+            threads,
+            second_order,
+            (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given)),
+            (ctypes.c_void_p * len(found))(*places),
+        )
+        gradient, of_rates, losses, outputs = found
+        return gradient, of_rates, losses, outputs
+
+    def _as_read(self, tensor: Tensor, is_target: bool) -> Tensor:
+        kind = torch.int64 if is_target and self.is_classes else self.kind
+        return tensor.detach().to(kind).contiguous()

@@ -1,0 +1,995 @@
+// Meta-gradients of chains of layers on CPUs: gradients, and Hessian products forward over reverse, task by task.
+//
+// A stage is a convolution, a norm (or a bias, which is a norm that does not normalize), an activation and a pooling; a
+// linear layer is a convolution whose kernel is as large as the image. Images have their channels last, filled up with
+// zeros to whole vectors. Convolutions are direct: sums over the taps of the kernel of small matrix products, whose rows
+// are looked up, so that nothing is computed of padding. Of a norm what is kept is the convolution's output y; z is
+// (y - mean) * scale, computed anew wherever it is needed.
+//
+// Legend: R float or double; n images; cp channels with padding; px pixels of a convolution's output; K rows of weights
+// of a tap; g a gradient; a name that ends with D is a derivative along a direction of the weights.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, MOST_COLUMNS = 4, ACCUMULATORS = 24;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, MOST_COLUMNS = 2, ACCUMULATORS = 12;
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, MOST_COLUMNS = 4, ACCUMULATORS = 24;
+#else
+constexpr int BYTES = 16, MOST_COLUMNS = 2, ACCUMULATORS = 12;
+#endif
+constexpr int PADDED_TO = 64;           // bytes: channels of all machines are padded alike
+constexpr int ROW_BLOCK = 96;           // rows of outputs whose sums stay in a cache from tap to tap
+constexpr int PIXEL_BLOCK = 64;         // pixels whose values stay in a cache from channel to channel
+constexpr size_t CHUNK_BYTES = 1 << 18; // of a stage's outputs, which stay in a cache from operation to operation
+
+enum Act { LINEAR, RELU, TANH };
+enum Pool { NONE, MAX, MEAN };
+enum Norm { BIAS, BATCH, GROUP };
+
+template <class R> struct Simd {
+  typedef R V __attribute__((vector_size(BYTES)));
+  typedef R Loose __attribute__((vector_size(BYTES), aligned(sizeof(R)), may_alias));
+};
+template <class R> using Vec = typename Simd<R>::V;
+template <class R> constexpr int LANES = BYTES / sizeof(R);
+template <class R> inline Vec<R> load(const R *p) { return *reinterpret_cast<const typename Simd<R>::Loose *>(p); }
+template <class R> inline void store(R *p, Vec<R> v) { *reinterpret_cast<typename Simd<R>::Loose *>(p) = v; }
+template <class R> inline void add(R *p, Vec<R> v) { store<R>(p, load(p) + v); }
+
+// ---- Products -------------------------------------------------------------------------------------------------------
+
+constexpr int most_rows(int columns) { return std::min(12, ACCUMULATORS / columns); }
+
+template <int N, class F> inline void with_number(int n, const F &f) {  // f(integral_constant<n>), for 1 <= n <= N
+  if constexpr (N > 0) {
+    if (n == N) f(std::integral_constant<int, N>());
+    else with_number<N - 1>(n, f);
+  }
+}
+
+template <class F> inline void in_tiles(int rows, int most, const F &f) {  // f(first, count), as equal as can be
+  const int tiles = (rows + most - 1) / most;
+  for (int t = 0, at = 0; t < tiles; t++) {
+    const int count = (rows - at + tiles - t - 1) / (tiles - t);
+    f(at, count);
+    at += count;
+  }
+}
+
+// c[to[m]] (+)= sum over NP pairs and k < K of a[from[m] + k] * b[k]: rows of b are `ld` apart, columns COLS vectors.
+template <class R, int NP, int COLS, int ROWS>
+__attribute__((noinline)) void product(const R *const *a, const R *const *b, int ld, const int *from, const int *to,
+                                       R *c, int K, bool first) {
+  constexpr int L = LANES<R>;
+  Vec<R> sum[ROWS][COLS];
+#pragma GCC unroll 12
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < COLS; n++) sum[m][n] = first ? Vec<R>{} : load(c + to[m] + n * L);
+#pragma GCC unroll 2
+  for (int q = 0; q < NP; q++) {
+    const R *row[ROWS], *w = b[q];
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; m++) row[m] = a[q] + from[m];
+    for (int64_t k = 0; k < K; k++, w += ld) {
+      Vec<R> column[COLS];
+#pragma GCC unroll 4
+      for (int n = 0; n < COLS; n++) column[n] = load(w + n * L);
+#pragma GCC unroll 12
+      for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < COLS; n++) sum[m][n] += row[m][k] * column[n];
+    }
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < COLS; n++) store<R>(c + to[m] + n * L, sum[m][n]);
+}
+
+// g[c] += sum over NP pairs and p < P of x[xs[p] + c] * d[ds[p]], for ROWS channels c and COLS vectors of columns.
+template <class R, int NP, int COLS, int ROWS>
+__attribute__((noinline)) void outer_product(const R *const *x, const R *const *d, const int *xs, const int *ds, int P,
+                                             R *g, int ld) {
+  constexpr int L = LANES<R>;
+  Vec<R> sum[ROWS][COLS];
+#pragma GCC unroll 12
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < COLS; n++) sum[m][n] = load(g + m * ld + n * L);
+#pragma GCC unroll 2
+  for (int q = 0; q < NP; q++)
+    for (int p = 0; p < P; p++) {
+      const R *xp = x[q] + xs[p], *dp = d[q] + ds[p];
+      Vec<R> column[COLS];
+#pragma GCC unroll 4
+      for (int n = 0; n < COLS; n++) column[n] = load(dp + n * L);
+#pragma GCC unroll 12
+      for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < COLS; n++) sum[m][n] += xp[m] * column[n];
+    }
+#pragma GCC unroll 12
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < COLS; n++) store<R>(g + m * ld + n * L, sum[m][n]);
+}
+
+template <class F> inline void in_columns(int vectors, const F &f) {  // f(first vector, integral_constant<count>)
+  for (int at = 0; at < vectors; at += MOST_COLUMNS)
+    with_number<MOST_COLUMNS>(std::min(MOST_COLUMNS, vectors - at), [&](auto count) { f(at, count); });
+}
+
+template <class R, int NP>
+void products(const R *const *a, const R *const *b, int ld, int columns, const int *from, const int *to, int rows, R *c,
+              int K, bool first) {
+  in_columns(columns / LANES<R>, [&](int at, auto count) {
+    const int shift = at * LANES<R>;
+    const R *right[2] = {b[0] + shift, NP > 1 ? b[NP - 1] + shift : nullptr};
+    constexpr int most = most_rows(count());
+    in_tiles(rows, most, [&](int m, int few) {
+      with_number<most>(few, [&](auto size) {
+        product<R, NP, count(), size()>(a, right, ld, from + m, to + m, c + shift, K, first);
+      });
+    });
+  });
+}
+
+template <class R, int NP>
+void outer_products(const R *const *x, const R *const *d, const int *xs, const int *ds, int pixels, R *g, int K,
+                    int columns) {
+  in_columns(columns / LANES<R>, [&](int at, auto count) {
+    const int shift = at * LANES<R>;
+    const R *right[2] = {d[0] + shift, NP > 1 ? d[NP - 1] + shift : nullptr};
+    constexpr int most = most_rows(count());
+    in_tiles(K, most, [&](int m, int few) {
+      const R *left[2] = {x[0] + m, NP > 1 ? x[NP - 1] + m : nullptr};
+      with_number<most>(few, [&](auto size) {
+        outer_product<R, NP, count(), size()>(left, right, xs, ds, pixels, g + m * columns + shift, columns);
+      });
+    });
+  });
+}
+
+// ---- Stages ---------------------------------------------------------------------------------------------------------
+
+struct Tap {
+  int number, shift;
+};
+struct Rows {  // those that the same taps reach: where they begin in the factor, and in the product
+  std::vector<Tap> taps;
+  std::vector<int> from, to;
+  int each;  // of an image
+};
+struct Pairs {  // pixels that meet in a tap
+  std::vector<int> x, d;
+  int each;
+};
+
+enum Field { CHANNELS, FILTERS, HEIGHT, WIDTH, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, NORM, GROUPS, ACT, POOL,
+             POOL_SIZE, FIELDS };
+
+template <class R> struct Stage {
+  int cin, K, taps, cp, filters, h, w, oh, ow, px, ph, pw, ppx, norm, groups, act, pool, window, chunk;
+  int64_t input, weights, bias, gamma, beta;  // elements of an image; places in a vector of parameters, or -1
+  double eps;
+  bool is_first;
+  int pad_h, pad_w;
+  std::vector<Rows> forward, back;
+  std::vector<Pairs> pairs;
+  std::vector<int> of_window, place;  // of a pixel: the pooled one that it belongs to or -1, and its place in there
+
+  int rows_of_norm(int n) const { return norm == GROUP ? n : 1; }
+  int64_t out() const { return int64_t(ppx) * cp; }
+  int64_t y() const { return int64_t(px) * cp; }
+};
+
+int padded(int channels, int size) {
+  const int lanes = PADDED_TO / size;
+  return (channels + lanes - 1) / lanes * lanes;
+}
+
+template <class R> Stage<R> make_stage(const int64_t *f, double eps, bool is_first, int n, int64_t &at) {
+  Stage<R> s{};
+  const int kh = f[KERNEL_H], kw = f[KERNEL_W], sh = f[STRIDE_H], sw = f[STRIDE_W], p = f[PAD_H], q = f[PAD_W];
+  s.is_first = is_first, s.eps = eps, s.filters = f[FILTERS], s.pad_h = p, s.pad_w = q;
+  s.cin = is_first ? f[CHANNELS] : padded(f[CHANNELS], sizeof(R));
+  s.cp = padded(s.filters, sizeof(R));
+  s.h = f[HEIGHT], s.w = f[WIDTH];
+  s.oh = (s.h + 2 * p - kh) / sh + 1, s.ow = (s.w + 2 * q - kw) / sw + 1, s.px = s.oh * s.ow;
+  s.norm = f[NORM], s.groups = f[GROUPS], s.act = f[ACT], s.pool = f[POOL], s.window = f[POOL_SIZE];
+  s.ph = s.pool == MAX ? s.oh / s.window : s.pool == MEAN ? 1 : s.oh;
+  s.pw = s.pool == MAX ? s.ow / s.window : s.pool == MEAN ? 1 : s.ow;
+  s.ppx = s.ph * s.pw;
+  const int64_t behind = at + int64_t(kh) * kw * s.cin * s.cp;
+  // Batch norm takes a bias away again, and without a norm it is `beta`.
+  s.weights = at, s.bias = s.norm == GROUP ? behind : -1, s.gamma = behind + (s.norm == GROUP ? s.cp : 0);
+  s.beta = s.gamma + s.cp, at = s.beta + s.cp;
+  s.chunk = std::max<int64_t>(1, std::min<int64_t>(n, int64_t(CHUNK_BYTES / sizeof(R)) / std::max<int64_t>(1, s.y())));
+  // Samples have their padding in memory, and a row of the kernel is one tap, as they have few channels.
+  const int wide = is_first ? s.w + 2 * q : s.w, high = is_first ? s.h + 2 * p : s.h;
+  s.input = int64_t(wide) * high * s.cin;
+  s.taps = is_first ? kh : kh * kw, s.K = is_first ? kw * s.cin : s.cin;
+  const auto tap = [&](int a, int b) { return is_first ? Tap{a, a * wide * s.cin} : Tap{a * kw + b, (a * wide + b) * s.cin}; };
+  const int columns = is_first ? 1 : kw, shift_h = is_first ? 0 : p, shift_w = is_first ? 0 : q;
+  std::map<std::vector<std::pair<int, int>>, Rows> forward, back;
+  s.pairs.resize(s.taps);
+  for (int i = 0; i < s.oh; i++)
+    for (int j = 0; j < s.ow; j++) {
+      const int top = i * sh - shift_h, left = j * sw - shift_w, from = (top * wide + left) * s.cin, to = (i * s.ow + j) * s.cp;
+      std::vector<std::pair<int, int>> key;
+      for (int a = 0; a < kh; a++)
+        for (int b = 0; b < columns; b++) {
+          if (!is_first && (top + a < 0 || top + a >= s.h || left + b < 0 || left + b >= s.w)) continue;
+          const Tap t = tap(a, b);
+          key.push_back({t.number, t.shift});
+          s.pairs[t.number].x.push_back(from + t.shift), s.pairs[t.number].d.push_back(to);
+        }
+      forward[key].from.push_back(from), forward[key].to.push_back(to);
+    }
+  if (!is_first)
+    for (int u = 0; u < s.h; u++)
+      for (int v = 0; v < s.w; v++) {
+        const int i0 = (u + p) / sh, j0 = (v + q) / sw;
+        std::vector<std::pair<int, int>> key;
+        for (int a = 0; a < kh; a++)
+          for (int b = 0; b < kw; b++) {
+            const int i = u + p - a, j = v + q - b;
+            if (i < 0 || j < 0 || i % sh || j % sw || i / sh >= s.oh || j / sw >= s.ow) continue;
+            key.push_back({a * kw + b, ((i / sh - i0) * s.ow + j / sw - j0) * s.cp});
+          }
+        back[key].from.push_back((i0 * s.ow + j0) * s.cp), back[key].to.push_back((u * s.w + v) * s.cin);
+      }
+  const auto repeated = [&](std::vector<int> &list, int64_t stride) {
+    const size_t each = list.size();
+    for (int image = 1; image < s.chunk; image++)
+      for (size_t k = 0; k < each; k++) list.push_back(list[k] + int(image * stride));
+  };
+  const auto finished = [&](auto &found, std::vector<Rows> &to, int64_t from_stride, int64_t to_stride) {
+    for (auto &[key, rows] : found) {
+      for (auto &[number, shift] : key) rows.taps.push_back({number, shift});
+      rows.each = rows.from.size();
+      repeated(rows.from, from_stride), repeated(rows.to, to_stride);
+      to.push_back(rows);
+    }
+  };
+  finished(forward, s.forward, s.input, s.y());
+  finished(back, s.back, s.y(), s.input);
+  for (Pairs &pair : s.pairs) {
+    pair.each = pair.x.size();
+    repeated(pair.x, s.input), repeated(pair.d, s.y());
+  }
+  for (int i = 0; i < s.oh; i++)
+    for (int j = 0; j < s.ow; j++) {
+      const int a = s.window ? i / s.window : 0, b = s.window ? j / s.window : 0;
+      s.of_window.push_back(s.pool == MAX ? (a < s.ph && b < s.pw ? a * s.pw + b : -1) : 0);
+      s.place.push_back(s.pool == MAX ? i % s.window * s.window + j % s.window : 0);
+    }
+  return s;
+}
+
+// out = convolution of `x` with `w`, or the sum of two; pointers are of the images' first.
+template <class R, int NP>
+void convolve(const Stage<R> &s, const R *const *x, const R *const *w, R *out, int images) {
+  for (const Rows &rows : s.forward)
+    for (int at = 0, all = rows.each * images; at < all; at += ROW_BLOCK) {
+      const int m = std::min(ROW_BLOCK, all - at);
+      bool first = true;
+      for (const Tap &t : rows.taps) {
+        const R *a[2], *b[2];
+        for (int q = 0; q < NP; q++) a[q] = x[q] + t.shift, b[q] = w[q] + int64_t(t.number) * s.K * s.cp;
+        products<R, NP>(a, b, s.cp, s.cp, &rows.from[at], &rows.to[at], m, out, s.K, first);
+        first = false;
+      }
+    }
+}
+
+// gx = the convolution's derivative by its inputs, of `d` with the transposed weights.
+template <class R, int NP>
+void convolve_back(const Stage<R> &s, const R *const *d, const R *const *turned, R *gx, int images) {
+  for (const Rows &rows : s.back)
+    for (int at = 0, all = rows.each * images; at < all; at += ROW_BLOCK) {
+      const int m = std::min(ROW_BLOCK, all - at);
+      if (rows.taps.empty())
+        for (int k = at; k < at + m; k++) memset(gx + rows.to[k], 0, sizeof(R) * s.cin);
+      bool first = true;
+      for (const Tap &t : rows.taps) {
+        const R *a[2], *b[2];
+        for (int q = 0; q < NP; q++) a[q] = d[q] + t.shift, b[q] = turned[q] + int64_t(t.number) * s.cin * s.cp;
+        products<R, NP>(a, b, s.cin, s.cin, &rows.from[at], &rows.to[at], m, gx, s.cp, first);
+        first = false;
+      }
+    }
+}
+
+// gw += the convolution's derivative by its weights.
+template <class R, int NP>
+void convolve_weights(const Stage<R> &s, const R *const *x, const R *const *d, R *gw, int images) {
+  for (int t = 0; t < s.taps; t++) {
+    const Pairs &pairs = s.pairs[t];
+    for (int at = 0, all = pairs.each * images; at < all; at += PIXEL_BLOCK)
+      outer_products<R, NP>(x, d, &pairs.x[at], &pairs.d[at], std::min(PIXEL_BLOCK, all - at),
+                            gw + int64_t(t) * s.K * s.cp, s.K, s.cp);
+  }
+}
+
+template <class R> void add_bias(const Stage<R> &s, const R *w, R *y, int images) {
+  if (s.bias < 0) return;
+  for (int64_t p = 0; p < int64_t(images) * s.px; p++)
+    for (int c = 0; c < s.cp; c++) y[p * s.cp + c] += w[s.bias + c];
+}
+
+template <class R> void add_to_bias(const Stage<R> &s, const R *dy, R *g, int images) {
+  if (s.bias < 0) return;
+  for (int64_t p = 0; p < int64_t(images) * s.px; p++)
+    for (int c = 0; c < s.cp; c++) g[s.bias + c] += dy[p * s.cp + c];
+}
+
+template <class R> void transpose(const Stage<R> &s, const R *w, R *turned) {
+  for (int t = 0; t < s.taps; t++, w += int64_t(s.cin) * s.cp, turned += int64_t(s.cin) * s.cp)
+    for (int i = 0; i < s.cin; i += 16)
+      for (int j = 0; j < s.cp; j++)
+        for (int k = i, end = std::min(i + 16, s.cin); k < end; k++) turned[j * s.cin + k] = w[k * s.cp + j];
+}
+
+// ---- What lies between two convolutions -----------------------------------------------------------------------------
+
+template <class R> struct Memory {
+  struct Free { void operator()(R *p) const { free(p); } };
+  std::vector<std::unique_ptr<R, Free>> held;
+  R *take(int64_t n) {
+    const size_t bytes = (size_t(std::max<int64_t>(n, 1)) * sizeof(R) + 63) / 64 * 64;
+    held.emplace_back(static_cast<R *>(aligned_alloc(64, bytes)));
+    memset(static_cast<void *>(held.back().get()), 0, bytes);
+    return held.back().get();
+  }
+};
+
+// What a pass leaves of a stage. Of a pass along a direction: their derivatives, and `mean` and `scale` are the means
+// of yD and of yD z.
+template <class R> struct Kept {
+  R *y, *out, *g;        // n px cp; n ppx cp; by `out`
+  R *place, *z;          // of max-pooling, n ppx cp: where the largest is, or -1 where it is cut off; its z
+  R *mean, *scale;       // of the norm, rows of cp
+  R *sum, *sum_z;        // sums of the gradient behind activation and pooling, and of its product with z
+  R *part, *part_z;      // of which the norm takes these parts away
+  Kept(const Stage<R> &s, int n, Memory<R> &memory) {
+    const int64_t outs = s.out() * n, rows = int64_t(s.rows_of_norm(n)) * s.cp;
+    y = memory.take(s.y() * n), out = memory.take(outs), g = memory.take(outs);
+    place = s.pool == MAX ? memory.take(outs) : nullptr, z = s.pool == MAX ? memory.take(outs) : nullptr;
+    for (R **each : {&mean, &scale, &sum, &sum_z, &part, &part_z}) *each = memory.take(rows);
+  }
+};
+
+// f(c, image, row): channels from c on, one vector of them; the row of the norm's values.
+template <class R, class F> inline void over(const Stage<R> &s, int from, int to, const F &f) {
+  for (int c = 0; c < s.cp; c += LANES<R>)
+    for (int i = from; i < to; i++) f(c, i, (s.norm == GROUP ? i * s.cp : 0) + c);
+}
+
+template <class R> void clear(const Stage<R> &s, int n, R *a, R *b) {
+  memset(a, 0, sizeof(R) * s.rows_of_norm(n) * s.cp), memset(b, 0, sizeof(R) * s.rows_of_norm(n) * s.cp);
+}
+
+// Mean, and sum of squared differences from it, of images that join those `seen`: squares alone would lose digits.
+template <class R> void statistics(const Stage<R> &s, const Kept<R> &k, int from, int to) {
+  if (s.norm == BIAS) return;
+  over(s, from, to, [&](int c, int i, int row) {
+    const R *y = k.y + i * s.y() + c;
+    Vec<R> mean{}, square{};
+    for (int p = 0; p < s.px; p++) mean += load(y + p * s.cp);
+    mean /= R(s.px);
+    for (int p = 0; p < s.px; p++) {
+      const Vec<R> d = load(y + p * s.cp) - mean;
+      square += d * d;
+    }
+    const R seen = s.norm == GROUP ? 0 : R(i), all = seen + 1;
+    const Vec<R> far = mean - load(k.mean + row);
+    store<R>(k.mean + row, seen ? load(k.mean + row) + far * (R(1) / all) : mean);
+    store<R>(k.scale + row, seen ? load(k.scale + row) + square + far * far * (R(s.px) * seen / all) : square);
+  });
+}
+
+template <class R> void close_statistics(const Stage<R> &s, const Kept<R> &k, int n) {
+  const int size = s.norm == GROUP ? s.filters / s.groups : 1;
+  for (int i = 0; i < s.rows_of_norm(n); i++)
+    for (int c = 0; c < s.cp; c += size) {
+      R *mean = k.mean + i * s.cp + c, *scale = k.scale + i * s.cp + c;
+      if (s.norm == BIAS || c >= s.filters) {
+        for (int f = c; f < std::min(c + size, s.cp); f++) k.mean[i * s.cp + f] = 0, k.scale[i * s.cp + f] = s.norm == BIAS;
+        continue;
+      }
+      R middle = 0, square = 0;
+      for (int f = 0; f < size; f++) middle += mean[f] / size;
+      for (int f = 0; f < size; f++) square += scale[f] + R(s.px) * (mean[f] - middle) * (mean[f] - middle);
+      const R count = R(s.px) * (s.norm == GROUP ? size : n);
+      for (int f = 0; f < size; f++) mean[f] = middle, scale[f] = 1 / std::sqrt(square / count + R(s.eps));
+    }
+}
+
+// Sums over pixels as means over what is normalized together; `gamma` weighs channels, where given.
+template <class R> void means(const Stage<R> &s, int n, const R *sum, const R *gamma, R *to) {
+  const int size = s.norm == GROUP ? s.filters / s.groups : 1;
+  for (int i = 0; i < s.rows_of_norm(n); i++)
+    for (int c = 0; c < s.cp; c += size) {
+      R all = 0;
+      if (s.norm != BIAS && c < s.filters)
+        for (int f = c; f < c + size; f++) all += sum[i * s.cp + f] * (gamma ? gamma[f] : 1);
+      const R mean = all / (R(s.px) * (s.norm == GROUP ? size : n));
+      for (int f = c; f < std::min(c + size, s.cp); f++) to[i * s.cp + f] = mean;
+    }
+}
+
+template <class R> void add_rows(const Stage<R> &s, int n, const R *sum, R *to) {
+  for (int i = 0; i < s.rows_of_norm(n); i++)
+    for (int c = 0; c < s.cp; c++) to[c] += sum[i * s.cp + c];
+}
+
+template <class R> inline Vec<R> tanh_of(Vec<R> u) {
+  for (int k = 0; k < LANES<R>; k++) u[k] = std::tanh(u[k]);
+  return u;
+}
+// NaN passes, as in PyTorch.
+template <class R> inline Vec<R> cut(Vec<R> u, Vec<R> v) { return u <= 0 ? Vec<R>{} : v; }
+
+template <class R, int ACT, int POOL> struct Between {
+  static inline Vec<R> activated(Vec<R> u) {
+    if constexpr (ACT == RELU) return cut<R>(u, u);
+    else if constexpr (ACT == TANH) return tanh_of<R>(u);
+    else return u;
+  }
+
+  // out = pool(act(norm(y)))
+  static void finish(const Stage<R> &s, const R *w, const Kept<R> &k, int from, int to) {
+    over(s, from, to, [&](int c, int i, int row) {
+      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+      const R *y = k.y + i * s.y() + c;
+      R *out = k.out + i * s.out() + c;
+      if constexpr (POOL == NONE)
+        for (int p = 0; p < s.px; p++) store<R>(out + p * s.cp, activated((load(y + p * s.cp) - mean) * scale * gamma + beta));
+      if constexpr (POOL == MEAN) {
+        Vec<R> sum{};
+        for (int p = 0; p < s.px; p++) sum += activated((load(y + p * s.cp) - mean) * scale * gamma + beta);
+        store<R>(out, sum / R(s.px));
+      }
+      if constexpr (POOL == MAX)
+        for (int a = 0, p = 0; a < s.ph; a++)
+          for (int b = 0; b < s.pw; b++, p++) {
+            const int64_t at = i * s.out() + int64_t(p) * s.cp + c;
+            const R *corner = y + (a * s.ow + b) * s.window * s.cp;
+            Vec<R> largest{}, best{}, place{};
+            for (int j = 0; j < s.window * s.window; j++) {
+              const Vec<R> z = (load(corner + (j / s.window * s.ow + j % s.window) * s.cp) - mean) * scale, u = z * gamma + beta;
+              const auto more = (u > largest) | (u != u);
+              largest = j ? (more ? u : largest) : u, best = j ? (more ? z : best) : z;
+              place = j ? (more ? Vec<R>{} + R(j) : place) : Vec<R>{};
+            }
+            if (ACT == RELU) place = largest <= 0 ? Vec<R>{} - 1 : place;
+            store<R>(k.out + at, activated(largest)), store<R>(k.place + at, place), store<R>(k.z + at, best);
+          }
+    });
+  }
+
+  // The gradient by what is activated, of one pixel, where `g` is the gradient by `out`; not for max-pooling.
+  static inline Vec<R> through(const Stage<R> &s, Vec<R> g, Vec<R> u, const R *out) {
+    if constexpr (POOL == MEAN) g /= R(s.px);
+    if constexpr (ACT == RELU) return cut<R>(u, g);
+    if constexpr (ACT == TANH) {
+      const Vec<R> o = load(out);
+      return g * (1 - o * o);
+    }
+    return g;
+  }
+
+  // k.sum, k.sum_z += of images [from, to)
+  static void sums(const Stage<R> &s, const R *w, const Kept<R> &k, int from, int to) {
+    over(s, from, to, [&](int c, int i, int row) {
+      Vec<R> sum{}, sum_z{};
+      const R *g = k.g + i * s.out() + c;
+      if constexpr (POOL == MAX) {
+        for (int p = 0; p < s.ppx; p++) {
+          const int64_t at = i * s.out() + int64_t(p) * s.cp + c;
+          const Vec<R> own = load(k.place + at) < 0 ? Vec<R>{} : load(g + p * s.cp);
+          sum += own, sum_z += own * load(k.z + at);
+        }
+      } else {
+        const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+        const R *y = k.y + i * s.y() + c, *out = k.out + i * s.out() + c;
+        for (int p = 0; p < s.px; p++) {
+          const Vec<R> z = (load(y + p * s.cp) - mean) * scale, u = z * gamma + beta;
+          const int64_t q = POOL == MEAN ? 0 : p * s.cp;
+          const Vec<R> own = through(s, load(g + q), u, out + q);
+          sum += own, sum_z += own * z;
+        }
+      }
+      add<R>(k.sum + row, sum), add<R>(k.sum_z + row, sum_z);
+    });
+  }
+
+  // dy = the gradient by y, of images [from, to); `dy` is of the first of them.
+  static void gradient(const Stage<R> &s, const R *w, const Kept<R> &k, int from, int to, R *dy) {
+    over(s, from, to, [&](int c, int i, int row) {
+      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+      const Vec<R> part = load(k.part + row), part_z = load(k.part_z + row);
+      const R *y = k.y + i * s.y() + c, *g = k.g + i * s.out() + c, *out = k.out + i * s.out() + c;
+      const R *place = POOL == MAX ? k.place + i * s.out() + c : nullptr;
+      R *d = dy + (i - from) * s.y() + c;
+      for (int p = 0; p < s.px; p++) {
+        const Vec<R> z = (load(y + p * s.cp) - mean) * scale;
+        Vec<R> own{};
+        if constexpr (POOL == MAX) {
+          const int q = s.of_window[p] * s.cp;
+          if (q >= 0) own = load(place + q) == R(s.place[p]) ? load(g + q) : Vec<R>{};
+        } else {
+          const int64_t q = POOL == MEAN ? 0 : p * s.cp;
+          own = through(s, load(g + q), z * gamma + beta, out + q);
+        }
+        store<R>(d + p * s.cp, scale * (gamma * own - part - z * part_z));
+      }
+    });
+  }
+
+  // t.out = the derivative of k.out along a direction v of the parameters w, where t.y is that of k.y.
+  static void finish_along(const Stage<R> &s, const R *w, const R *v, const Kept<R> &k, const Kept<R> &t, int from, int to) {
+    over(s, from, to, [&](int c, int i, int row) {
+      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+      const Vec<R> gammaD = load(v + s.gamma + c), betaD = load(v + s.beta + c), m1 = load(t.mean + row), m2 = load(t.scale + row);
+      const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c;
+      Vec<R> sum{};
+      if constexpr (POOL == MAX) {
+        for (int a = 0, p = 0; a < s.ph; a++)
+          for (int b = 0; b < s.pw; b++, p++) {
+            const int64_t at = i * s.out() + int64_t(p) * s.cp + c, corner = (a * s.ow + b) * s.window * s.cp;
+            const Vec<R> place = load(k.place + at), z = load(k.z + at);
+            Vec<R> chosen{};
+            for (int j = 0; j < s.window * s.window; j++)
+              chosen = place == R(j) ? load(yD + corner + (j / s.window * s.ow + j % s.window) * s.cp) : chosen;
+            const Vec<R> zD = scale * (chosen - m1 - z * m2), uD = gamma * zD + gammaD * z + betaD;
+            store<R>(t.out + at, place < 0 ? Vec<R>{} : uD), store<R>(t.z + at, zD);
+          }
+      } else {
+        for (int p = 0; p < s.px; p++) {
+          const Vec<R> z = (load(y + p * s.cp) - mean) * scale, zD = scale * (load(yD + p * s.cp) - m1 - z * m2);
+          Vec<R> uD = gamma * zD + gammaD * z + betaD;
+          if constexpr (ACT == RELU) uD = cut<R>(z * gamma + beta, uD);
+          const int64_t at = i * s.out() + (POOL == MEAN ? 0 : p * s.cp) + c;
+          if constexpr (ACT == TANH) {
+            const Vec<R> o = load(k.out + at);
+            uD *= 1 - o * o;
+          }
+          if constexpr (POOL == MEAN) sum += uD;
+          else store<R>(t.out + at, uD);
+        }
+        if constexpr (POOL == MEAN) store<R>(t.out + i * s.out() + c, sum / R(s.px));
+      }
+    });
+  }
+
+  // The derivative of what `through` gives; where outD is that of out, and gD of g.
+  static inline Vec<R> through_along(const Stage<R> &s, Vec<R> g, Vec<R> gD, Vec<R> u, const R *out, const R *outD) {
+    Vec<R> own = through(s, gD, u, out);
+    if constexpr (ACT == TANH) own -= 2 * load(out) * load(outD) * g;  // outD is (1 - out^2) uD already
+    return own;
+  }
+
+  // t.sum, t.sum_z += the derivatives of k's, of images [from, to)
+  static void sums_along(const Stage<R> &s, const R *w, const Kept<R> &k, const Kept<R> &t, int from, int to) {
+    over(s, from, to, [&](int c, int i, int row) {
+      Vec<R> sum{}, sum_z{};
+      const R *g = k.g + i * s.out() + c, *gD = t.g + i * s.out() + c;
+      if constexpr (POOL == MAX) {
+        for (int p = 0; p < s.ppx; p++) {
+          const int64_t at = i * s.out() + int64_t(p) * s.cp + c;
+          const auto off = load(k.place + at) < 0;
+          const Vec<R> own = off ? Vec<R>{} : load(g + p * s.cp), ownD = off ? Vec<R>{} : load(gD + p * s.cp);
+          sum += ownD, sum_z += ownD * load(k.z + at) + own * load(t.z + at);
+        }
+      } else {
+        const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+        const Vec<R> m1 = load(t.mean + row), m2 = load(t.scale + row);
+        const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c, *out = k.out + i * s.out() + c, *outD = t.out + i * s.out() + c;
+        for (int p = 0; p < s.px; p++) {
+          const Vec<R> z = (load(y + p * s.cp) - mean) * scale, zD = scale * (load(yD + p * s.cp) - m1 - z * m2), u = z * gamma + beta;
+          const int64_t q = POOL == MEAN ? 0 : p * s.cp;
+          const Vec<R> own = through(s, load(g + q), u, out + q);
+          const Vec<R> ownD = through_along(s, load(g + q), load(gD + q), u, out + q, outD + q);
+          sum += ownD, sum_z += ownD * z + own * zD;
+        }
+      }
+      add<R>(t.sum + row, sum), add<R>(t.sum_z + row, sum_z);
+    });
+  }
+
+  // dy, and dyD, its derivative, of images [from, to); both are of the first of them.
+  static void gradient_along(const Stage<R> &s, const R *w, const R *v, const Kept<R> &k, const Kept<R> &t, int from, int to, R *dy, R *dyD) {
+    over(s, from, to, [&](int c, int i, int row) {
+      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+      const Vec<R> gammaD = load(v + s.gamma + c), m1 = load(t.mean + row), m2 = load(t.scale + row);
+      const Vec<R> part = load(k.part + row), part_z = load(k.part_z + row), partD = load(t.part + row), part_zD = load(t.part_z + row);
+      const int64_t first = i * s.out() + c;
+      const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c, *place = POOL == MAX ? k.place + first : nullptr;
+      R *d = dy + (i - from) * s.y() + c, *dD = dyD + (i - from) * s.y() + c;
+      for (int p = 0; p < s.px; p++) {
+        const Vec<R> z = (load(y + p * s.cp) - mean) * scale, zD = scale * (load(yD + p * s.cp) - m1 - z * m2);
+        Vec<R> own{}, ownD{};
+        if constexpr (POOL == MAX) {
+          const int q = s.of_window[p] * s.cp;
+          if (q >= 0) {
+            const auto chosen = load(place + q) == R(s.place[p]);
+            own = chosen ? load(k.g + first + q) : Vec<R>{}, ownD = chosen ? load(t.g + first + q) : Vec<R>{};
+          }
+        } else {
+          const int64_t q = first + (POOL == MEAN ? 0 : p * s.cp);
+          const Vec<R> u = z * gamma + beta, g = load(k.g + q);
+          own = through(s, g, u, k.out + q), ownD = through_along(s, g, load(t.g + q), u, k.out + q, t.out + q);
+        }
+        const Vec<R> inner = gamma * own - part - z * part_z;
+        store<R>(d + p * s.cp, scale * inner);
+        // The derivative of the scale is -scale^2 m2.
+        store<R>(dD + p * s.cp, scale * (gammaD * own + gamma * ownD - partD - zD * part_z - z * part_zD - scale * m2 * inner));
+      }
+    });
+  }
+};
+
+// Sums of yD and of yD z, of images [from, to)
+template <class R> void statistics_along(const Stage<R> &s, const Kept<R> &k, const Kept<R> &t, int from, int to) {
+  if (s.norm == BIAS) return;
+  over(s, from, to, [&](int c, int i, int row) {
+    const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row);
+    const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c;
+    Vec<R> sum{}, sum_z{};
+    for (int p = 0; p < s.px; p++) {
+      const Vec<R> d = load(yD + p * s.cp);
+      sum += d, sum_z += d * ((load(y + p * s.cp) - mean) * scale);
+    }
+    add<R>(t.sum + row, sum), add<R>(t.sum_z + row, sum_z);
+  });
+}
+
+template <class R, class F> void between(const Stage<R> &s, const F &f) {
+  if (s.pool == MAX) {
+    if (s.act == RELU) f(Between<R, RELU, MAX>());
+    else f(Between<R, LINEAR, MAX>());
+  } else if (s.pool == MEAN) {
+    if (s.act == RELU) f(Between<R, RELU, MEAN>());
+    else f(Between<R, LINEAR, MEAN>());
+  } else {
+    if (s.act == RELU) f(Between<R, RELU, NONE>());
+    else if (s.act == TANH) f(Between<R, TANH, NONE>());
+    else f(Between<R, LINEAR, NONE>());
+  }
+}
+
+// ---- A set of samples -----------------------------------------------------------------------------------------------
+
+struct Sizes {
+  int64_t stages, parameters, tasks, support, query, steps, outputs, classes;  // classes: 0 where targets are real
+};
+
+template <class R> using Stages = std::vector<Stage<R>>;
+
+template <class R> struct Weights {
+  R *flat;
+  std::vector<R *> turned;  // transposed, of each stage but the first
+  Weights(const Stages<R> &stages, int64_t size, Memory<R> &memory) : flat(memory.take(size)) {
+    for (const Stage<R> &s : stages) turned.push_back(s.is_first ? nullptr : memory.take(s.gamma - s.weights));
+  }
+  void turn(const Stages<R> &stages) {
+    for (size_t l = 1; l < stages.size(); l++) transpose(stages[l], flat + stages[l].weights, turned[l]);
+  }
+};
+
+template <class R> struct Pass {
+  std::vector<Kept<R>> kept;
+  R *probability;  // n classes: softmax
+  Pass(const Stages<R> &stages, int n, Memory<R> &memory) {
+    for (const Stage<R> &s : stages) kept.emplace_back(s, n, memory);
+    probability = memory.take(n * stages.back().cp);
+  }
+};
+
+template <class R> struct Set {
+  const Stages<R> &stages;
+  int n;
+  int64_t outputs;
+  bool is_classes;
+  R *x;
+  const int64_t *classes = nullptr;
+  const R *targets = nullptr;
+
+  Set(const Stages<R> &stages, int n, const Sizes &sizes, Memory<R> &memory)
+      : stages(stages), n(n), outputs(sizes.outputs), is_classes(sizes.classes), x(memory.take(stages[0].input * n)) {}
+
+  void take(const R *samples, const void *y) {  // (n, C, H, W), to channels last with the padding around
+    const Stage<R> &s = stages[0];
+    for (int i = 0; i < n; i++)
+      for (int c = 0; c < s.cin; c++)
+        for (int a = 0; a < s.h; a++)
+          for (int b = 0; b < s.w; b++)
+            x[i * s.input + ((a + s.pad_h) * int64_t(s.w + 2 * s.pad_w) + b + s.pad_w) * s.cin + c] = *samples++;
+    if (is_classes) classes = static_cast<const int64_t *>(y);
+    else targets = static_cast<const R *>(y);
+  }
+
+  const R *input(const Pass<R> &pass, size_t l, int from) const {
+    return l ? pass.kept[l - 1].out + from * stages[l].input : x + from * stages[0].input;
+  }
+
+  template <class F> void chunks(const Stage<R> &s, const F &f) const {
+    for (int from = 0; from < n; from += s.chunk) f(from, std::min(n, from + s.chunk));
+  }
+
+  // The mean loss; its gradient by the outputs is left in the last stage.
+  R loss(const Pass<R> &pass) const {
+    const Kept<R> &k = pass.kept.back();
+    const int cp = stages.back().cp;
+    R all = 0;
+    for (int i = 0; i < n; i++) {
+      const R *out = k.out + i * cp;
+      R *g = k.g + i * cp, *probability = pass.probability + i * cp;
+      if (is_classes) {
+        R most = out[0], sum = 0;
+        for (int j = 1; j < outputs; j++) most = out[j] > most ? out[j] : most;
+        for (int j = 0; j < outputs; j++) sum += probability[j] = std::exp(out[j] - most);
+        all += std::log(sum) + most - out[classes[i]];
+        for (int j = 0; j < outputs; j++) probability[j] /= sum, g[j] = (probability[j] - (j == classes[i])) / n;
+      } else
+        for (int j = 0; j < outputs; j++) {
+          const R far = out[j] - targets[i * outputs + j];
+          all += far * far / outputs, g[j] = 2 * far / (n * outputs);
+        }
+    }
+    return all / n;
+  }
+
+  void loss_along(const Pass<R> &pass, const Pass<R> &along) const {
+    const int cp = stages.back().cp;
+    for (int i = 0; i < n; i++) {
+      const R *outD = along.kept.back().out + i * cp, *probability = pass.probability + i * cp;
+      R *gD = along.kept.back().g + i * cp, mean = 0;
+      for (int j = 0; is_classes && j < outputs; j++) mean += probability[j] * outD[j];
+      for (int j = 0; j < outputs; j++) gD[j] = is_classes ? probability[j] * (outD[j] - mean) / n : 2 * outD[j] / (n * outputs);
+    }
+  }
+
+  // Loss, and its gradient by all parameters.
+  R gradient(const Weights<R> &w, const Pass<R> &pass, R *gradient, int64_t size, R *scratch) const {
+    const size_t last = stages.size() - 1;
+    for (size_t l = 0; l <= last; l++) {
+      const Stage<R> &s = stages[l];
+      chunks(s, [&](int from, int to) {
+        if (l) between(stages[l - 1], [&](auto b) { b.finish(stages[l - 1], w.flat, pass.kept[l - 1], from, to); });
+        const R *x[1] = {input(pass, l, from)}, *weights[1] = {w.flat + s.weights};
+        convolve<R, 1>(s, x, weights, pass.kept[l].y + from * s.y(), to - from);
+        add_bias(s, w.flat, pass.kept[l].y + from * s.y(), to - from);
+        statistics(s, pass.kept[l], from, to);
+      });
+      close_statistics(s, pass.kept[l], n);
+      clear(s, n, pass.kept[l].sum, pass.kept[l].sum_z);
+    }
+    between(stages[last], [&](auto b) { b.finish(stages[last], w.flat, pass.kept[last], 0, n); });
+    const R found = loss(pass);
+    memset(gradient, 0, sizeof(R) * size);
+    between(stages[last], [&](auto b) { b.sums(stages[last], w.flat, pass.kept[last], 0, n); });
+    for (size_t l = last + 1; l-- > 0;) {
+      const Stage<R> &s = stages[l];
+      const Kept<R> &k = pass.kept[l];
+      means(s, n, k.sum, w.flat + s.gamma, k.part), means(s, n, k.sum_z, w.flat + s.gamma, k.part_z);
+      add_rows(s, n, k.sum_z, gradient + s.gamma), add_rows(s, n, k.sum, gradient + s.beta);
+      chunks(s, [&](int from, int to) {
+        between(s, [&](auto b) { b.gradient(s, w.flat, k, from, to, scratch); });
+        add_to_bias(s, scratch, gradient, to - from);
+        const R *x[1] = {input(pass, l, from)}, *d[1] = {scratch}, *turned[1] = {w.turned[l]};
+        convolve_weights<R, 1>(s, x, d, gradient + s.weights, to - from);
+        if (!l) return;
+        convolve_back<R, 1>(s, d, turned, pass.kept[l - 1].g + from * s.input, to - from);
+        between(stages[l - 1], [&](auto b) { b.sums(stages[l - 1], w.flat, pass.kept[l - 1], from, to); });
+      });
+    }
+    return found;
+  }
+
+  // to = the Hessian of the loss at w, where `pass` is what `gradient` left, times v.
+  void hessian(const Weights<R> &w, const Pass<R> &pass, const Weights<R> &v, const Pass<R> &along, R *to, int64_t size, R *scratch,
+               R *scratchD) const {
+    const size_t last = stages.size() - 1;
+    for (size_t l = 0; l <= last; l++) {
+      const Stage<R> &s = stages[l];
+      const Kept<R> &k = pass.kept[l], &t = along.kept[l];
+      clear(s, n, t.sum, t.sum_z);
+      chunks(s, [&](int from, int until) {
+        if (l) between(stages[l - 1], [&](auto b) { b.finish_along(stages[l - 1], w.flat, v.flat, pass.kept[l - 1], along.kept[l - 1], from, until); });
+        const R *x[2] = {input(pass, l, from), l ? input(along, l, from) : nullptr};
+        const R *weights[2] = {v.flat + s.weights, w.flat + s.weights};
+        if (l) convolve<R, 2>(s, x, weights, t.y + from * s.y(), until - from);
+        else convolve<R, 1>(s, x, weights, t.y + from * s.y(), until - from);
+        add_bias(s, v.flat, t.y + from * s.y(), until - from);
+        statistics_along(s, k, t, from, until);
+      });
+      means<R>(s, n, t.sum, nullptr, t.mean), means<R>(s, n, t.sum_z, nullptr, t.scale);
+      clear(s, n, t.sum, t.sum_z);
+    }
+    between(stages[last], [&](auto b) { b.finish_along(stages[last], w.flat, v.flat, pass.kept[last], along.kept[last], 0, n); });
+    loss_along(pass, along);
+    memset(to, 0, sizeof(R) * size);
+    between(stages[last], [&](auto b) { b.sums_along(stages[last], w.flat, pass.kept[last], along.kept[last], 0, n); });
+    for (size_t l = last + 1; l-- > 0;) {
+      const Stage<R> &s = stages[l];
+      const Kept<R> &k = pass.kept[l], &t = along.kept[l];
+      add_rows(s, n, t.sum_z, to + s.gamma), add_rows(s, n, t.sum, to + s.beta);
+      for (int row = 0; row < s.rows_of_norm(n); row++)  // of gamma times the gradient
+        for (int c = 0, j = row * s.cp; c < s.cp; c++, j++) {
+          const R gamma = w.flat[s.gamma + c], gammaD = v.flat[s.gamma + c];
+          t.sum[j] = gamma * t.sum[j] + gammaD * k.sum[j], t.sum_z[j] = gamma * t.sum_z[j] + gammaD * k.sum_z[j];
+        }
+      means<R>(s, n, t.sum, nullptr, t.part), means<R>(s, n, t.sum_z, nullptr, t.part_z);
+      chunks(s, [&](int from, int until) {
+        between(s, [&](auto b) { b.gradient_along(s, w.flat, v.flat, k, t, from, until, scratch, scratchD); });
+        add_to_bias(s, scratchD, to, until - from);
+        const R *x[2] = {input(pass, l, from), l ? input(along, l, from) : nullptr};
+        const R *d[2] = {scratchD, scratch}, *turned[2] = {w.turned[l], v.turned[l]};
+        if (!l) {
+          convolve_weights<R, 1>(s, x, d, to + s.weights, until - from);
+          return;
+        }
+        convolve_weights<R, 2>(s, x, d, to + s.weights, until - from);
+        convolve_back<R, 2>(s, d, turned, along.kept[l - 1].g + from * s.input, until - from);
+        between(stages[l - 1], [&](auto b) { b.sums_along(stages[l - 1], w.flat, pass.kept[l - 1], along.kept[l - 1], from, until); });
+      });
+    }
+  }
+};
+
+// ---- Tasks ----------------------------------------------------------------------------------------------------------
+
+constexpr int GROUPS_OF_TASKS = 16;  // whose sums are added up in their order, so that threads do not change the bits
+
+template <class R> struct Worker {
+  Memory<R> memory;
+  Set<R> support, query;
+  std::vector<Weights<R>> at;  // before each step, and at the end
+  std::vector<Pass<R>> passes;
+  Pass<R> last, along;
+  Weights<R> direction;
+  std::vector<R *> gradients;
+  R *adjoint, *product, *scratch, *scratchD;
+
+  Worker(const Stages<R> &stages, const Sizes &z)
+      : support(stages, z.support, z, memory), query(stages, z.query, z, memory), last(stages, z.query, memory), along(stages, z.support, memory),
+        direction(stages, z.parameters, memory) {
+    int64_t most = 0;
+    for (const Stage<R> &s : stages) most = std::max(most, s.y() * s.chunk);
+    for (int k = 0; k <= z.steps; k++) at.emplace_back(stages, z.parameters, memory);
+    for (int k = 0; k < z.steps; k++) passes.emplace_back(stages, z.support, memory), gradients.push_back(memory.take(z.parameters));
+    for (R **each : {&adjoint, &product}) *each = memory.take(z.parameters);
+    for (R **each : {&scratch, &scratchD}) *each = memory.take(most);
+  }
+};
+
+template <class R> struct Engine {
+  Sizes z;
+  Stages<R> stages;
+  int64_t sample;
+  std::vector<std::unique_ptr<Worker<R>>> workers;
+  Memory<R> memory;
+  std::vector<R *> sums, rate_sums;
+
+  Engine(const Sizes &z, const int64_t *fields, const double *eps) : z(z) {
+    int64_t at = 0;
+    const int n = std::max(z.support, z.query);
+    for (int l = 0; l < z.stages; l++) stages.push_back(make_stage<R>(fields + l * FIELDS, eps[l], l == 0, n, at));
+    sample = fields[CHANNELS] * fields[HEIGHT] * fields[WIDTH];
+    for (int group = 0; group < std::min<int>(z.tasks, GROUPS_OF_TASKS); group++)
+      sums.push_back(memory.take(z.parameters)), rate_sums.push_back(nullptr);
+  }
+
+  struct Call {
+    bool second_order;
+    const R *weights, *rates, *support_x, *query_x;
+    const char *support_y, *query_y;
+    R *gradient, *rate_gradient, *losses, *outputs;
+  };
+
+  void task(Worker<R> &own, const Call &c, int t, R *sum, R *rate_sum) const {
+    const int64_t P = z.parameters, target = z.classes ? 8 : sizeof(R) * z.outputs;
+    own.support.take(c.support_x + t * z.support * sample, c.support_y + t * z.support * target);
+    own.query.take(c.query_x + t * z.query * sample, c.query_y + t * z.query * target);
+    for (int k = 0; k < z.steps; k++) {
+      own.support.gradient(own.at[k], own.passes[k], own.gradients[k], P, own.scratch);
+      const R *w = own.at[k].flat, *rate = c.rates + k * P, *g = own.gradients[k];
+      R *next = own.at[k + 1].flat;
+      for (int64_t j = 0; j < P; j++) next[j] = w[j] - rate[j] * g[j];
+      own.at[k + 1].turn(stages);
+    }
+    c.losses[t] = own.query.gradient(own.at[z.steps], own.last, own.adjoint, P, own.scratch);
+    const R *out = own.last.kept.back().out;
+    for (int i = 0; i < z.query; i++) memcpy(c.outputs + (t * z.query + i) * z.outputs, out + i * stages.back().cp, sizeof(R) * z.outputs);
+    for (int k = z.steps; k-- > 0;) {
+      const R *rate = c.rates + k * P, *g = own.gradients[k];
+      R *a = own.adjoint, *u = own.direction.flat;
+      if (rate_sum)
+        for (int64_t j = 0; j < P; j++) rate_sum[k * P + j] -= a[j] * g[j];
+      if (!c.second_order) continue;
+      for (int64_t j = 0; j < P; j++) u[j] = rate[j] * a[j];
+      own.direction.turn(stages);
+      own.support.hessian(own.at[k], own.passes[k], own.direction, own.along, own.product, P, own.scratch, own.scratchD);
+      for (int64_t j = 0; j < P; j++) a[j] -= own.product[j];
+    }
+    for (int64_t j = 0; j < P; j++) sum[j] += own.adjoint[j];
+  }
+
+  void run(const Call &c, int threads) {
+    const int groups = sums.size();
+    threads = std::max(1, std::min(threads, groups));
+    while (int(workers.size()) < threads) workers.push_back(std::make_unique<Worker<R>>(stages, z));
+    for (int k = 0; c.rate_gradient && k < groups; k++)
+      if (!rate_sums[k]) rate_sums[k] = memory.take(z.parameters * z.steps);
+    std::atomic<int> next{0};
+    const auto work = [&](int number) {
+      Worker<R> &own = *workers[number];
+      memcpy(own.at[0].flat, c.weights, sizeof(R) * z.parameters);
+      own.at[0].turn(stages);
+      for (int group; (group = next++) < groups;) {
+        memset(sums[group], 0, sizeof(R) * z.parameters);
+        R *rate_sum = c.rate_gradient ? rate_sums[group] : nullptr;
+        if (rate_sum) memset(rate_sum, 0, sizeof(R) * z.parameters * z.steps);
+        for (int t = group * z.tasks / groups; t < (group + 1) * z.tasks / groups; t++) task(own, c, t, sums[group], rate_sum);
+      }
+    };
+    std::vector<std::thread> others;
+    for (int number = 1; number < threads; number++) others.emplace_back(work, number);
+    work(0);
+    for (std::thread &other : others) other.join();
+    const auto added = [&](const std::vector<R *> &parts, R *to, int64_t size) {
+      memcpy(to, parts[0], sizeof(R) * size);
+      for (int k = 1; k < groups; k++)
+        for (int64_t j = 0; j < size; j++) to[j] += parts[k][j];
+    };
+    added(sums, c.gradient, z.parameters);
+    if (c.rate_gradient) added(rate_sums, c.rate_gradient, z.parameters * z.steps);
+  }
+};
+
+template <class R> void *made(const int64_t *sizes, const int64_t *fields, const double *eps) {
+  Sizes z;
+  memcpy(&z, sizes, sizeof z);
+  return new Engine<R>(z, fields, eps);
+}
+
+template <class R>
+void ran(void *engine, int threads, int second_order, const void *const *in, void *const *out) {
+  const auto real = [&](int k) { return static_cast<const R *>(in[k]); };
+  const auto to = [&](int k) { return static_cast<R *>(out[k]); };
+  static_cast<Engine<R> *>(engine)->run({second_order != 0, real(0), real(1), real(2), real(4), static_cast<const char *>(in[3]),
+                                         static_cast<const char *>(in[5]), to(0), to(1), to(2), to(3)},
+                                        threads);
+}
+
+}  // namespace
+
+extern "C" {
+// in: weights, rates, support_x, support_y, query_x, query_y; out: gradient, gradient of rates or null, losses, outputs.
+void *make_float(const int64_t *sizes, const int64_t *fields, const double *eps) { return made<float>(sizes, fields, eps); }
+void *make_double(const int64_t *sizes, const int64_t *fields, const double *eps) { return made<double>(sizes, fields, eps); }
+void run_float(void *e, int threads, int second, const void *const *in, void *const *out) { ran<float>(e, threads, second, in, out); }
+void run_double(void *e, int threads, int second, const void *const *in, void *const *out) { ran<double>(e, threads, second, in, out); }
+void free_float(void *e) { delete static_cast<Engine<float> *>(e); }
+void free_double(void *e) { delete static_cast<Engine<double> *>(e); }
+}
