@@ -80,8 +80,15 @@ class Terminal:
             assert time.monotonic() < deadline, self.text
         return self.process.wait(30)
 
+    def hang_up(self, seconds: float = 60) -> int:
+        """Close the terminal; returns the exit code of what runs in it."""
+        os.close(self.screen)
+        self.screen = -1
+        return self.process.wait(seconds)
+
     def close(self) -> None:
         """End what is still running."""
         self.process.kill()
         self.process.wait(30)
-        os.close(self.screen)
+        if self.screen >= 0:
+            os.close(self.screen)

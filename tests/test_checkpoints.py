@@ -128,6 +128,7 @@ def _stopped_by_a_signal(strategy: Any, number: signal.Signals, devices: int) ->
     [
         (DMAMLStrategy, signal.SIGTERM, 2),
         (DMAMLStrategy, signal.SIGINT, 2),
+        (DMAMLStrategy, signal.SIGHUP, 2),
         (TaskParallelStrategy, signal.SIGTERM, 2),
         (DMAMLStrategy, signal.SIGTERM, 1),
         (DMAMLStrategy, signal.SIGINT, 1),

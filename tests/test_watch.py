@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from dmaml_pl import DMAMLStrategy
 from dmaml_pl.console.meter import PLAIN_SECONDS, Meter, brief
@@ -165,6 +166,18 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_keeps_the_last_merge_and_says_the_com
     ((file, command),) = re.findall(kept, training.text)
     assert (tmp_path / file).is_file()
     assert shlex.split(command) == ["python", "-m", "dmaml_pl", *words, "--ckpt_path", "last"]
+
+
+def test_a_terminal_that_is_closed_ends_the_training_and_the_last_merge_is_kept(
+    terminal: Callable[..., Terminal], sinusoid: str, tmp_path: Path
+) -> None:
+    training = terminal("fit", "--config", sinusoid, *flags(SMALL | {"trainer.max_steps": 1_000_000}))
+    training.wait_until(lambda text: re.search(r"run \d+ \(\d+/10\), loss ", text))
+    assert training.hang_up() == 143
+    assert len([*tmp_path.glob("mlruns/checkpoints/**/last.ckpt")]) == 1
+    assert [run.info.status for run in MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").search_runs(["1"])] == [
+        "KILLED"
+    ]
 
 
 @pytest.mark.slow

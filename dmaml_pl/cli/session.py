@@ -61,7 +61,7 @@ class Session:
         """
         try:
             try:
-                with raised_at(SIGTERMException, signal.SIGTERM):
+                with raised_at(SIGTERMException, signal.SIGTERM, signal.SIGHUP):
                     origin = self.check(stage, wanted)
                     self._open_trackers(stage, origin)
                     return call(None if origin.checkpoint is None else str(origin.checkpoint))

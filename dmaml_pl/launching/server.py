@@ -182,7 +182,7 @@ def _serve(control: Connection) -> Any:
 
     # A signal to the whole group is for the others: this process ends after the one that gives the orders. What is
     # forked must miss none, from its first moment.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     before = signal.signal(signal.SIGCHLD, reap)
     pid = -1
     while pid:

@@ -156,7 +156,8 @@ class WorkerLauncher(_SubprocessScriptLauncher):
     def _as_it_was(self) -> Iterator[None]:
         """Put back what a training changes of its process: a notebook goes on, perhaps with another training."""
         environment, threads = dict(os.environ), torch.get_num_threads()
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        here = threading.current_thread() is threading.main_thread()  # who alone may answer signals
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()
         handlers = {number: signal.getsignal(number) for number in numbers}
         try:
             yield

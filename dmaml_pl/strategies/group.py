@@ -25,6 +25,7 @@ from torch.distributed import DistNetworkError
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
+from dmaml_pl.launching.signals import forget_terminal
 from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher
 from dmaml_pl.strategies.elastic import Membership
 from dmaml_pl.strategies.loopback import LOOPBACK, LOOPBACK_INTERFACE, own_store
@@ -179,7 +180,9 @@ class WorkerGroupStrategy(DDPStrategy):
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Answer SIGTERM (pre-emption) and Ctrl-C within a meta-iteration, on every worker of this machine.
+        """Answer SIGTERM (pre-emption), SIGHUP (a closed terminal) and Ctrl-C within a meta-iteration.
+
+        On every worker of this machine.
 
         Lightning's own handler makes a collective call inside the signal handler, which deadlocks with a merge.
         """
@@ -212,10 +215,14 @@ class WorkerGroupStrategy(DDPStrategy):
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._hear)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(signal.SIGHUP, self._hear)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 signal.signal(signal.SIGINT, self._hear)
 
     def _hear(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            forget_terminal()
         pressed_again = number == signal.SIGINT and isinstance(self._asked_to_stop, KeyboardInterrupt)
         if self._asked_to_stop is None:  # first, or a worker that has ended by then would be missed
             self._asked_to_stop = KeyboardInterrupt() if number == signal.SIGINT else SIGTERMException()

@@ -106,7 +106,7 @@ def main(words: list[str]) -> int:
     given, rest = _parser().parse_known_args(words)
     _check(given, rest)
     try:
-        with raised_at(KeyboardInterrupt, signal.SIGINT, signal.SIGTERM):
+        with raised_at(KeyboardInterrupt, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             _conduct(given, rest)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on: trainings that have finished are not made again.", file=sys.stderr)
