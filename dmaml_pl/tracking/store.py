@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.tracking.moved import follow
 from dmaml_pl.tracking.patience import brief_requests, disable_telemetry
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Store:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S):
                 check_database(self.file, self.setting)
+                if self.is_default:
+                    follow(self.file.parent)
                 # MLflow would try for 100 s to write to a file that cannot be written.
                 with closing(sqlite3.connect(self.file, timeout=20, isolation_level=None)) as database:
                     database.execute("BEGIN IMMEDIATE")

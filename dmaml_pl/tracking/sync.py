@@ -54,7 +54,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> bool:
                 "The server's address had a password, which is not kept: give --tracking_uri "
                 f"({about['tracking_uri']})."
             )
-        client = Store.find(tracking_uri or about["tracking_uri"], ".").connect()
+        client = Store.find(tracking_uri or _address(about["tracking_uri"], folder), str(folder.parents[1])).connect()
         deliver_all(MLflowRun(client, client.get_run(about["run_id"]), resumed=0), outbox)
         if client.get_run(about["run_id"]).info.status == "RUNNING":  # by no process, as the outbox was free
             client.set_terminated(about["run_id"], "KILLED", written // 10**6)
@@ -71,3 +71,10 @@ def _sync(folder: Path, tracking_uri: str | None) -> bool:
     if refused:
         print(f"{name}: MLflow refused {refused} of it for good, see {folder}/refused.jsonl.", file=sys.stderr)
     return not refused
+
+
+def _address(known: str, folder: Path) -> str:
+    """The store that a training has written to; beside its outbox, where both were moved."""
+    beside = folder.absolute().parents[1] / "mlflow.db"
+    was_here = known.startswith("sqlite:///") and not Path(known.removeprefix("sqlite:///")).is_file()
+    return f"sqlite:///{beside.as_posix()}" if was_here and beside.is_file() else known

@@ -17,6 +17,7 @@ from typing import IO
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.launching.signals import raised_at
+from dmaml_pl.tracking.moved import follow
 from dmaml_pl.tracking.store import check_database, check_path
 
 _STOP_TIMEOUT_S = 10.0
@@ -48,6 +49,7 @@ def main(words: list[str]) -> int:
             "--save_dir to the folder of another."
         )
     check_database(store, "--save_dir")
+    follow(folder)
     page = ""
     if given.run is not None:
         with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
