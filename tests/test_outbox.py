@@ -20,6 +20,8 @@ import pytest
 from mlflow import MlflowClient
 
 from dmaml_pl.__main__ import main
+from dmaml_pl.errors import DmamlError
+from dmaml_pl.studies.compare import main as compare
 from dmaml_pl.tracking import sender as sender_module
 from dmaml_pl.tracking.ending import PATIENCE_S, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
@@ -336,6 +338,33 @@ def test_what_a_killed_training_left_is_sent_and_its_status_told(
     assert run.info.end_time >= run.info.start_time
     assert main(["sync", "--save_dir", str(store)]) == 0
     assert capsys.readouterr().out == f"Nothing waits in {store}: all was sent.\n"
+
+
+def open_and_be_killed(folder: Path, run_id: Any) -> None:
+    tracker = make(folder)
+    tracker.open()
+    assert tracker.flush()
+    run_id.send(tracker.version)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_training_that_was_killed_is_told_so_by_the_next_command_that_shows_it(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=open_and_be_killed, args=(store, there))
+    process.start()
+    process.join(60)
+    killed, under_way = here.recv(), make(store)
+    under_way.open()
+    with pytest.raises(DmamlError, match="nobody"):
+        compare(["nobody", "nothing", "--save_dir", str(store)])
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    assert client.get_run(killed).info.status == "KILLED"
+    assert client.get_run(under_way.version or "").info.status == "RUNNING"
+    assert "its process was killed, so its status is KILLED now" in capsys.readouterr().out
+    under_way.finalize("success")
 
 
 def test_a_resumed_training_first_sends_what_the_killed_one_left(store: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import ConfigError, TrackingError
 from dmaml_pl.tracking.store import Store
+from dmaml_pl.tracking.sync import settle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +57,8 @@ def main(words: list[str]) -> int:
             f"There is no tracking store in {given.save_dir} yet: `dmaml fit --config <file>` makes one. Or set "
             "--save_dir to the folder of another, or --tracking_uri."
         )
+    if store.file is not None:
+        settle(Path(given.save_dir))
     client = store.connect()
     trainings = _named(client, given.runs)
     print(_table(trainings))

@@ -36,18 +36,34 @@ def main(words: list[str]) -> int:
     return 1 if left else 0
 
 
+def settle(save_dir: Path) -> None:
+    """Send what killed trainings have left for a store on this machine, so that none of them seems to be running."""
+    for folder in find_outboxes(save_dir):
+        _sync(folder, None, only_here=True)
+
+
 @brief_requests()
-def _sync(folder: Path, tracking_uri: str | None) -> bool:
-    """Send one outbox, and say so; returns whether nothing is left."""
+def _sync(folder: Path, tracking_uri: str | None, *, only_here: bool = False) -> bool:
+    """Send one outbox, and say so; returns whether nothing is left.
+
+    Args:
+        folder: of the outbox.
+        tracking_uri: of the store; by default the training's own.
+        only_here: leave out trainings under way, and stores that are not files.
+    """
     written = max(file.stat().st_mtime_ns for file in folder.glob("outbox.db*"))
     outbox, name, wanted = Outbox(folder), folder.name[:8], "what waits in it"
     try:
         if not outbox.adopt():
+            if only_here:
+                return False
             print(f"{name}: the training is under way, and sends it itself.")
             return False
         about = outbox.about
         if not about:  # a process was killed as it began
             return True
+        if only_here and not about["tracking_uri"].startswith("sqlite:"):
+            return False
         name, wanted = f"{about['run_name']} ({name})", describe(outbox.everything())
         if tracking_uri is None and BLANK in about["tracking_uri"]:
             raise TrackingError(  # noqa: TRY301 (told below, like all that keeps it from being sent)

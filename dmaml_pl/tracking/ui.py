@@ -19,6 +19,7 @@ from dmaml_pl.errors import TrackingError
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.tracking.moved import follow
 from dmaml_pl.tracking.store import check_database, check_path
+from dmaml_pl.tracking.sync import settle
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.2
@@ -50,6 +51,7 @@ def main(words: list[str]) -> int:
         )
     check_database(store, "--save_dir")
     follow(folder)
+    settle(folder)
     page = ""
     if given.run is not None:
         with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
