@@ -7,6 +7,10 @@
 # others, up to RESTARTS times. FOLDER must lie on a disk that all machines share.
 set -euo pipefail
 
+if [ $# -lt 3 ]; then
+  echo "usage: deploy/torchrun.sh MACHINES WORKERS_PER_MACHINE FIRST_MACHINE[:PORT] [settings of dmaml fit ...]" >&2
+  exit 2
+fi
 machines=$1 workers=$2 first=$3
 shift 3
 folder=${FOLDER:-mlruns/jobs/${JOB:-torchrun}}

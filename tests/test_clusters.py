@@ -129,6 +129,22 @@ def test_the_launchers_numbers_stand_but_chosen_devices_stay(devices: Any, expec
     assert trainer == {"devices": expected, "num_nodes": 3}
 
 
+def test_a_launcher_that_has_started_fewer_workers_than_were_asked_for_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Launch(machines=1, workers=1).apply({"devices": 4})
+    assert capsys.readouterr().err.startswith("trainer.devices is 4, but there is 1 worker: this command is the 1 task")
+    for trainer, launch in (({"devices": 1}, Launch(1, 1)), ({"devices": 4}, Launch(2, 2))):
+        launch.apply(trainer)
+    assert capsys.readouterr().err == ""
+
+
+def test_torchrun_without_arguments_tells_its_usage(repository: Path) -> None:
+    done = subprocess.run([repository / "deploy" / "torchrun.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: deploy/torchrun.sh MACHINES WORKERS_PER_MACHINE FIRST_MACHINE[:PORT]")
+
+
 # -- the files in deploy/ ------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for metric, figure in figures.items():
                 client.log_metric(run, metric, figure, step=10 * number)
         client.log_metric(run, "test/mse", error, step=30)
+        if name == "fast":
+            client.set_tag(run, "dmaml.changed_params", '{"trainer.max_steps": "99"}')
         client.set_terminated(run)
     return folder
 
@@ -80,6 +82,7 @@ def test_differing_settings_stand_beside_the_figures_and_common_ones_do_not(
     by_run = dict(zip(["fast", one, other], zip(found["trainer.devices"], found["test/mse"], strict=True), strict=True))
     assert by_run["fast"] == ("4", "0.5")
     assert {by_run[one], by_run[other]} == {("1", "0.75"), ("2", "0.625")}
+    assert found["trainer.max_steps"] == ["99", "-", "-"], "what a resumed training went on with"
     assert sorted(found["model.first_order"]) == ["-", "-", "true"]
     assert not {"model.inner_lr", "checkpoint.dirpath", "trainer.logger.run_name", "val/mse_step_1"} & found.keys()
     assert "Curves of val/mse: comparison.png" in printed

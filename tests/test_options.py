@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import callbacks, loggers
+from pytorch_lightning.accelerators import CUDAAccelerator
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch.optim import Optimizer, lr_scheduler
 
@@ -52,6 +53,16 @@ def test_every_precision_works_or_is_refused(name: str) -> None:
     end = outcome(precision=name)
     on_the_page(name, end)
     assert end == "works" or end.startswith(f"trainer.precision is {name}, but must be one of 32-true, bf16-mixed")
+
+
+def test_a_gpu_that_is_there_and_not_used_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = small_trainer()
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    with caplog.at_level("INFO"):
+        check_before("fit", trainer, small_maml(), small_data(), meta_test=False)
+    assert "A GPU is there, and not used: trainer.accelerator is cpu, which suits small networks." in caplog.messages
 
 
 # -- meta-optimizers and their schedules

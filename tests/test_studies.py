@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from dmaml_pl.__main__ import main
-from dmaml_pl.studies.runner import server
+from dmaml_pl.studies import runner
+from dmaml_pl.studies.runner import gpu_shares, server
 from tests.trainings import lay_store
 from tests.workers import ends
 
@@ -136,7 +137,8 @@ def workers(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Grown
     folder = tmp_path_factory.mktemp("workers")
     lay_store(folder)
     own = folder / "own.yaml"
-    own.write_text(f"2: {{model.meta_optimizer.init_args.lr: {OWN_RATE}, trainer.max_steps: 4}}")
+    settings = f"{{model.meta_optimizer.init_args.lr: {OWN_RATE}, trainer.max_steps: 4}}"
+    own.write_text(f"2: {settings}\n8: {settings}")  # of 8 workers nobody asks
     words = words_of(repository, folder, "workers", "--workers", "1", "2", "--own", str(own))
     first = Studied(folder, "workers", words, main([*words, "--seeds", "1", "--target", "1000"]), "")
     assert first.code == 0
@@ -228,7 +230,8 @@ def test_what_a_study_has_trained_is_not_trained_again(workers: Grown) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("3: {model.inner_lr: 1}", "has 3: {'model.inner_lr': 1}, but lines of the form `W: {NAME: VALUE, ...}`"),
+        ("3: {model.inner_lr: 1}", "has settings of 3 workers, but --workers asks for 1, 2"),
+        ("a: {model.inner_lr: 1}", "has a: {'model.inner_lr': 1}, but lines of the form `W: {NAME: VALUE, ...}`"),
         ("2: 0.1", "has 2: 0.1, but lines of the form"),
         ("", "holds no settings"),
         ("2: {", "is not valid YAML"),
@@ -471,3 +474,43 @@ def test_the_help_loads_neither_pytorch_nor_mlflow() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert "--seeds" in done.stdout
     assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("visible", "at_once", "expected"),
+    [
+        ("0,1,2,3", 2, ["0,1", "2,3"]),
+        ("4,7", 4, ["4", "7", "4", "7"]),
+        ("0,1,2", 2, ["0", "1"]),
+        ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("0,1", 1, []),
+        ("", 2, []),
+        ("-1", 2, []),
+    ],
+)
+def test_trainings_at_the_same_time_have_gpus_of_their_own(visible: str, at_once: int, expected: list[str]) -> None:
+    assert gpu_shares(at_once, {"CUDA_VISIBLE_DEVICES": visible}) == expected
+
+
+def test_each_training_is_given_its_gpus_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    class Process:
+        sentinel = -1
+
+        def poll(self) -> int:
+            return 0
+
+        wait = poll
+
+    class Watching:
+        def fork(self, environment: dict[str, str], _: Any) -> Process:
+            given.append(environment["CUDA_VISIBLE_DEVICES"])
+            return Process()
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    monkeypatch.setattr(runner, "server", Watching)
+    monkeypatch.setattr("multiprocessing.connection.wait", lambda *_: None)
+    jobs = [runner.Job(number, ("fit",), tmp_path / f"{number}.log") for number in range(4)]
+    assert len(list(runner.make(jobs, at_once=2))) == 4
+    assert given == ["5", "6", "5", "6"]

@@ -448,6 +448,9 @@ def test_resume_keeps_params_and_tells_changes(folder: Path) -> None:
     assert files(second)["config.yaml"].read_text() == "lr: 0.1\nways: 5\n"
     assert files(second)["config.resumed-1.yaml"].read_text() == "lr: 0.2\nways: 5\n"
     assert "environment.resumed-1.json" in files(second)
+    second.finalize("success")
+    described = read(folder, second).data.tags["mlflow.note.content"]
+    assert "Resumed with other settings than the parameters, which are the first: `lr` is 0.2." in described
 
     third = make(folder, run_id=first.version)
     third.log_config({"lr": 0.1, "ways": 5}, "lr: 0.1\nways: 5\n")

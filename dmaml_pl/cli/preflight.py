@@ -4,8 +4,10 @@ import os
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities import rank_zero_info
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
@@ -65,8 +67,14 @@ def check_before(
             callback.check_writable()
 
 
+def _tell_of_gpu(trainer: Any) -> None:
+    if isinstance(trainer.accelerator, CPUAccelerator) and CUDAAccelerator.is_available():
+        rank_zero_info("A GPU is there, and not used: trainer.accelerator is cpu, which suits small networks.")
+
+
 def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
     """Check what Lightning would find in the workers only, or take in another sense than ours."""
+    _tell_of_gpu(trainer)
     if trainer.max_steps == 0:
         raise ConfigError("trainer.max_steps is 0, but must be at least 1 (meta-iterations of each worker), or -1.")
     _check_machines(trainer)

@@ -50,3 +50,5 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="IProgress not found")
     # Lightning asks for devices=1 in tests because its own sampler repeats samples to even the shares; ours does not.
     warnings.filterwarnings("ignore", message=".*it is recommended to use `Trainer\\(devices=1")
+    # Said in a line of our own, which names the setting as a config has it.
+    warnings.filterwarnings("ignore", message="GPU available but not used")

@@ -7,6 +7,7 @@ count, not those of the configuration: the same config runs everywhere.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,14 @@ class Launch:
     def apply(self, trainer: Any) -> None:
         """Let the launcher's numbers stand in the configuration of the Trainer."""
         devices = trainer.get("devices")
+        if str(devices).isdecimal() and int(devices) > 1 == self.workers * self.machines:
+            print(
+                f"trainer.devices is {devices}, but there is 1 worker: this command is the 1 task of a SLURM job or "
+                f"the like, and that counts. For {devices} start it by srun --ntasks-per-node {devices}; or unset "
+                "SLURM_NTASKS, and dmaml starts them.",
+                file=sys.stderr,
+                flush=True,
+            )
         chosen = devices if isinstance(devices, list) else str(devices).strip(",").split(",")
         if not (isinstance(devices, list) or "," in str(devices)) or len(chosen) != self.workers:
             trainer["devices"] = self.workers

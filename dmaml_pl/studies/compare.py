@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import ConfigError, TrackingError
+from dmaml_pl.tracking.mlflow_run import CHANGED_PARAMS
 from dmaml_pl.tracking.store import Store
 from dmaml_pl.tracking.sync import settle
 
@@ -114,7 +116,12 @@ def _table(trainings: Mapping[str, Run]) -> str:
         }
     )
     metrics = frame(lambda run: {name: number(last) for name, last in run.data.metrics.items() if _METRICS.match(name)})
-    settings = frame(lambda run: {name: of for name, of in run.data.params.items() if not name.startswith(_PLACES)})
+
+    def latest(run: Run) -> dict[str, str]:
+        """The parameters, and in place of a resumed training's first ones those that it went on with."""
+        return {**run.data.params, **json.loads(run.data.tags.get(CHANGED_PARAMS, "{}"))}
+
+    settings = frame(lambda run: {name: of for name, of in latest(run).items() if not name.startswith(_PLACES)})
     if len(trainings) > 1:
         settings = settings[settings.nunique(axis=1, dropna=False) > 1]
     lines = pd.concat([about, metrics.sort_index(), settings.sort_index()]).fillna(NOTHING)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
@@ -90,18 +90,21 @@ def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], objec
     # Whoever has started the study has not started its trainings; the meter's last line is what the study shows.
     environment = {name: value for name, value in os.environ.items() if name not in ROLES}
     environment = {"OMP_NUM_THREADS": "1", PLAIN_SECONDS: "5", **environment}
-    waiting, running = deque(jobs), dict[Forked, tuple[Job, float]]()
+    waiting, running = deque(jobs), dict[Forked, tuple[Job, float, int]]()
+    shares = gpu_shares(at_once, environment)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.popleft()
                 job.log.parent.mkdir(parents=True, exist_ok=True)
                 job.log.write_bytes(b"")
-                running[server().fork(environment, partial(_run, job))] = job, time.monotonic()
+                place = next(each for each in range(at_once) if each not in {used for _, _, used in running.values()})
+                own = environment | ({"CUDA_VISIBLE_DEVICES": shares[place]} if shares else {})
+                running[server().fork(own, partial(_run, job))] = job, time.monotonic(), place
             connection.wait([process.sentinel for process in running], LOOK_S)
-            on_wait([job for job, _ in running.values()])
+            on_wait([job for job, _, _ in running.values()])
             for process in [process for process in running if process.poll() is not None]:
-                job, began = running.pop(process)
+                job, began, _ = running.pop(process)
                 yield Ended(job, process.wait() or 0, time.monotonic() - began)
     finally:
         for process in running:
@@ -111,6 +114,21 @@ def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], objec
             process.wait(max(deadline - time.monotonic(), 0.0))
             process.kill()
             process.wait()
+
+
+def gpu_shares(at_once: int, environment: Mapping[str, str]) -> list[str]:
+    """Which GPUs each of so many trainings at the same time sees, as CUDA_VISIBLE_DEVICES; empty where all see all.
+
+    Each has as many as there are for it; where there are fewer than trainings, some share one. Else all would be on
+    the first.
+    """
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    found = [file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")]
+    gpus = sorted(found, key=int) if named is None else [each for each in named.split(",") if each not in ("", "-1")]
+    if at_once == 1 or not gpus:
+        return []
+    each = max(len(gpus) // at_once, 1)
+    return [",".join(gpus[place * each % len(gpus) :][:each]) for place in range(at_once)]
 
 
 def _run(job: Job) -> int:

@@ -46,19 +46,24 @@ def read_own(path: Path | None, workers: Sequence[int]) -> dict[int, Settings]:
     1: {model.meta_optimizer.init_args.lr: 0.0008}
     4: {model.meta_optimizer.init_args.lr: 0.002}
 
+    It may have further ones than are asked for.
+
     Raises:
         ConfigError: names the file, and what in it is not understood.
     """
     if path is None:
         return {}
-    form = "lines of the form `W: {NAME: VALUE, ...}` are expected, with W one of --workers"
+    form = "lines of the form `W: {NAME: VALUE, ...}` are expected, with W a number of workers"
     content = read_settings("--own", path, form)
     for count, settings in content.items():
-        if count not in workers or not isinstance(settings, dict):
+        if not isinstance(count, int) or count < 1 or not isinstance(settings, dict):
             raise ConfigError(f"--own {path} has {count}: {settings}, but {form}.")
         if "trainer.devices" in settings:
             raise ConfigError(f"--own {path} sets trainer.devices of {count} workers: leave it out.")
-    return {count: as_settings(settings) for count, settings in content.items()}
+    if set(content).isdisjoint(workers):
+        given, asked = (", ".join(map(str, numbers)) for numbers in (content, workers))
+        raise ConfigError(f"--own {path} has settings of {given} workers, but --workers asks for {asked}.")
+    return {count: as_settings(settings) for count, settings in content.items() if count in workers}
 
 
 def read_rows(path: Path) -> dict[str, Settings]:

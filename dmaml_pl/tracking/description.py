@@ -23,11 +23,18 @@ def may_describe(note: str | None) -> bool:
 
 
 def describe_training(
-    figures: Mapping[str, float], outcome: str, error: str, command: str, commit: str, experiment_id: str
+    figures: Mapping[str, float],
+    outcome: str,
+    error: str,
+    command: str,
+    commit: str,
+    experiment_id: str,
+    changed: Mapping[str, str] | None = None,
 ) -> str:
     """The description as Markdown: the last values of metrics by name, MLflow's status, what started the training.
 
-    An `error` may be empty, a `commit` "unknown"; the experiment's views show curves beside those of others.
+    An `error` may be empty, a `commit` "unknown"; `changed` are the settings of a resumed
+    training. The experiment's views show curves beside those of others.
     """
     counts = [f"{figures[name]:,.0f} {what}".replace(",", " ") for name, what in COUNTS.items() if name in figures]
     lines = [f"**{_ENDED[outcome]}**" + (f" after {_listed(counts)}" if counts else "")]
@@ -40,6 +47,9 @@ def describe_training(
         shown.append(f"{name} **{figures[name]:.4g}" + ("**" if width is None else f" ± {width:.2g}**"))
     if shown:
         lines += ["", " · ".join(shown)]
+    if changed:
+        now = ", ".join(f"`{name}` is {value}" for name, value in sorted(changed.items()))
+        lines += ["", f"Resumed with other settings than the parameters, which are the first: {now}."]
     views = [key for key, metric in VIEWS.items() if metric != ENV_STEPS or metric in figures]
     links = " or ".join(f"[{key.replace('-', ' ')}]({view_page(experiment_id, key)})" for key in views)
     lines += ["", f"Curves beside those of the experiment's other trainings: {links}."]

@@ -100,7 +100,7 @@ class Ending:
             run = self._sender.run
             command, commit = run.started_by.get(COMMAND, ""), run.started_by.get(COMMIT, "unknown")
             outcome = run.status if self.visits else self.outcome
-            text = describe_training(self.figures, outcome, error, command, commit, run.experiment_id)
+            text = describe_training(self.figures, outcome, error, command, commit, run.experiment_id, run.changed)
             self._sender.put({"do": "set_tags", "tags": {NOTE: text}})
 
     def _put_checkpoints(self) -> None:

@@ -37,6 +37,7 @@ class MLflowRun:
 
     Attributes:
         model_versions: those of models that were registered here, by their key.
+        changed: settings that a resumed training has in place of its first ones, which MLflow keeps as the parameters.
     """
 
     def __init__(self, client: MlflowClient, run: Run, resumed: int) -> None:
@@ -49,7 +50,7 @@ class MLflowRun:
         self.resumed = resumed
         self.started_by = {name: run.data.tags[name] for name in (COMMAND, COMMIT) if name in run.data.tags}
         self.model_versions: dict[str, str] = {}
-        self._changed: dict[str, str] = {}
+        self.changed: dict[str, str] = json.loads(run.data.tags.get(CHANGED_PARAMS, "{}"))
 
     @classmethod
     def create(cls, store: Store, experiment_name: str, run_name: str | None) -> MLflowRun:
@@ -109,9 +110,9 @@ class MLflowRun:
             new = [Param(key, value) for key, value in params.items() if key not in data.params]
             self.client.log_batch(self.run_id, params=new, synchronous=True)
             changed = {key: value for key, value in params.items() if data.params.get(key, value) != value}
-            self._changed.update(changed)
-            if self._changed:
-                self.set_tags({CHANGED_PARAMS: json.dumps({key: value[:200] for key, value in self._changed.items()})})
+            self.changed = {key: value for key, value in self.changed.items() if key not in params} | changed
+            if self.changed:
+                self.set_tags({CHANGED_PARAMS: json.dumps({key: value[:200] for key, value in self.changed.items()})})
             elif CHANGED_PARAMS in data.tags:
                 self.client.delete_tag(self.run_id, CHANGED_PARAMS)
             return bool(new or changed)
