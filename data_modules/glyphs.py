@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -79,7 +79,7 @@ class Glyphs(PictureTasks):
 
     def load_parts(self) -> dict[str, ClassImages]:
         """The letters of each split, rendered unless they are in the cache."""
-        settings = (LETTERS, FACES, SAMPLES, SIZE, FINE, LETTER, CHANGES, mpl.__version__)
+        settings = (LETTERS, FACES, SAMPLES, SIZE, FINE, LETTER, CHANGES, metadata.version("matplotlib"))
         return self.cached("glyphs", _render_all, identity=repr(settings), what="letters")
 
     def load_splits(self) -> dict[Split, Tensor]:
@@ -90,6 +90,8 @@ class Glyphs(PictureTasks):
 
 def load_fonts() -> list[ImageFont.FreeTypeFont]:
     """The twelve faces, large enough to be drawn finely."""
+    import matplotlib as mpl  # noqa: PLC0415 - for its fonts alone
+
     folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
     basic = ImageFont.Layout.BASIC  # the other layout is not in every build of Pillow
     return [ImageFont.truetype(folder / face, SIZE * FINE, layout_engine=basic) for face in FACES]

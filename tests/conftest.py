@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,6 +20,15 @@ def pytest_collectstart() -> None:
 
     os.environ["OMP_NUM_THREADS"] = "1"  # else Lightning sets those of this process, also in a fixture of many tests
     torch.set_num_threads(1)
+
+
+if not _learn2learn.installed():  # as where there was no C compiler: what asks for it is skipped
+
+    def _skip() -> NoReturn:
+        pytest.skip(_learn2learn.MISSING, allow_module_level=True)
+
+    _learn2learn.load = _skip
+    _learn2learn.installed = lambda: True
 
 
 LONG = (
@@ -70,9 +79,6 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     quiet.quieten()
-    if not _learn2learn.installed():  # as where there was no C compiler; what needs it finds out by asking for it
-        monkeypatch.setattr(_learn2learn, "load", lambda: pytest.skip(_learn2learn.MISSING))
-        monkeypatch.setattr(_learn2learn, "installed", lambda: True)
     yield
     import torch
 

@@ -20,6 +20,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
+from dmaml_pl import _learn2learn
 from dmaml_pl.studies.runner import server
 
 
@@ -99,6 +102,8 @@ def run(
     finally:
         command.kill()
     assert command.returncode is not None
+    if _learn2learn.MISSING in err:
+        pytest.skip(_learn2learn.MISSING)
     return subprocess.CompletedProcess(words, command.returncode, out, err)
 
 

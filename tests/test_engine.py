@@ -152,8 +152,18 @@ def test_meta_gradient_descent_lowers_the_query_loss_after_adaptation() -> None:
 
 
 WITHOUT = """
-import sys
-sys.modules["learn2learn"] = None  # importing it fails
+import importlib.metadata, sys
+
+HIDDEN, known = {"learn2learn", "mlflow", "optuna", "matplotlib", "pyarrow", "pandas"}, importlib.metadata.distribution
+
+def distribution(name):  # by which libraries ask whether another one is there
+    if name in HIDDEN:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return known(name)
+
+importlib.metadata.distribution = distribution
+sys.modules.update(dict.fromkeys(HIDDEN))  # importing them fails
+
 import torch, dmaml_pl
 from data_modules import Glyphs, Sinusoid
 from dmaml_pl import _learn2learn
@@ -172,11 +182,18 @@ images, y = torch.rand(2, 6, 1, 16, 16), torch.tensor([0, 1, 2] * 2).repeat(2, 1
 pictures = MetaLearning(Conv4(ways=3, image_size=16, filters=4), objective="classification")
 batch = TaskBatch.of(images, y, images, y)
 assert pictures.engine.for_training(pictures.learner, batch).meta_gradient(pictures.learner, batch).loss > 0
+optimizer = torch.optim.Adam(pictures.learner.parameters())  # a loop of one's own
+for _ in range(2):
+    optimizer.zero_grad()
+    pictures.engine.for_training(pictures.learner, batch).meta_gradient(pictures.learner, batch)
+    optimizer.step()
 print(module.engine_in_use, pictures.engine_in_use)
 """
 
 
-def test_training_evaluating_and_adapting_need_no_learn2learn(tmp_path: Path) -> None:
+def test_training_evaluating_adapting_and_loops_of_ones_own_need_no_learn2learn_mlflow_optuna_or_matplotlib(
+    tmp_path: Path,
+) -> None:
     words = [sys.executable, "-W", "ignore", "-c", WITHOUT]
     done = subprocess.run(
         words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200, check=False
