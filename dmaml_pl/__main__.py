@@ -6,13 +6,14 @@ Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import NoReturn
 
 from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files
-from dmaml_pl.errors import DmamlError
+from dmaml_pl.cli.configs import make_own_importable
+from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.launching.leaving import leave
 from dmaml_pl.launching.memory import keep_freed
 from dmaml_pl.launching.variables import check_variables
@@ -73,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dmaml_pl {__version__}")
         return 0
     try:
+        if sys.platform == "win32":
+            raise ConfigError("dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux.")
         if words[0] in LIGHT:
             command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
             return command(words[1:])
@@ -81,8 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_command(words, TRAININGS)
             check_config_files(words)
             check_checkpoint(words)
-        if str(Path.cwd()) not in sys.path and "" not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
+        make_own_importable(words)
         if sys.stderr.isatty():
             print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
         from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
@@ -100,7 +102,17 @@ def main(arguments: list[str] | None = None) -> int:
 def start() -> NoReturn:
     """Be the command, in a process that is for nothing else."""
     keep_freed()
-    leave(main)
+    leave(_while_read)
+
+
+def _while_read() -> int:
+    try:
+        return main()
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+            raise
+        return 141  # whoever read what is printed has seen enough, such as `head`
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mlflow import MlflowClient
 
 from data_modules import Sinusoid
 from dmaml_pl import MAML, MLP, MetaLearning
+from dmaml_pl.__main__ import main
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
 from dmaml_pl.errors import ConfigError
@@ -690,3 +692,10 @@ def test_own_data_that_cannot_be_used_is_told_before_anything_is_trained(
 ) -> None:
     data = {"class_path": f"data_modules.{name}", "init_args": settings}
     assert refusal(config=GLYPHS | {"data": data}).startswith(expected)
+
+
+def test_windows_is_told_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["fit", "--config", "sinusoid"]) == 1
+    told = "dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux."
+    assert capsys.readouterr().err == f"dmaml: error: {told}\n"

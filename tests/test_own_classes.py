@@ -50,6 +50,24 @@ def test_every_command_of_the_page_works_with_the_pages_own_classes(repository: 
     assert labelled.returncode == 0, labelled.stdout + labelled.stderr
 
 
+def test_they_are_found_beside_the_configuration_from_any_folder(
+    repository: Path, folder: Path, tmp_path: Path
+) -> None:
+    config, settings = str(folder / "mine.yaml"), flags(SHORT | {"trainer.val_check_interval": 1})
+    for words in (
+        ["fit", "--config", config, "--trainer.devices=2", *settings],
+        ["study", "workers", f"--config={config}", "--workers", "2", "--seeds", "1", *settings[:-2]],
+    ):
+        ended = dmaml(tmp_path, *words)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    (tmp_path / "points.csv").write_text("x,y\n" + "\n".join(f"{x / 5},{x / 10}" for x in range(-5, 6)))
+    asked = ["--ckpt", str(next(tmp_path.rglob("last.ckpt"))), "--support=points.csv", "--query=points.csv"]
+    adapted = dmaml(tmp_path, "adapt", *asked, "--trust", str(folder / "mine.py"))
+    assert adapted.returncode == 0, adapted.stdout + adapted.stderr
+    refused = dmaml(tmp_path, "adapt", *asked, "--trust", "nowhere.py")
+    assert refused.stderr.endswith("dmaml: error: --trust is nowhere.py, but there is no such file.\n")
+
+
 def test_the_objective_of_weighted_classes_goes_with_letters(repository: Path, folder: Path) -> None:
     settings = SHORT | {"model.objective": "mine.Weighted", "model.network.filters": 4, "trainer.devices": 1}
     ended = dmaml(folder, "fit", "--config", str(repository / "configs/glyphs.yaml"), *flags(settings))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ def test_each_is_listed_with_what_its_first_line_says(capsys: pytest.CaptureFixt
     assert told["sinusoid"] == "Sinusoid regression of the MAML paper, trained by two workers."
     assert len(told) == len([*configs.folder().rglob("*.yaml")])
     assert all(line.endswith(".") for line in told.values())
+
+
+def test_who_has_seen_enough_of_the_list_ends_it_without_a_traceback() -> None:
+    words = [sys.executable, "-m", "dmaml_pl", "configs"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+    assert listing.returncode == 141
 
 
 def test_a_copy_is_put_here_and_into_folders_and_never_over_a_file(capsys: pytest.CaptureFixture[str]) -> None:

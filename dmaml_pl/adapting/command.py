@@ -28,12 +28,24 @@ def main(words: list[str]) -> int:
     asked = _parse(words)
     if asked.trust and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as `python -m` finds them
+    asked.trust = [_module(name) for name in asked.trust]
     if sys.stderr.isatty():
         print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
     from dmaml_pl.adapting.predicting import adapt_and_predict  # noqa: PLC0415 - what needs no PyTorch does not wait
 
     adapt_and_predict(**vars(asked))
     return 0
+
+
+def _module(name: str) -> str:
+    """The module that is trusted; of a file, its folder becomes one in which Python looks for modules."""
+    if not name.endswith(".py"):
+        return name
+    file = Path(name)
+    if not file.is_file():
+        raise ConfigError(f"--trust is {name}, but there is no such file.")
+    sys.path.append(str(file.resolve().parent))
+    return file.stem
 
 
 def _task(text: str) -> dict[str, Any]:
@@ -71,7 +83,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         default=[],
         metavar="MODULE",
         help="a module or package of yours that the checkpoint "
-        "names classes of, such as that of your own network; may be repeated",
+        "names classes of, such as that of your own network, or its file; may be repeated",
     )
     asked = parser.parse_args(words)
     _check_together(asked)

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def with_files(words: list[str]) -> list[str]:
         elif word in ("-c", "--config") and place + 1 < len(words):
             found[place + 1] = str(find(after))
     return found
+
+
+def make_own_importable(words: list[str]) -> None:
+    """Let a user's own classes be found: first in the working directory, last beside the configurations named."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    for option, value in pairwise(with_files([each for word in words for each in word.split("=", 1)])):
+        beside = str(Path(value).resolve().parent)
+        if option in ("-c", "--config") and beside not in sys.path and Path(value).is_file():
+            sys.path.append(beside)
 
 
 def main(words: list[str]) -> int:

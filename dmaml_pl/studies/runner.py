@@ -14,6 +14,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from dmaml_pl.cli.configs import make_own_importable
 from dmaml_pl.console.meter import PLAIN_SECONDS
 from dmaml_pl.launching.server import ROLES, Forked, Server, started
 
@@ -137,7 +138,7 @@ def _run(job: Job) -> int:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if job.resolved is not None:
-        sys.path.insert(0, str(Path.cwd()))  # a user's own classes, as the front door finds them
+        make_own_importable([*job.words])
         check: Callable[[list[str], Path], int] = importlib.import_module("dmaml_pl.studies.checks").check
         return check(list(job.words), job.resolved)
     sys.argv = ["dmaml", *job.words]
