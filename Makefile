@@ -13,13 +13,15 @@ POSTGRES_IMAGE ?= postgres:17
 BUILD = $(ENGINE) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg UV_VERSION=$(UV_VERSION) $(BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint style format docs image image-test benchmark ui clean pins
+.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
 	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
+	@echo "make test-lowest   the oldest versions that pyproject.toml allows, in an environment of their own"
 	@echo "make benchmark   speed beside other libraries, which it installs; ONLY=\"sinusoid-1 loop\" for a part"
 	@echo "make docs    build the documentation as a site, in site/"
+	@echo "make dist    build the wheel and the source archive, in dist/;  make release-notes  the newest of CHANGELOG.md"
 	@echo "make image   build the container images with docker; ENGINE=podman with another engine"
 	@echo "make image-test   the same, then run them as docs/deploy.md says, and see that its promises hold"
 	@echo "make ui      open the MLflow UI on the trainings made here"
@@ -58,6 +60,26 @@ test: style
 test-all: style
 	@$(call beside_mypy,$(BIN)/python -m pytest -m "not image")
 
+# The package as it is installed, with the oldest versions that pyproject.toml allows. docs/install.md holds the last result.
+# Who runs autograd before a fork, as tests of the compiler do, cannot after it in old versions of PyTorch: these come last.
+LOWEST := .venv-lowest/bin
+LOWEST_TEST := $(LOWEST)/python -m pytest -p no:cacheprovider -W ignore::DeprecationWarning -W ignore::FutureWarning
+LOWEST_FILES := engine engine_promises vectorized per_task maml all_algorithms meta_sgd sinusoid tabular image_tasks \
+  samplers glyphs rollouts policies trust_region precision backbone merge merge_options dmaml task_parallel checkpoints \
+  end_to_end tracker outbox studies search study_results compare mlflow_model shipped_configs
+test-lowest: $(READY)
+	@rm -rf .venv-lowest dist/lowest && $(PYTHON) -m venv .venv-lowest
+	@$(BIN)/uv build --quiet --wheel --out-dir dist/lowest
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct \
+	  "dmaml_pl[learn2learn] @ file://$(CURDIR)/$$(ls dist/lowest/*.whl)"
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/python hypothesis pytest pytest-timeout pytest-xdist
+	@if $(LOWEST)/python -c '$(CAN_BUILD)'; then \
+	  $(BIN)/uv pip install --quiet --python $(LOWEST)/python --no-deps learn2learn==0.2.0; fi
+	@cd .venv-lowest && bin/dmaml fit --config sinusoid
+	@$(LOWEST_TEST) -n 2 --dist loadfile $(LOWEST_FILES:%=tests/test_%.py)
+	@$(LOWEST_TEST) tests/test_compiled.py tests/test_trial.py
+	@$(BIN)/uv pip list --python $(LOWEST)/python | grep -E "^(torch|torchvision|pytorch-lightning|mlflow|numpy|optuna|pandas) "
+
 # mypy takes the core that the tests leave idle, a minute long where it has no cache yet; what it says comes last.
 define beside_mypy
 said=$$(mktemp); $(BIN)/mypy > $$said 2>&1 & mypy=$$!; trap "kill $$mypy" INT TERM; \
@@ -72,6 +94,8 @@ style: $(READY)
 	@$(BIN)/ruff format --check
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/test.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(READY)
 	@$(BIN)/ruff check --fix
@@ -86,6 +110,14 @@ benchmark: $(READY)
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Documentation: site/index.html"
+
+# A version is a tag `vX.Y.Z`: CONTRIBUTING.md says what precedes it.
+dist: $(READY)
+	@rm -rf dist && $(BIN)/uv build --quiet --out-dir dist
+	@ls dist/dmaml_pl-*
+
+release-notes:
+	@awk '/^## /{part++} part==1' CHANGELOG.md
 
 image:
 	@$(BUILD) --target mlflow --tag dmaml-mlflow:latest .
@@ -105,4 +137,4 @@ pins: $(READY)
 	  pyproject.toml --output-file requirements.txt
 
 clean:
-	@rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv .venv-lowest site .mypy_cache .ruff_cache .pytest_cache
