@@ -72,6 +72,7 @@ OMNIGLOT: dict[str, Any] = GLYPHS | {
         "init_args": {"root": "omniglot", "ways": 2, "shots": 1, "queries": 1, "train_classes": 6, "val_classes": 3},
     }
 }
+VIT = {"image_size": 8, "patch_size": 8, "num_layers": 1, "num_heads": 1, "hidden_dim": 2, "mlp_dim": 2}
 DATA, MODEL, STRATEGY, LOGGER = (
     f"{name}.init_args" for name in ("data", "model", "trainer.strategy", "trainer.logger")
 )
@@ -352,6 +353,18 @@ def test_the_metric_after_any_adaptation_step_may_be_monitored(monkeypatch: pyte
     Path("a.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(EnoughError):
         run(["fit", "--config", "a.yaml"])
+
+
+def test_a_default_that_a_config_with_references_cannot_hold_is_named_with_what_to_set(refusal: Refusal) -> None:
+    network = {"class_path": "torchvision.models.VisionTransformer", "init_args": VIT}
+    config = changed(SINUSOID, {f"{MODEL}.network": network, f"{DATA}.val_tasks": "${data.init_args.meta_batch}"})
+    said = refusal(config=config)
+    assert said.startswith(
+        "model.network.norm_layer is functools.partial(<class 'torch.nn.modules.normalization.LayerN"
+    )
+    assert said.endswith("cannot hold: set it to a class path, such as torch.nn.modules.normalization.LayerNorm.")
+    config = changed(config, {f"{MODEL}.network.init_args.norm_layer": "torch.nn.LayerNorm"})
+    assert refusal(config=config).startswith("model.network cannot take samples of shape (1,)")
 
 
 # ---- files and references

@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -48,6 +48,7 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
         if value is None and name.partition(".")[0] in groups:
             raise ConfigError(f"{name} has no value: give one after --{name}.")
     _inspect(parser, _given(options))
+    _check_defaults("", _given(options))
     raise ConfigError(" ".join(str(error).split()))
 
 
@@ -184,6 +185,27 @@ def _check_class(setting: str, path: str, value: dict[str, Any], found: Any, ski
     add = parser.add_class_arguments if inspect.isclass(found) else parser.add_function_arguments
     add(found, skip={skip}, fail_untyped=False, sub_configs=True)
     _inspect(parser, settings, f"{setting}.", path)
+
+
+def _check_defaults(setting: str, value: Any) -> None:
+    """Check that the classes in a configuration have defaults that the parser can write down.
+
+    Raises:
+        ConfigError: names the first that has not.
+    """
+    if not isinstance(value, dict):
+        return
+    path, given = value.get("class_path"), value.get("init_args") or {}
+    if isinstance(path, str) and "." in path and isinstance(given, dict):
+        for name, parameter in inspect.signature(_find(setting, path, (object,))).parameters.items():
+            if isinstance(parameter.default, partial) and name not in given:
+                made = parameter.default.func
+                raise ConfigError(
+                    f"{setting}.{name} is {parameter.default!r} by default, which a config with references (${{...}}) "
+                    f"cannot hold: set it to a class path, such as {made.__module__}.{made.__qualname__}."
+                )
+    for name, inner in value.items():
+        _check_defaults(setting if name in _OF_A_CLASS else f"{setting}.{name}".lstrip("."), inner)
 
 
 def _takes(kind: Any, value: Any) -> bool:
