@@ -479,16 +479,18 @@ def test_the_help_loads_neither_pytorch_nor_mlflow() -> None:
 @pytest.mark.parametrize(
     ("visible", "at_once", "expected"),
     [
-        ("0,1,2,3", 2, ["0,1", "2,3"]),
-        ("4,7", 4, ["4", "7", "4", "7"]),
-        ("0,1,2", 2, ["0", "1"]),
-        ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("0,1,2,3", 2, ["0,1,2,3", "2,3,0,1"]),
+        ("4,7", 4, ["4,7", "7,4", "4,7", "7,4"]),
+        ("0,1,2", 2, ["0,1,2", "1,2,0"]),
+        ("GPU-a,GPU-b", 2, ["GPU-a,GPU-b", "GPU-b,GPU-a"]),
         ("0,1", 1, []),
         ("", 2, []),
         ("-1", 2, []),
     ],
 )
-def test_trainings_at_the_same_time_have_gpus_of_their_own(visible: str, at_once: int, expected: list[str]) -> None:
+def test_trainings_at_the_same_time_begin_with_gpus_of_their_own(
+    visible: str, at_once: int, expected: list[str]
+) -> None:
     assert gpu_shares(at_once, {"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
@@ -513,4 +515,4 @@ def test_each_training_is_given_its_gpus_by_the_environment(tmp_path: Path, monk
     monkeypatch.setattr("multiprocessing.connection.wait", lambda *_: None)
     jobs = [runner.Job(number, ("fit",), tmp_path / f"{number}.log") for number in range(4)]
     assert len(list(runner.make(jobs, at_once=2))) == 4
-    assert given == ["5", "6", "5", "6"]
+    assert given == ["5,6", "6,5", "5,6", "6,5"]

@@ -118,10 +118,9 @@ def make(jobs: Iterable[Job], at_once: int, on_wait: Callable[[list[Job]], objec
 
 
 def gpu_shares(at_once: int, environment: Mapping[str, str]) -> list[str]:
-    """Which GPUs each of so many trainings at the same time sees, as CUDA_VISIBLE_DEVICES; empty where all see all.
+    """The GPUs of each of so many trainings at the same time, as CUDA_VISIBLE_DEVICES; empty where that is one's own.
 
-    Each has as many as there are for it; where there are fewer than trainings, some share one. Else all would be on
-    the first.
+    All see all, but each another one first: a training takes as many as it has workers, and all would take the first.
     """
     named = environment.get("CUDA_VISIBLE_DEVICES")
     found = [file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")]
@@ -129,7 +128,8 @@ def gpu_shares(at_once: int, environment: Mapping[str, str]) -> list[str]:
     if at_once == 1 or not gpus:
         return []
     each = max(len(gpus) // at_once, 1)
-    return [",".join(gpus[place * each % len(gpus) :][:each]) for place in range(at_once)]
+    firsts = [place * each % len(gpus) for place in range(at_once)]
+    return [",".join([*gpus[first:], *gpus[:first]]) for first in firsts]
 
 
 def _run(job: Job) -> int:
