@@ -34,6 +34,7 @@ commands:
   configs    the configurations that come with the package: list them, or copy one
   ui         open the MLflow UI on the local store
   sync       send what trainings have kept while the MLflow server was away
+  export     put a trained network into a folder, with a model card; push and pull bring it to a hub, and back
 
   dmaml fit --config sinusoid                          train
   dmaml fit --config sinusoid --print_config           show every setting
@@ -54,8 +55,11 @@ LIGHT = {
     "configs": "dmaml_pl.cli.configs",
     "ui": "dmaml_pl.tracking.ui",
     "sync": "dmaml_pl.tracking.sync",
+    "export": "dmaml_pl.serving.export",
+    "push": "dmaml_pl.serving.hub:push",
+    "pull": "dmaml_pl.serving.hub:pull",
 }
-"""Commands whose `main` begins without PyTorch."""
+"""Commands that begin without PyTorch: the module of their `main`, or of another function after a colon."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         if sys.platform == "win32":
             raise ConfigError("dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux.")
         if words[0] in LIGHT:
-            command: Callable[[list[str]], int] = import_module(LIGHT[words[0]]).main
+            module, _, name = LIGHT[words[0]].partition(":")
+            command: Callable[[list[str]], int] = getattr(import_module(module), name or "main")
             return command(words[1:])
         check_variables()
         if "LOCAL_RANK" not in os.environ:  # else worker 0 tells for all, once it is known which that is

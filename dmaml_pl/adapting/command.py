@@ -69,7 +69,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--ckpt", type=Path, metavar="FILE", help="checkpoint of a training, such as best.ckpt")
+    add(
+        "--ckpt",
+        type=Path,
+        metavar="FILE",
+        help="a training's checkpoint, such as best.ckpt, or what dmaml export wrote",
+    )
     add("--support", type=Path, metavar="DIR", help="samples to adapt to: a folder of class folders, or a CSV file")
     add("--query", type=Path, metavar="DIR_OR_FILE", help="what to ask about: pictures, or a CSV file")
     add("--task", type=_task, metavar="JSON", help="environment to adapt a policy to, in place of samples")
@@ -106,7 +111,7 @@ def _check_files(asked: argparse.Namespace) -> None:
     """Check that what is to be read is there, and that what is to be written can lie there."""
     if asked.output is not None and asked.output.suffix not in (".csv", ".json"):
         raise ConfigError(f"--output is {asked.output}, but its name must end in .csv or .json.")
-    if not asked.ckpt.is_file():
+    if not asked.ckpt.exists():
         raise ConfigError(f"--ckpt is {asked.ckpt}, but there is no such file: give one such as best.ckpt.")
     for option in ("support", "query"):
         path = getattr(asked, option)

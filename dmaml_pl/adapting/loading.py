@@ -11,6 +11,7 @@ from torch import nn
 
 from data_modules import TaskDataModule
 from dmaml_pl.adapting.adapted import ADAPTED_KEY, AdaptedLearner, give_shapes
+from dmaml_pl.adapting.exported import WEIGHTS, read_weights
 from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.adapting.policy import AdaptedPolicy
 from dmaml_pl.adapting.recipe import build, of_today
@@ -25,7 +26,7 @@ def load(path: str | Path, module: MetaLearning | None = None, trust: Sequence[s
     """The learner of a training, ready to be adapted to a user's own samples.
 
     Args:
-        path: a checkpoint, such as `best.ckpt`, or what `FewShotLearner.save` wrote.
+        path: a checkpoint, such as `best.ckpt`, what `FewShotLearner.save` wrote, or the folder of `dmaml export`.
         module: a module like the trained one, which gets the weights. Needed for trainings made in Python; those made
             by `dmaml fit` keep their configuration in the checkpoint, from which the module is built.
         trust: packages or modules outside of dmaml_pl and PyTorch whose classes that configuration may name, such as
@@ -78,8 +79,12 @@ def load_either(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        path /= WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: give the checkpoint of a training, such as best.ckpt.")
+    if path.suffix == ".safetensors":
+        return read_weights(path)
     content = read_plain(
         path,
         f"{path} is truncated, damaged, or no checkpoint at all; code in a file is never run: give the checkpoint of "
