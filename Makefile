@@ -13,7 +13,7 @@ POSTGRES_IMAGE ?= postgres:17
 BUILD = $(ENGINE) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg UV_VERSION=$(UV_VERSION) $(BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark ui clean pins
+.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark models ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
@@ -24,6 +24,7 @@ help:
 	@echo "make dist    build the wheel and the source archive, in dist/;  make release-notes  the newest of CHANGELOG.md"
 	@echo "make image   build the container images with docker; ENGINE=podman with another engine"
 	@echo "make image-test   the same, then run them as docs/deploy.md says, and see that its promises hold"
+	@echo "make models  train the shipped configurations that take minutes, and export them to models/"
 	@echo "make ui      open the MLflow UI on the trainings made here"
 	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make clean   remove .venv and caches (not mlruns)"
@@ -127,6 +128,14 @@ image-test: $(READY) image
 	@ENGINE="$(ENGINE)" COMPOSE="$(COMPOSE)" BASE_IMAGE="$(BASE_IMAGE)" POSTGRES_IMAGE="$(POSTGRES_IMAGE)" \
 	  $(BIN)/python -m pytest -vv --no-header -m image tests/test_image.py tests/test_compose.py
 	@$(ENGINE) images
+
+# Trained networks of the shipped configurations that take minutes, in models/, to begin with.
+MODELS ?= sinusoid glyphs navigation2d
+models: $(READY)
+	@for name in $(MODELS); do \
+	  $(BIN)/python -m dmaml_pl fit --config configs/$$name.yaml --checkpoint.dirpath models/.$$name/checkpoints \
+	    --report.folder models/.$$name && \
+	  $(BIN)/python -m dmaml_pl export models/.$$name/checkpoints/best.ckpt models/$$name || exit 1; done
 
 ui: $(READY)
 	@$(BIN)/python -m dmaml_pl ui

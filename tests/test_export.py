@@ -128,7 +128,7 @@ def test_a_report_beside_the_checkpoint_is_in_the_card(sines: Path, tmp_path: Pa
     kept = tmp_path / "training" / "checkpoints"
     kept.mkdir(parents=True)
     (kept / "best.ckpt").write_bytes(sines.read_bytes())
-    (kept.parent / "report.md").write_text("# Meta-test on Sinusoid\n\n| steps | mse |\n")
+    (kept.parent / "report.md").write_text(f"# Meta-test on Sinusoid\n\n| steps | mse |\n\nOf {kept}/best.ckpt\n")
     steps = [{"step": step, "trained": 1 / (1 + step)} for step in range(3)]
     found = {"metric": "mse", "inner_steps": 1, "tasks": 600, "steps": steps}
     (kept.parent / "report.json").write_text(json.dumps(found))
@@ -138,6 +138,7 @@ def test_a_report_beside_the_checkpoint_is_in_the_card(sines: Path, tmp_path: Pa
     assert result == {"type": "mse", "value": 0.5, "name": "after 1 step, mean of 600 tasks"}
     assert "## Meta-test on Sinusoid\n\n| steps | mse |" in text
     assert "No license is stated" in text
+    assert "Of best.ckpt\n" in text, "folders of this machine are cut off"
 
 
 def test_what_was_pushed_is_pulled_as_it_was(

@@ -65,7 +65,10 @@ def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noq
         write_weights(checkpoint, folder / WEIGHTS)
         if report is not None and (report / "figures").is_dir():
             shutil.copytree(report / "figures", folder / "figures", dirs_exist_ok=True)
-        (folder / CARD).write_text(_card(checkpoint["config"], report, folder.name, license), encoding="utf-8")
+        card = _card(checkpoint["config"], report, folder.name, license)
+        for of_this_machine in (ckpt.absolute().parent, Path.cwd()):
+            card = card.replace(f"{of_this_machine}/", "")
+        (folder / CARD).write_text(card, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror or error}): give another FOLDER.") from error
 
