@@ -12,6 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.loops.utilities import _is_max_limit_reached
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
@@ -71,6 +72,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._seconds_since = 0.0
         self._cost = 0.0
         self._told_of_last = False
+        self._trains = False
         self._held: dict[str, Any] | None = None
 
     def check_writable(self) -> None:
@@ -100,6 +102,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """As Lightning's; a resumed training's folder is meant not to be empty."""
+        self._trains = stage == "fit"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the resumed training's own files
             super().setup(trainer, pl_module, stage)
@@ -107,6 +110,15 @@ class RunCheckpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeFileIO()
         if stage == "fit" and trainer.is_global_zero and "://" not in str(self.dirpath):
             remove_leftovers(Path(str(self.dirpath)))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's, which warns where checkpoints are kept in another folder than before: said as it is here."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The dirpath has changed")
+            super().load_state_dict(state_dict)
+        before = state_dict.get("dirpath")
+        if self._trains and before is not None and before != self.dirpath:
+            rank_zero_info(f"Checkpoints were kept in {before}, and now in {self.dirpath}, where best is chosen anew.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on where a checkpoint was kept, which may be in mid-epoch.

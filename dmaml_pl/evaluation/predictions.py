@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from dmaml_pl.checks import require_file, tell_replaced, unwritable
@@ -38,7 +39,7 @@ class PredictionWriter(pl.Callback):
             ConfigError: it cannot.
         """
         require_file(SETTING, Path(self.file))
-        tell_replaced(SETTING, Path(self.file))
+        rank_zero_only(tell_replaced)(SETTING, Path(self.file))
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TaskBatch, batch_idx: int, *args: Any
