@@ -25,6 +25,7 @@ sys.exit(main(sys.argv[1:]))
         (["fit", "--config", "nope.yaml"], "--config is nope.yaml, but there is no such file."),
         (["test", "--config", "sinusoid", "--ckpt_path", "nope.ckpt"], "--ckpt_path is nope.ckpt, but there is no su"),
         (["adapt", "--ckpt", "nope.ckpt", "--support", ".", "--query", "."], "--ckpt is nope.ckpt, but there is no"),
+        (["study", "workers", "--config", "nope.yaml"], "--config is nope.yaml, but there is no such file."),
         (["fits"], "fits is not a command. Did you mean fit?"),
         (["fit", "more"], "more is not a setting: those are given as --NAME VALUE"),
     ],

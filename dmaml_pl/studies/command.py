@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from dmaml_pl.cli.command_line import check_config_files
 from dmaml_pl.cli.configs import find
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
@@ -116,6 +117,7 @@ def main(words: list[str]) -> int:
 
 
 def _check(given: argparse.Namespace, rest: list[str]) -> None:
+    check_config_files([word for file in given.config for word in ("--config", str(file))])
     for word in rest:
         name = word.partition("=")[0]
         if name in _OWN:
