@@ -1,18 +1,23 @@
 """Makes the site of what lies in the repository, not only of `docs/`: README, configs, deploy files, CONTRIBUTING.
 
-In the repository these link to each other by their places in it; in the site `docs/` is the root.
+In the repository these link to each other by their places in it; in the site `docs/` is the root. Notebooks become
+pages.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from docs import notebook_pages  # noqa: E402 - MkDocs loads this file as if it stood alone
+
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/README.md")
 FOLDERS = ("configs", "deploy")
 
@@ -22,6 +27,11 @@ def on_files(files: Files, config: Any) -> Files:
     others = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
     for name in dict.fromkeys([*PAGES, *(path.relative_to(ROOT).as_posix() for path in others)]):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for file in notebook_pages.files():
+        page, pictures = notebook_pages.as_markdown(file)
+        files.append(File.generated(config, f"notebooks/{file.stem}.md", content=page))
+        for picture, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{picture}", content=content))
     return files
 
 
@@ -36,6 +46,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link[0]
         place = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
         within = place.removeprefix("docs/")
+        if within.endswith(".ipynb") and not here.startswith("docs/notebooks/"):  # where the page is to be read
+            within = f"{within.removesuffix('.ipynb')}.md"
         return f"]({posixpath.relpath(within, posixpath.dirname(page.file.src_uri) or '.')}{mark}{anchor})"
 
     return re.sub(r"\]\((?P<target>[^)\s]+)\)", moved, markdown)

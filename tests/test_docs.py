@@ -52,7 +52,13 @@ def test_the_site_holds_every_page_and_all_that_it_links_to(copy: Path) -> None:
     site = copy / "site"
     for page in ("", "merging/", "studies/", "machines/", "configs/", "CONTRIBUTING/", "CHANGELOG/"):
         assert (site / page / "index.html").is_file(), page
-    assert "A configurable trainer" in (site / "index.html").read_text()
+    for notebook in ("first_training", "reading_a_study"):
+        shown = (site / "notebooks" / notebook / "index.html").read_text()
+        assert f"{notebook}_0.png" in shown
+        assert (site / "notebooks" / f"{notebook}.ipynb").is_file()
+    searched = (site / "search" / "search_index.json").read_text().lower()
+    for words in ("early stopping", "notebook", "resnet", "timm", "windows", "wandb"):
+        assert words in searched, words
     assert "first_order" in (site / "reference" / "algorithms" / "index.html").read_text()
     for page_file in site.rglob("index.html"):
         links = Links()

@@ -79,6 +79,9 @@ def test_a_training_from_python_is_tracked_and_goes_on_in_its_mlflow_run(tmp_pat
     assert run.data.params["model.algorithm"] == "MAML"
     assert run.data.tags["dmaml.engine"] == "vectorized"
     assert run.info.status == "FINISHED"
+    inputs: Any = run.inputs
+    (logged,) = inputs.dataset_inputs
+    assert (logged.dataset.name, '"shots": 10' in logged.dataset.profile) == ("Sinusoid", True)
     assert {point.step for point in client.get_metric_history(run.info.run_id, "val/mse")} == {4, 8, 12}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"checkpoints", "report.md"}
 

@@ -1,5 +1,7 @@
 """Keeps what a training was made with: its resolved configuration, in MLflow and in every checkpoint."""
 
+import hashlib
+import json
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +10,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from dmaml_pl.checkpoints import CONFIG_KEY
 from dmaml_pl.evaluation.facts import facts_of_settings, settings_of
+from dmaml_pl.tasks import ActingSource
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 RUN_ID_KEY = "mlflow_run_id"
@@ -17,12 +20,19 @@ ENGINE_TAG = "dmaml.engine"
 
 
 class RunRecorder(pl.Callback):
-    """Keeps the engine's name in MLflow, and the MLflow run's id in every checkpoint."""
+    """Keeps the engine's name and the data set in MLflow, and the MLflow run's id in every checkpoint."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Keep what `model.engine: auto` came to."""
-        for tracker in trackers(trainer):
+        """Keep what `model.engine: auto` came to, and what is trained on."""
+        data: Any = getattr(trainer, "datamodule", None)
+        for tracker in trackers(trainer) if trainer.is_global_zero else ():
             tracker.set_tags({ENGINE_TAG: pl_module.engine_in_use})
+            if data is not None:
+                settings = facts_of_settings(pl_module, data)["data"]
+                source = next(
+                    (settings[name] for name in ("root", "path") if settings.get(name)), type(data).__module__
+                )
+                tracker.log_data(type(data).__name__, str(source), _digest(data, settings), settings)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -68,6 +78,14 @@ class ConfigRecorder(RunRecorder, SaveConfigCallback):
             settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
             self._kept = {name: settings[name] for name in ("model", "data")}
         checkpoint[CONFIG_KEY] = self._kept
+
+
+def _digest(data: Any, settings: dict[str, Any]) -> str:
+    """Of the settings, and of what a task of training and one of the meta-test hold; of environments, the settings."""
+    content = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for split in () if isinstance(data, ActingSource) else ("train", "test"):
+        content.update(data.evaluation_task(split, 0).support_x.contiguous().numpy().tobytes())
+    return content.hexdigest()[:8]
 
 
 def trackers(trainer: pl.Trainer) -> list[MLflowTracker]:

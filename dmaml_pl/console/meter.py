@@ -64,7 +64,8 @@ class Meter:
             self._line.show(done, total, f"{title} ...")
             return
         console = Console(stderr=True)
-        if not console.is_terminal:
+        # FORCE_COLOR, which notebooks and hosted CI set, makes rich take a pipe for a terminal.
+        if not (console.is_terminal and sys.stderr.isatty()):
             if announce:
                 say(f"{title[:1].upper()}{title[1:]} ...")
             return

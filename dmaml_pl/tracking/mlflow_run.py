@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHANGED_PARAMS = "dmaml.changed_params"
 ERROR = "dmaml.error"
 RESUMED = "dmaml.resumed"
+CONTEXT = "mlflow.data.context"
 COMMAND, COMMIT = "dmaml.first_command", "dmaml.first_git_commit"
 """What started the training; `dmaml.command` and `dmaml.git_commit` tell what resumed it last."""
 
@@ -134,6 +135,14 @@ class MLflowRun:
         self.started_by = {COMMAND: facts["command"], COMMIT: facts["git_commit"]} | self.started_by
         self.set_tags(environment_tags(facts) | self.started_by)
         self.log_text(json.dumps(facts, indent=2) + "\n", name)
+
+    def log_data(self, name: str, source: str, digest: str, profile: Mapping[str, Any]) -> None:
+        """Log what was trained on, as MLflow's data set."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag  # noqa: PLC0415 (slow import)
+
+        made = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
+        with brief_requests():
+            self.client.log_inputs(self.run_id, datasets=[DatasetInput(made, [InputTag(CONTEXT, "training")])])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; MLflow cuts a text longer than 8000 characters."""

@@ -294,6 +294,19 @@ class MLflowTracker(Logger):
         sender.wait(patience_s=0)
         return run.model_versions.get(key)
 
+    def log_data(self, name: str, source: str, digest: str, profile: Mapping[str, Any]) -> None:
+        """Log what was trained on, as MLflow's data set; the training goes on where the store does not take it.
+
+        Args:
+            name: of the data set.
+            source: where it is.
+            digest: differs where its tasks do.
+            profile: its settings, plain values.
+        """
+        run = self._run
+        if run is not None:
+            self._attempt("the data set", lambda: run.log_data(name, source, digest, profile))
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the MLflow run."""
         self._put({"do": "set_tags", "tags": dict(tags)})
