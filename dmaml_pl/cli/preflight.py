@@ -106,7 +106,7 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
     runs = int(runs * limit) if isinstance(limit, float) else min(runs, limit or 0)
     if runs < 1:
         raise ConfigError(
-            f"trainer.limit_train_batches is {limit}, which leaves no run of the {data.runs_per_epoch} of an epoch: "
+            f"trainer.limit_train_batches is {limit:g}, which leaves no run of the {data.runs_per_epoch} of an epoch: "
             "set it higher, to a number of runs or a share of them."
         )
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
