@@ -35,7 +35,7 @@ constexpr int BYTES = 16, MOST_COLUMNS = 2, ACCUMULATORS = 12;
 #endif
 constexpr int PADDED_TO = 64;           // bytes: channels of all machines are padded alike
 constexpr int ROW_BLOCK = 96;           // rows of outputs whose sums stay in a cache from tap to tap
-constexpr int PIXEL_BLOCK = 64;         // pixels whose values stay in a cache from channel to channel
+constexpr int PIXEL_BLOCK = 96;         // pixels whose values stay in a cache from channel to channel
 constexpr size_t CHUNK_BYTES = 1 << 18; // of a stage's outputs, which stay in a cache from operation to operation
 
 enum Act { LINEAR, RELU, TANH };
@@ -72,10 +72,10 @@ template <class F> inline void in_tiles(int rows, int most, const F &f) {  // f(
   }
 }
 
-// c[to[m]] (+)= sum over NP pairs and k < K of a[from[m] + k] * b[k]: rows of b are `ld` apart, columns COLS vectors.
+// c[to[m]] (+)= sum over NP pairs and k < K of a[from[m] + ks[k]] * b[k]: rows of b are `ld` apart, columns COLS vectors.
 template <class R, int NP, int COLS, int ROWS>
 __attribute__((noinline)) void product(const R *const *a, const R *const *b, int ld, const int *from, const int *to,
-                                       R *c, int K, bool first) {
+                                       R *c, const int *ks, int K, bool first) {
   constexpr int L = LANES<R>;
   Vec<R> sum[ROWS][COLS];
 #pragma GCC unroll 12
@@ -94,7 +94,7 @@ __attribute__((noinline)) void product(const R *const *a, const R *const *b, int
 #pragma GCC unroll 12
       for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int n = 0; n < COLS; n++) sum[m][n] += row[m][k] * column[n];
+        for (int n = 0; n < COLS; n++) sum[m][n] += row[m][ks[k]] * column[n];
     }
   }
 #pragma GCC unroll 12
@@ -103,16 +103,16 @@ __attribute__((noinline)) void product(const R *const *a, const R *const *b, int
     for (int n = 0; n < COLS; n++) store<R>(c + to[m] + n * L, sum[m][n]);
 }
 
-// g[c] += sum over NP pairs and p < P of x[xs[p] + c] * d[ds[p]], for ROWS channels c and COLS vectors of columns.
+// g[k] (+)= sum over NP pairs and p < P of x[xs[p] + ks[k]] * d[ds[p]], for ROWS rows k and COLS vectors of columns.
 template <class R, int NP, int COLS, int ROWS>
 __attribute__((noinline)) void outer_product(const R *const *x, const R *const *d, const int *xs, const int *ds, int P,
-                                             R *g, int ld) {
+                                             R *g, int ld, const int *ks, bool first) {
   constexpr int L = LANES<R>;
   Vec<R> sum[ROWS][COLS];
 #pragma GCC unroll 12
   for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-    for (int n = 0; n < COLS; n++) sum[m][n] = load(g + m * ld + n * L);
+    for (int n = 0; n < COLS; n++) sum[m][n] = first ? Vec<R>{} : load(g + m * ld + n * L);
 #pragma GCC unroll 2
   for (int q = 0; q < NP; q++)
     for (int p = 0; p < P; p++) {
@@ -123,7 +123,7 @@ __attribute__((noinline)) void outer_product(const R *const *x, const R *const *
 #pragma GCC unroll 12
       for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int n = 0; n < COLS; n++) sum[m][n] += xp[m] * column[n];
+        for (int n = 0; n < COLS; n++) sum[m][n] += xp[ks[m]] * column[n];
     }
 #pragma GCC unroll 12
   for (int m = 0; m < ROWS; m++)
@@ -138,30 +138,29 @@ template <class F> inline void in_columns(int vectors, const F &f) {  // f(first
 
 template <class R, int NP>
 void products(const R *const *a, const R *const *b, int ld, int columns, const int *from, const int *to, int rows, R *c,
-              int K, bool first) {
+              const int *ks, int K, bool first) {
   in_columns(columns / LANES<R>, [&](int at, auto count) {
     const int shift = at * LANES<R>;
     const R *right[2] = {b[0] + shift, NP > 1 ? b[NP - 1] + shift : nullptr};
     constexpr int most = most_rows(count());
     in_tiles(rows, most, [&](int m, int few) {
       with_number<most>(few, [&](auto size) {
-        product<R, NP, count(), size()>(a, right, ld, from + m, to + m, c + shift, K, first);
+        product<R, NP, count(), size()>(a, right, ld, from + m, to + m, c + shift, ks, K, first);
       });
     });
   });
 }
 
 template <class R, int NP>
-void outer_products(const R *const *x, const R *const *d, const int *xs, const int *ds, int pixels, R *g, int K,
-                    int columns) {
+void outer_products(const R *const *x, const R *const *d, const int *xs, const int *ds, int pixels, R *g,
+                    const int *ks, int K, int columns, bool first) {
   in_columns(columns / LANES<R>, [&](int at, auto count) {
     const int shift = at * LANES<R>;
     const R *right[2] = {d[0] + shift, NP > 1 ? d[NP - 1] + shift : nullptr};
     constexpr int most = most_rows(count());
     in_tiles(K, most, [&](int m, int few) {
-      const R *left[2] = {x[0] + m, NP > 1 ? x[NP - 1] + m : nullptr};
       with_number<most>(few, [&](auto size) {
-        outer_product<R, NP, count(), size()>(left, right, xs, ds, pixels, g + m * columns + shift, columns);
+        outer_product<R, NP, count(), size()>(x, right, xs, ds, pixels, g + m * columns + shift, columns, ks + m, first);
       });
     });
   });
@@ -193,7 +192,7 @@ template <class R> struct Stage {
   int pad_h, pad_w;
   std::vector<Rows> forward, back;
   std::vector<Pairs> pairs;
-  std::vector<int> of_window, place;  // of a pixel: the pooled one that it belongs to or -1, and its place in there
+  std::vector<int> ks, channels;  // what the rows of a tap's weights are multiplied with, from a pixel on; those of its filters
 
   int rows_of_norm(int n) const { return norm == GROUP ? n : 1; }
   int64_t out() const { return int64_t(ppx) * cp; }
@@ -222,22 +221,23 @@ template <class R> Stage<R> make_stage(const int64_t *f, double eps, bool is_fir
   s.weights = at, s.bias = s.norm == GROUP ? behind : -1, s.gamma = behind + (s.norm == GROUP ? s.cp : 0);
   s.beta = s.gamma + s.cp, at = s.beta + s.cp;
   s.chunk = std::max<int64_t>(1, std::min<int64_t>(n, int64_t(CHUNK_BYTES / sizeof(R)) / std::max<int64_t>(1, s.y())));
-  // Samples have their padding in memory, and a row of the kernel is one tap, as they have few channels.
+  // Samples have their padding in memory, and the whole kernel is one tap, as they have few channels.
   const int wide = is_first ? s.w + 2 * q : s.w, high = is_first ? s.h + 2 * p : s.h;
   s.input = int64_t(wide) * high * s.cin;
-  s.taps = is_first ? kh : kh * kw, s.K = is_first ? kw * s.cin : s.cin;
-  const auto tap = [&](int a, int b) { return is_first ? Tap{a, a * wide * s.cin} : Tap{a * kw + b, (a * wide + b) * s.cin}; };
-  const int columns = is_first ? 1 : kw, shift_h = is_first ? 0 : p, shift_w = is_first ? 0 : q;
+  s.taps = is_first ? 1 : kh * kw, s.K = is_first ? kh * kw * s.cin : s.cin;
+  for (int k = 0; k < s.K; k++) s.ks.push_back(is_first ? (k / (kw * s.cin) * wide) * s.cin + k % (kw * s.cin) : k);
+  for (int k = 0; k < s.cp; k++) s.channels.push_back(k);
+  const int rows = is_first ? 1 : kh, columns = is_first ? 1 : kw, shift_h = is_first ? 0 : p, shift_w = is_first ? 0 : q;
   std::map<std::vector<std::pair<int, int>>, Rows> forward, back;
   s.pairs.resize(s.taps);
   for (int i = 0; i < s.oh; i++)
     for (int j = 0; j < s.ow; j++) {
       const int top = i * sh - shift_h, left = j * sw - shift_w, from = (top * wide + left) * s.cin, to = (i * s.ow + j) * s.cp;
       std::vector<std::pair<int, int>> key;
-      for (int a = 0; a < kh; a++)
+      for (int a = 0; a < rows; a++)
         for (int b = 0; b < columns; b++) {
           if (!is_first && (top + a < 0 || top + a >= s.h || left + b < 0 || left + b >= s.w)) continue;
-          const Tap t = tap(a, b);
+          const Tap t{a * kw + b, (a * wide + b) * s.cin};
           key.push_back({t.number, t.shift});
           s.pairs[t.number].x.push_back(from + t.shift), s.pairs[t.number].d.push_back(to);
         }
@@ -275,12 +275,6 @@ template <class R> Stage<R> make_stage(const int64_t *f, double eps, bool is_fir
     pair.each = pair.x.size();
     repeated(pair.x, s.input), repeated(pair.d, s.y());
   }
-  for (int i = 0; i < s.oh; i++)
-    for (int j = 0; j < s.ow; j++) {
-      const int a = s.window ? i / s.window : 0, b = s.window ? j / s.window : 0;
-      s.of_window.push_back(s.pool == MAX ? (a < s.ph && b < s.pw ? a * s.pw + b : -1) : 0);
-      s.place.push_back(s.pool == MAX ? i % s.window * s.window + j % s.window : 0);
-    }
   return s;
 }
 
@@ -294,7 +288,7 @@ void convolve(const Stage<R> &s, const R *const *x, const R *const *w, R *out, i
       for (const Tap &t : rows.taps) {
         const R *a[2], *b[2];
         for (int q = 0; q < NP; q++) a[q] = x[q] + t.shift, b[q] = w[q] + int64_t(t.number) * s.K * s.cp;
-        products<R, NP>(a, b, s.cp, s.cp, &rows.from[at], &rows.to[at], m, out, s.K, first);
+        products<R, NP>(a, b, s.cp, s.cp, &rows.from[at], &rows.to[at], m, out, s.ks.data(), s.K, first);
         first = false;
       }
     }
@@ -312,20 +306,22 @@ void convolve_back(const Stage<R> &s, const R *const *d, const R *const *turned,
       for (const Tap &t : rows.taps) {
         const R *a[2], *b[2];
         for (int q = 0; q < NP; q++) a[q] = d[q] + t.shift, b[q] = turned[q] + int64_t(t.number) * s.cin * s.cp;
-        products<R, NP>(a, b, s.cin, s.cin, &rows.from[at], &rows.to[at], m, gx, s.cp, first);
+        products<R, NP>(a, b, s.cin, s.cin, &rows.from[at], &rows.to[at], m, gx, s.channels.data(), s.cp, first);
         first = false;
       }
     }
 }
 
-// gw += the convolution's derivative by its weights.
+// gw (+)= the convolution's derivative by its weights.
 template <class R, int NP>
-void convolve_weights(const Stage<R> &s, const R *const *x, const R *const *d, R *gw, int images) {
+void convolve_weights(const Stage<R> &s, const R *const *x, const R *const *d, R *gw, int images, bool first) {
   for (int t = 0; t < s.taps; t++) {
     const Pairs &pairs = s.pairs[t];
+    R *g = gw + int64_t(t) * s.K * s.cp;
+    if (first && !pairs.each) memset(g, 0, sizeof(R) * s.K * s.cp);
     for (int at = 0, all = pairs.each * images; at < all; at += PIXEL_BLOCK)
-      outer_products<R, NP>(x, d, &pairs.x[at], &pairs.d[at], std::min(PIXEL_BLOCK, all - at),
-                            gw + int64_t(t) * s.K * s.cp, s.K, s.cp);
+      outer_products<R, NP>(x, d, &pairs.x[at], &pairs.d[at], std::min(PIXEL_BLOCK, all - at), g, s.ks.data(), s.K, s.cp,
+                            first && !at);
   }
 }
 
@@ -341,11 +337,36 @@ template <class R> void add_to_bias(const Stage<R> &s, const R *dy, R *g, int im
     for (int c = 0; c < s.cp; c++) g[s.bias + c] += dy[p * s.cp + c];
 }
 
+// to[j * to_ld + i] = from[i * ld + j], for as many i and j as a vector has lanes
+template <class R> inline void transpose_tile(const R *from, int ld, R *to, int to_ld) {
+  constexpr int L = LANES<R>;
+#if defined(__GNUC__) && !defined(__clang__)
+  typedef std::conditional_t<sizeof(R) == 4, int32_t, int64_t> Index;
+  typedef Index Indices __attribute__((vector_size(BYTES)));
+  Vec<R> row[L];
+  for (int i = 0; i < L; i++) row[i] = load(from + i * ld);
+#pragma GCC unroll 4
+  for (int step = L / 2; step; step /= 2) {  // swaps the blocks off the diagonal, and then within each block
+    Indices upper, lower;
+    for (int j = 0; j < L; j++) upper[j] = j & step ? L + j - step : j, lower[j] = j & step ? L + j : j + step;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++)
+      if (!(i & step)) {
+        const Vec<R> a = row[i], b = row[i + step];
+        row[i] = __builtin_shuffle(a, b, upper), row[i + step] = __builtin_shuffle(a, b, lower);
+      }
+  }
+  for (int j = 0; j < L; j++) store<R>(to + j * to_ld, row[j]);
+#else
+  for (int j = 0; j < L; j++)
+    for (int i = 0; i < L; i++) to[j * to_ld + i] = from[i * ld + j];
+#endif
+}
+
 template <class R> void transpose(const Stage<R> &s, const R *w, R *turned) {
   for (int t = 0; t < s.taps; t++, w += int64_t(s.cin) * s.cp, turned += int64_t(s.cin) * s.cp)
-    for (int i = 0; i < s.cin; i += 16)
-      for (int j = 0; j < s.cp; j++)
-        for (int k = i, end = std::min(i + 16, s.cin); k < end; k++) turned[j * s.cin + k] = w[k * s.cp + j];
+    for (int i = 0; i < s.cin; i += LANES<R>)
+      for (int j = 0; j < s.cp; j += LANES<R>) transpose_tile<R>(w + i * s.cp + j, s.cp, turned + j * s.cin + i, s.cin);
 }
 
 // ---- What lies between two convolutions -----------------------------------------------------------------------------
@@ -377,31 +398,54 @@ template <class R> struct Kept {
   }
 };
 
+// Fetches the outputs of a large set in the order of memory, which is faster than channel by channel.
+template <class R> inline void fetch(const Stage<R> &s, const Kept<R> &k, int from, int to, int n) {
+  if (size_t(s.y() * n) * sizeof(R) < 2 * CHUNK_BYTES) return;
+  for (int64_t at = from * s.y(), end = to * s.y(); at < end; at += 64 / sizeof(R)) __builtin_prefetch(k.y + at);
+}
+
 // f(c, image, row): channels from c on, one vector of them; the row of the norm's values.
 template <class R, class F> inline void over(const Stage<R> &s, int from, int to, const F &f) {
   for (int c = 0; c < s.cp; c += LANES<R>)
     for (int i = from; i < to; i++) f(c, i, (s.norm == GROUP ? i * s.cp : 0) + c);
 }
 
+// Every pixel of an image: those within max-pooling's windows with what `of` gives of the window and their place in it,
+// and the others. Pixels and windows are told by where they are in memory.
+template <class R, class Of, class Inside, class Outside>
+inline void windows(const Stage<R> &s, const Of &of, const Inside &inside, const Outside &outside) {
+  const int high = s.ph * s.window, wide = s.pw * s.window;
+  for (int a = 0; a < s.ph; a++)
+    for (int b = 0; b < s.pw; b++) {
+      const auto found = of((int64_t(a) * s.pw + b) * s.cp);
+      for (int u = 0, j = 0; u < s.window; u++)
+        for (int v = 0; v < s.window; v++, j++)
+          inside((int64_t(a * s.window + u) * s.ow + b * s.window + v) * s.cp, j, found);
+    }
+  for (int i = 0; i < s.oh; i++)
+    for (int j = i < high ? wide : 0; j < s.ow; j++) outside((int64_t(i) * s.ow + j) * s.cp);
+}
+
 template <class R> void clear(const Stage<R> &s, int n, R *a, R *b) {
   memset(a, 0, sizeof(R) * s.rows_of_norm(n) * s.cp), memset(b, 0, sizeof(R) * s.rows_of_norm(n) * s.cp);
 }
 
-// Mean, and sum of squared differences from it, of images that join those `seen`: squares alone would lose digits.
+// Mean, and sum of squared differences from it, of images that join those `seen`. Squares are of differences from a value
+// that is among them, as squares of what varies little around a large number would have no digits left.
 template <class R> void statistics(const Stage<R> &s, const Kept<R> &k, int from, int to) {
   if (s.norm == BIAS) return;
   over(s, from, to, [&](int c, int i, int row) {
     const R *y = k.y + i * s.y() + c;
-    Vec<R> mean{}, square{};
-    for (int p = 0; p < s.px; p++) mean += load(y + p * s.cp);
-    mean /= R(s.px);
-    for (int p = 0; p < s.px; p++) {
-      const Vec<R> d = load(y + p * s.cp) - mean;
-      square += d * d;
-    }
     const R seen = s.norm == GROUP ? 0 : R(i), all = seen + 1;
-    const Vec<R> far = mean - load(k.mean + row);
-    store<R>(k.mean + row, seen ? load(k.mean + row) + far * (R(1) / all) : mean);
+    const Vec<R> near = seen ? load(k.mean + row) : load(y + s.px / 2 * s.cp);
+    Vec<R> sums[4]{}, squares[4]{};
+    for (int p = 0; p < s.px; p++) {
+      const Vec<R> d = load(y + p * s.cp) - near;
+      sums[p % 4] += d, squares[p % 4] += d * d;
+    }
+    const Vec<R> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), far = sum / R(s.px);
+    const Vec<R> square = (squares[0] + squares[1]) + (squares[2] + squares[3]) - sum * far;
+    store<R>(k.mean + row, near + far * (R(1) / all));
     store<R>(k.scale + row, seen ? load(k.scale + row) + square + far * far * (R(s.px) * seen / all) : square);
   });
 }
@@ -528,20 +572,21 @@ template <class R, int ACT, int POOL> struct Between {
       const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
       const Vec<R> part = load(k.part + row), part_z = load(k.part_z + row);
       const R *y = k.y + i * s.y() + c, *g = k.g + i * s.out() + c, *out = k.out + i * s.out() + c;
-      const R *place = POOL == MAX ? k.place + i * s.out() + c : nullptr;
       R *d = dy + (i - from) * s.y() + c;
-      for (int p = 0; p < s.px; p++) {
-        const Vec<R> z = (load(y + p * s.cp) - mean) * scale;
-        Vec<R> own{};
-        if constexpr (POOL == MAX) {
-          const int q = s.of_window[p] * s.cp;
-          if (q >= 0) own = load(place + q) == R(s.place[p]) ? load(g + q) : Vec<R>{};
-        } else {
-          const int64_t q = POOL == MEAN ? 0 : p * s.cp;
-          own = through(s, load(g + q), z * gamma + beta, out + q);
+      const auto put = [&](int64_t p, Vec<R> z, Vec<R> own) { store<R>(d + p, scale * (gamma * own - part - z * part_z)); };
+      const auto normalized = [&](int64_t p) { return (load(y + p) - mean) * scale; };
+      if constexpr (POOL == MAX)
+        windows(
+            s,
+            [&](int64_t q) { return std::pair(load(k.place + i * s.out() + c + q), load(g + q)); },
+            [&](int64_t p, int j, const auto &of) { put(p, normalized(p), of.first == R(j) ? of.second : Vec<R>{}); },
+            [&](int64_t p) { put(p, normalized(p), Vec<R>{}); });
+      else
+        for (int64_t p = 0; p < s.y(); p += s.cp) {
+          const int64_t q = POOL == MEAN ? 0 : p;
+          const Vec<R> z = normalized(p);
+          put(p, z, through(s, load(g + q), z * gamma + beta, out + q));
         }
-        store<R>(d + p * s.cp, scale * (gamma * own - part - z * part_z));
-      }
     });
   }
 
@@ -623,27 +668,31 @@ template <class R, int ACT, int POOL> struct Between {
       const Vec<R> gammaD = load(v + s.gamma + c), m1 = load(t.mean + row), m2 = load(t.scale + row);
       const Vec<R> part = load(k.part + row), part_z = load(k.part_z + row), partD = load(t.part + row), part_zD = load(t.part_z + row);
       const int64_t first = i * s.out() + c;
-      const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c, *place = POOL == MAX ? k.place + first : nullptr;
+      const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c;
       R *d = dy + (i - from) * s.y() + c, *dD = dyD + (i - from) * s.y() + c;
-      for (int p = 0; p < s.px; p++) {
-        const Vec<R> z = (load(y + p * s.cp) - mean) * scale, zD = scale * (load(yD + p * s.cp) - m1 - z * m2);
-        Vec<R> own{}, ownD{};
-        if constexpr (POOL == MAX) {
-          const int q = s.of_window[p] * s.cp;
-          if (q >= 0) {
-            const auto chosen = load(place + q) == R(s.place[p]);
-            own = chosen ? load(k.g + first + q) : Vec<R>{}, ownD = chosen ? load(t.g + first + q) : Vec<R>{};
-          }
-        } else {
-          const int64_t q = first + (POOL == MEAN ? 0 : p * s.cp);
-          const Vec<R> u = z * gamma + beta, g = load(k.g + q);
-          own = through(s, g, u, k.out + q), ownD = through_along(s, g, load(t.g + q), u, k.out + q, t.out + q);
-        }
-        const Vec<R> inner = gamma * own - part - z * part_z;
-        store<R>(d + p * s.cp, scale * inner);
+      const auto normalized = [&](int64_t p) { return (load(y + p) - mean) * scale; };
+      const auto put = [&](int64_t p, Vec<R> z, Vec<R> own, Vec<R> ownD) {
+        const Vec<R> zD = scale * (load(yD + p) - m1 - z * m2), inner = gamma * own - part - z * part_z;
+        store<R>(d + p, scale * inner);
         // The derivative of the scale is -scale^2 m2.
-        store<R>(dD + p * s.cp, scale * (gammaD * own + gamma * ownD - partD - zD * part_z - z * part_zD - scale * m2 * inner));
-      }
+        store<R>(dD + p, scale * (gammaD * own + gamma * ownD - partD - zD * part_z - z * part_zD - scale * m2 * inner));
+      };
+      if constexpr (POOL == MAX) {
+        struct Window { Vec<R> place, g, gD; };
+        windows(
+            s,
+            [&](int64_t q) { return Window{load(k.place + first + q), load(k.g + first + q), load(t.g + first + q)}; },
+            [&](int64_t p, int j, const Window &of) {
+              const auto chosen = of.place == R(j);
+              put(p, normalized(p), chosen ? of.g : Vec<R>{}, chosen ? of.gD : Vec<R>{});
+            },
+            [&](int64_t p) { put(p, normalized(p), Vec<R>{}, Vec<R>{}); });
+      } else
+        for (int64_t p = 0; p < s.y(); p += s.cp) {
+          const int64_t q = first + (POOL == MEAN ? 0 : p);
+          const Vec<R> z = normalized(p), u = z * gamma + beta, g = load(k.g + q);
+          put(p, z, through(s, g, u, k.out + q), through_along(s, g, load(t.g + q), u, k.out + q, t.out + q));
+        }
     });
   }
 };
@@ -691,8 +740,8 @@ template <class R> struct Weights {
   Weights(const Stages<R> &stages, int64_t size, Memory<R> &memory) : flat(memory.take(size)) {
     for (const Stage<R> &s : stages) turned.push_back(s.is_first ? nullptr : memory.take(s.gamma - s.weights));
   }
-  void turn(const Stages<R> &stages) {
-    for (size_t l = 1; l < stages.size(); l++) transpose(stages[l], flat + stages[l].weights, turned[l]);
+  void turn(const Stage<R> &s, size_t l) {
+    if (l) transpose(s, flat + s.weights, turned[l]);
   }
 };
 
@@ -769,13 +818,16 @@ template <class R> struct Set {
     }
   }
 
-  // Loss, and its gradient by all parameters.
-  R gradient(const Weights<R> &w, const Pass<R> &pass, R *gradient, int64_t size, R *scratch) const {
+  // Loss, and its gradient by all parameters; `done` is told of each stage whose gradient is there.
+  template <class F> R gradient(const Weights<R> &w, const Pass<R> &pass, R *gradient, R *scratch, const F &done) const {
     const size_t last = stages.size() - 1;
     for (size_t l = 0; l <= last; l++) {
       const Stage<R> &s = stages[l];
       chunks(s, [&](int from, int to) {
-        if (l) between(stages[l - 1], [&](auto b) { b.finish(stages[l - 1], w.flat, pass.kept[l - 1], from, to); });
+        if (l) {
+          fetch(stages[l - 1], pass.kept[l - 1], from, to, n);
+          between(stages[l - 1], [&](auto b) { b.finish(stages[l - 1], w.flat, pass.kept[l - 1], from, to); });
+        }
         const R *x[1] = {input(pass, l, from)}, *weights[1] = {w.flat + s.weights};
         convolve<R, 1>(s, x, weights, pass.kept[l].y + from * s.y(), to - from);
         add_bias(s, w.flat, pass.kept[l].y + from * s.y(), to - from);
@@ -786,29 +838,33 @@ template <class R> struct Set {
     }
     between(stages[last], [&](auto b) { b.finish(stages[last], w.flat, pass.kept[last], 0, n); });
     const R found = loss(pass);
-    memset(gradient, 0, sizeof(R) * size);
     between(stages[last], [&](auto b) { b.sums(stages[last], w.flat, pass.kept[last], 0, n); });
     for (size_t l = last + 1; l-- > 0;) {
       const Stage<R> &s = stages[l];
       const Kept<R> &k = pass.kept[l];
+      memset(gradient + (s.bias < 0 ? s.gamma : s.bias), 0, sizeof(R) * (s.beta + s.cp - (s.bias < 0 ? s.gamma : s.bias)));
       means(s, n, k.sum, w.flat + s.gamma, k.part), means(s, n, k.sum_z, w.flat + s.gamma, k.part_z);
       add_rows(s, n, k.sum_z, gradient + s.gamma), add_rows(s, n, k.sum, gradient + s.beta);
       chunks(s, [&](int from, int to) {
+        fetch(s, k, from, to, n);
         between(s, [&](auto b) { b.gradient(s, w.flat, k, from, to, scratch); });
         add_to_bias(s, scratch, gradient, to - from);
         const R *x[1] = {input(pass, l, from)}, *d[1] = {scratch}, *turned[1] = {w.turned[l]};
-        convolve_weights<R, 1>(s, x, d, gradient + s.weights, to - from);
+        convolve_weights<R, 1>(s, x, d, gradient + s.weights, to - from, !from);
         if (!l) return;
         convolve_back<R, 1>(s, d, turned, pass.kept[l - 1].g + from * s.input, to - from);
         between(stages[l - 1], [&](auto b) { b.sums(stages[l - 1], w.flat, pass.kept[l - 1], from, to); });
       });
+      done(l);
     }
     return found;
   }
 
-  // to = the Hessian of the loss at w, where `pass` is what `gradient` left, times v.
-  void hessian(const Weights<R> &w, const Pass<R> &pass, const Weights<R> &v, const Pass<R> &along, R *to, int64_t size, R *scratch,
-               R *scratchD) const {
+  // to += the Hessian of the loss at w, where `pass` is what `gradient` left, times v; `done` is told of each stage that
+  // is there, and of whose part of v nothing is needed any more.
+  template <class F>
+  void hessian(const Weights<R> &w, const Pass<R> &pass, const Weights<R> &v, const Pass<R> &along, R *to, R *scratch, R *scratchD,
+               const F &done) const {
     const size_t last = stages.size() - 1;
     for (size_t l = 0; l <= last; l++) {
       const Stage<R> &s = stages[l];
@@ -828,7 +884,6 @@ template <class R> struct Set {
     }
     between(stages[last], [&](auto b) { b.finish_along(stages[last], w.flat, v.flat, pass.kept[last], along.kept[last], 0, n); });
     loss_along(pass, along);
-    memset(to, 0, sizeof(R) * size);
     between(stages[last], [&](auto b) { b.sums_along(stages[last], w.flat, pass.kept[last], along.kept[last], 0, n); });
     for (size_t l = last + 1; l-- > 0;) {
       const Stage<R> &s = stages[l];
@@ -846,13 +901,14 @@ template <class R> struct Set {
         const R *x[2] = {input(pass, l, from), l ? input(along, l, from) : nullptr};
         const R *d[2] = {scratchD, scratch}, *turned[2] = {w.turned[l], v.turned[l]};
         if (!l) {
-          convolve_weights<R, 1>(s, x, d, to + s.weights, until - from);
+          convolve_weights<R, 1>(s, x, d, to + s.weights, until - from, false);
           return;
         }
-        convolve_weights<R, 2>(s, x, d, to + s.weights, until - from);
+        convolve_weights<R, 2>(s, x, d, to + s.weights, until - from, false);
         convolve_back<R, 2>(s, d, turned, along.kept[l - 1].g + from * s.input, until - from);
         between(stages[l - 1], [&](auto b) { b.sums_along(stages[l - 1], w.flat, pass.kept[l - 1], along.kept[l - 1], from, until); });
       });
+      done(l);
     }
   }
 };
@@ -869,7 +925,7 @@ template <class R> struct Worker {
   Pass<R> last, along;
   Weights<R> direction;
   std::vector<R *> gradients;
-  R *adjoint, *product, *scratch, *scratchD;
+  R *adjoint, *scratch, *scratchD;
 
   Worker(const Stages<R> &stages, const Sizes &z)
       : support(stages, z.support, z, memory), query(stages, z.query, z, memory), last(stages, z.query, memory), along(stages, z.support, memory),
@@ -878,7 +934,7 @@ template <class R> struct Worker {
     for (const Stage<R> &s : stages) most = std::max(most, s.y() * s.chunk);
     for (int k = 0; k <= z.steps; k++) at.emplace_back(stages, z.parameters, memory);
     for (int k = 0; k < z.steps; k++) passes.emplace_back(stages, z.support, memory), gradients.push_back(memory.take(z.parameters));
-    for (R **each : {&adjoint, &product}) *each = memory.take(z.parameters);
+    adjoint = memory.take(z.parameters);
     for (R **each : {&scratch, &scratchD}) *each = memory.take(most);
   }
 };
@@ -911,28 +967,36 @@ template <class R> struct Engine {
     const int64_t P = z.parameters, target = z.classes ? 8 : sizeof(R) * z.outputs;
     own.support.take(c.support_x + t * z.support * sample, c.support_y + t * z.support * target);
     own.query.take(c.query_x + t * z.query * sample, c.query_y + t * z.query * target);
-    for (int k = 0; k < z.steps; k++) {
-      own.support.gradient(own.at[k], own.passes[k], own.gradients[k], P, own.scratch);
-      const R *w = own.at[k].flat, *rate = c.rates + k * P, *g = own.gradients[k];
-      R *next = own.at[k + 1].flat;
-      for (int64_t j = 0; j < P; j++) next[j] = w[j] - rate[j] * g[j];
-      own.at[k + 1].turn(stages);
-    }
-    c.losses[t] = own.query.gradient(own.at[z.steps], own.last, own.adjoint, P, own.scratch);
+    // What follows of a stage's gradient is made at once, while it is in a cache.
+    const auto range = [&](size_t l) { return std::pair(stages[l].weights, stages[l].beta + stages[l].cp); };
+    for (int k = 0; k < z.steps; k++)
+      own.support.gradient(own.at[k], own.passes[k], own.gradients[k], own.scratch, [&](size_t l) {
+        const R *w = own.at[k].flat, *rate = c.rates + k * P, *g = own.gradients[k];
+        R *next = own.at[k + 1].flat;
+        for (auto [j, end] = range(l); j < end; j++) next[j] = w[j] - rate[j] * g[j];
+        own.at[k + 1].turn(stages[l], l);
+      });
+    R *a = own.adjoint, *u = own.direction.flat;
+    const auto by_rates = [&](size_t l, int k) {
+      const R *g = own.gradients[k];
+      for (auto [j, end] = range(l); rate_sum && j < end; j++) rate_sum[k * P + j] -= a[j] * g[j];
+    };
+    const auto before = [&](size_t l, int k) {  // the adjoint of the weights after step k is there
+      if (k >= 0 && c.second_order) {
+        by_rates(l, k);
+        const R *rate = c.rates + k * P;
+        for (auto [j, end] = range(l); j < end; j++) u[j] = -rate[j] * a[j];
+        own.direction.turn(stages[l], l);
+        return;
+      }
+      for (; k >= 0; k--) by_rates(l, k);
+      for (auto [j, end] = range(l); j < end; j++) sum[j] += a[j];
+    };
+    c.losses[t] = own.query.gradient(own.at[z.steps], own.last, a, own.scratch, [&](size_t l) { before(l, z.steps - 1); });
     const R *out = own.last.kept.back().out;
     for (int i = 0; i < z.query; i++) memcpy(c.outputs + (t * z.query + i) * z.outputs, out + i * stages.back().cp, sizeof(R) * z.outputs);
-    for (int k = z.steps; k-- > 0;) {
-      const R *rate = c.rates + k * P, *g = own.gradients[k];
-      R *a = own.adjoint, *u = own.direction.flat;
-      if (rate_sum)
-        for (int64_t j = 0; j < P; j++) rate_sum[k * P + j] -= a[j] * g[j];
-      if (!c.second_order) continue;
-      for (int64_t j = 0; j < P; j++) u[j] = rate[j] * a[j];
-      own.direction.turn(stages);
-      own.support.hessian(own.at[k], own.passes[k], own.direction, own.along, own.product, P, own.scratch, own.scratchD);
-      for (int64_t j = 0; j < P; j++) a[j] -= own.product[j];
-    }
-    for (int64_t j = 0; j < P; j++) sum[j] += own.adjoint[j];
+    for (int k = z.steps; c.second_order && k-- > 0;)
+      own.support.hessian(own.at[k], own.passes[k], own.direction, own.along, a, own.scratch, own.scratchD, [&](size_t l) { before(l, k - 1); });
   }
 
   void run(const Call &c, int threads) {
@@ -945,7 +1009,7 @@ template <class R> struct Engine {
     const auto work = [&](int number) {
       Worker<R> &own = *workers[number];
       memcpy(own.at[0].flat, c.weights, sizeof(R) * z.parameters);
-      own.at[0].turn(stages);
+      for (size_t l = 0; l < stages.size(); l++) own.at[0].turn(stages[l], l);
       for (int group; (group = next++) < groups;) {
         memset(sums[group], 0, sizeof(R) * z.parameters);
         R *rate_sum = c.rate_gradient ? rate_sums[group] : nullptr;
