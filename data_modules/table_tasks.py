@@ -6,7 +6,9 @@ Legend: T tasks.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,14 +208,27 @@ NO_UNITS: Moments = ([0.0], [1.0], [False])
 """Of classes."""
 
 
-def require_columns(setting: str, names: list[str]) -> None:
-    """Check that a setting names columns.
+def require_columns(setting: str, names: list[str], others: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Check that a setting names columns, each of them once, and none that another setting has.
+
+    Args:
+        setting: without `data.`.
+        names: its columns.
+        others: columns of other settings, by column.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: it does not.
     """
     if not names:
         raise ConfigError(f"data.{setting} is empty, but must name one column or more.")
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ConfigError(f"data.{setting} names {name} twice: leave it out once.")
+        if name in others:
+            raise ConfigError(
+                f"data.{setting} names {name}, which data.{others[name]} has, too: a network that is shown what it is "
+                "to tell has nothing to learn."
+            )
 
 
 def _moments(values: NDArray[np.float64]) -> Moments:

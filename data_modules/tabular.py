@@ -47,7 +47,7 @@ class Tabular(TableTasks):
         **settings: Any,
     ) -> None:
         super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
-        require_columns("targets", targets)
+        require_columns("targets", targets, dict.fromkeys(self.inputs, "inputs"))
         self.task_column = task_column
         self.targets = list(targets)
         self._samplers: dict[Split, Sampler] = {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_modules.samplers import Sampler, sampler_named
 from data_modules.shares import Shares
-from data_modules.table_tasks import TableTasks
+from data_modules.table_tasks import TableTasks, require_columns
 from dmaml_pl.data import SPLITS, Split
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import LabelledSamples, TaskBatch, derive_seed
@@ -56,6 +56,7 @@ class TabularClasses(TableTasks):
         super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
         if ways < 2:
             raise ConfigError(f"data.ways is {ways}, but a task needs at least 2 classes to tell apart.")
+        require_columns("classes", [classes], dict.fromkeys(self.inputs, "inputs"))
         self.shares = Shares(self.val_share, self.test_share, "classes" if task_column is None else "tasks")
         self.classes = classes
         self.task_column = task_column

@@ -269,6 +269,11 @@ def changed(row: int, **cells: Any) -> list[dict[str, Any]]:
     [
         (changed(5, x="many"), {}, r"t\.csv, row 5: column x \(data\.inputs\) is 'many', and not a finite number"),
         (changed(5, y=""), {}, r"t\.csv, row 5: column y \(data\.targets\) is empty"),
+        (
+            changed(6, x=1e300),
+            {},
+            r"t\.csv, row 6: column x \(data\.inputs\) is 1e\+300, more than networks compute with",
+        ),
         (changed(7, y=math.inf), {}, r"t\.csv, row 7: column y \(data\.targets\) is inf"),
         (changed(3, line=""), {}, r"t\.csv, row 3: column line \(data\.task_column\) is empty"),
         (rows(), {"inputs": ["x", "note"]}, r"row 1: column note \(data\.inputs\) is 'text'.* \(\d+ such rows\)"),
@@ -320,6 +325,8 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
             r"data\.shots \+ data\.queries is 2 \+ 6, but task t\d\d in .* has 6 rows, and 9 further tasks",
         ),
         ({"inputs": []}, r"data\.inputs is empty"),
+        ({"targets": ["y", "x"]}, r"^data\.targets names x, which data\.inputs has, too: a network that is shown what"),
+        ({"inputs": ["x", "z", "x"]}, r"^data\.inputs names x twice: leave it out once\."),
         ({"val_share": 0.6, "test_share": 0.4}, r"data\.val_share \+ data\.test_share is 0\.6 \+ 0\.4"),
     ],
 )

@@ -23,6 +23,9 @@ PARQUET = (".parquet", ".pq")
 SPREADSHEETS = (".xlsx", ".xls", ".ods")
 DELIMITERS = (",", ";", "\t", "|")
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that a float32 holds."""
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -183,15 +186,17 @@ class Table:
                 values = column.cast(pa.float64()).to_numpy()
         except pa.ArrowException:
             values = np.array([as_number(cell) for cell in column.to_pylist()])
-        broken = np.flatnonzero(~np.isfinite(values))
+        broken = np.flatnonzero(~(np.abs(values) <= LARGEST))  # nor where it is NaN
         if len(broken):
             row = int(broken[0])
             cell = column[row].as_py()
             shown = repr(cell) if isinstance(cell, str) else str(cell)
             is_ = "is empty" if cell is None else f"is {shown}, and not a finite number"
+            if math.isfinite(values[row]):
+                is_ = f"is {shown}, more than networks compute with ({LARGEST:.1e})"
             more = f" ({len(broken)} such rows)" if len(broken) > 1 else ""
             remedy = "mend or leave out the row"
-            if math.isfinite(as_number(str(cell).replace(",", "."))):
+            if not math.isfinite(values[row]) and math.isfinite(as_number(str(cell).replace(",", "."))):
                 remedy = "where that is the decimal mark, set data.decimal"
             elif len(broken) == len(values) and setting == "data.targets":
                 remedy = "where it names classes, take data_modules.TabularClasses, and set data.classes to it"
