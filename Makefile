@@ -71,8 +71,8 @@ LOWEST_FILES := engine engine_promises vectorized per_task maml all_algorithms m
 test-lowest: $(READY)
 	@rm -rf .venv-lowest dist/lowest && $(PYTHON) -m venv .venv-lowest
 	@$(BIN)/uv build --quiet --wheel --out-dir dist/lowest
-	@$(BIN)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct \
-	  "dmaml_pl[learn2learn] @ file://$(CURDIR)/$$(ls dist/lowest/*.whl)"
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct -r pyproject.toml --extra learn2learn
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/python --no-deps dist/lowest/*.whl
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/python hypothesis pytest pytest-timeout pytest-xdist
 	@if $(LOWEST)/python -c '$(CAN_BUILD)'; then \
 	  $(BIN)/uv pip install --quiet --python $(LOWEST)/python --no-deps learn2learn==0.2.0; fi
