@@ -345,7 +345,8 @@ def test_an_algorithm_that_learn2learn_has_not_is_refused_by_it_in_one_line_and_
 def test_an_engine_that_does_not_exist_is_refused() -> None:
     name: Any = "fast"
     with pytest.raises(
-        ConfigError, match=r"model\.engine is 'fast', but must be one of auto, learn2learn, native, per_task, vectorized"
+        ConfigError,
+        match=r"model\.engine is 'fast', but must be one of auto, learn2learn, native, per_task, vectorized",
     ):
         EngineChoice(name, objective_of("regression"))
 
