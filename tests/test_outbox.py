@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -319,16 +319,21 @@ def log_and_be_killed(folder: Path, run_id: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_a_killed_training_left_is_sent_and_its_status_told(
-    store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def run_until_killed(function: Callable[..., None], store: Path) -> str:
+    """The id of the MLflow run of a process that is killed in it."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=log_and_be_killed, args=(store, there))
+    process = context.Process(target=function, args=(store, there))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    run_id = here.recv()
+    return str(here.recv())
+
+
+def test_what_a_killed_training_left_is_sent_and_its_status_told(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = run_until_killed(log_and_be_killed, store)
     assert history(store, run_id, "a") == []
     assert main(["sync", "--save_dir", str(store)]) == 0
     assert "sent 10 metric values; its process was killed, so its status is KILLED now." in capsys.readouterr().out
@@ -351,12 +356,7 @@ def open_and_be_killed(folder: Path, run_id: Any) -> None:
 def test_a_training_that_was_killed_is_told_so_by_the_next_command_that_shows_it(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=open_and_be_killed, args=(store, there))
-    process.start()
-    process.join(60)
-    killed, under_way = here.recv(), make(store)
+    killed, under_way = run_until_killed(open_and_be_killed, store), make(store)
     under_way.open()
     with pytest.raises(DmamlError, match="nobody"):
         compare(["nobody", "nothing", "--save_dir", str(store)])
