@@ -666,6 +666,7 @@ def test_an_experiment_has_views_over_runs_and_tasks_seen_which_a_user_may_chang
     store = client(folder)
     experiment = store.get_experiment_by_name("dmaml")
     assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development", "else the UI opens on other pages"
     axes = {}
     for view in ("by-run", "by-tasks", "by-env-steps"):
         axis = json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])["globalLineChartConfig"]

@@ -165,8 +165,10 @@ def test_port_in_use(served: Served) -> None:
 
 
 def test_ctrl_c_ends_it_quietly(served: Served) -> None:
-    """The last test: it ends the server."""
-    uri = f"http://127.0.0.1:{served.port}"
+    """The last test: it ends the server. It opens on the newest experiment's trainings."""
+    assert served.tracker.run_url is not None
+    table = f"#/experiments/{served.tracker.run_url.split('/')[2]}/runs?workflowType=machine_learning"
+    uri = f"http://127.0.0.1:{served.port}/{table}"
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(30) == 0
     assert served.out.read_text().strip() == f"MLflow is starting ... open {uri} (Ctrl-C stops it)"

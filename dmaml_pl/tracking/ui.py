@@ -20,6 +20,7 @@ from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.tracking.moved import follow
 from dmaml_pl.tracking.store import check_database, check_path
 from dmaml_pl.tracking.sync import settle
+from dmaml_pl.tracking.views import runs_page
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.2
@@ -53,9 +54,12 @@ def main(words: list[str]) -> int:
     follow(folder)
     settle(folder)
     page = ""
+    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+        newest = database.execute("SELECT experiment_id FROM runs ORDER BY start_time DESC LIMIT 1").fetchone()
+        row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (given.run,)).fetchone()
+    if given.run is None and newest is not None:
+        page = f"/{runs_page(newest[0])}"
     if given.run is not None:
-        with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
-            row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (given.run,)).fetchone()
         if row is None:
             raise TrackingError(
                 f"There is no MLflow run {given.run} in {folder}: leave out --run, or give the id of one."

@@ -21,11 +21,17 @@ VIEWS = {"by-run": "train/run", "by-tasks": "train/tasks_seen", "by-env-steps": 
 """Metric on the horizontal axis, by the view's key."""
 
 _TAG = "mlflow.sharedViewState."
+_KIND = "mlflow.experimentKind"
 _SHOWN = r"^(train/loss|val/(?!.*_(step_|ci95)).*)$"
 
 
 def add_views(client: MlflowClient, experiment: Experiment) -> None:
-    """Give an experiment the views that it lacks; a user may have changed one, which then stays."""
+    """Give an experiment the views that it lacks; a user may have changed one, which then stays.
+
+    And say that it is one of trainings, or MLflow shows the pages of generative AI first.
+    """
+    if _KIND not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, _KIND, "custom_model_development")
     for key, metric in VIEWS.items():
         if _TAG + key not in experiment.tags:
             axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": metric, "lineSmoothness": 0}
@@ -35,5 +41,9 @@ def add_views(client: MlflowClient, experiment: Experiment) -> None:
 
 def view_page(experiment_id: str, key: str) -> str:
     """Path of a view below the address of the UI."""
-    shown = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={key}"
-    return f"#/experiments/{experiment_id}/runs?{shown}"
+    return f"{runs_page(experiment_id)}&compareRunsMode=CHART&viewStateShareKey={key}"
+
+
+def runs_page(experiment_id: str) -> str:
+    """Path of the table of an experiment's trainings."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
