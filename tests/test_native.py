@@ -99,6 +99,9 @@ def test_every_algorithm_whose_step_is_elementwise_has_the_meta_gradient_of_auto
     ("network", "batch"),
     [
         (pooled, images(size=18)),
+        (partial(pooled, image_size=28), images(size=28)),  # large sets, in chunks
+        (partial(strided, image_size=64), images(size=64)),
+        (partial(pooled, normalization="group", image_size=28), images(size=28)),
         (partial(pooled, normalization="group"), images(size=18)),
         (partial(pooled, normalization="none"), images(size=18)),
         (partial(strided, normalization="batch_shift", initialization="maml"), images()),
