@@ -24,7 +24,14 @@ from dmaml_pl.objectives import objective_of
 from dmaml_pl.tasks import TaskBatch
 from tests.recipes import small_data, small_maml, small_trainer
 
-pytestmark = pytest.mark.skipif(isinstance(library(), str), reason=f"there is no library: {library()}")
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Where it is compiled, which takes half a minute once."""
+    found = library()
+    if isinstance(found, str):
+        pytest.skip(f"native cannot be compiled ({found})")
+
 
 strided = partial(Conv4, filters=20, image_size=16, pooling="stride", ways=2)
 pooled = partial(Conv4, filters=20, image_size=18, ways=2)
