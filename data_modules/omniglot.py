@@ -90,7 +90,11 @@ class Omniglot(PictureTasks):
             for name, sample in zip(drawings, pixels, strict=True):
                 yield ALL, name.rpartition("/")[0], sample
 
-        return self.cached("omniglot", decode, files=files, what=self.root, count=len(drawings))
+        try:
+            return self.cached("omniglot", decode, files=files, what=self.root, count=len(drawings))
+        finally:
+            for archive in {picture.root for picture in drawings.values() if isinstance(picture, zipfile.Path)}:
+                archive.close()  # else it is left to a collection of what an error has left
 
     def load_splits(self) -> dict[Split, Tensor]:
         """The images of each split, uint8 (classes, 20, 1, 28, 28), 255 where there is ink.

@@ -374,7 +374,11 @@ def test_every_config_follows_the_paper_and_trains(
     model, network = (config["model"]["init_args"], config["model"]["init_args"]["network"]["init_args"])
     assert (network["channels"], network["image_size"], network["filters"]) == (3, size, 32)
     inner = model["algorithm"]["init_args"]
-    assert (inner["inner_lr"], inner["inner_steps"], model["evaluation_steps"]) == (0.01, 5, 10)
+    assert (inner["inner_lr"], inner["inner_steps"], model["evaluation_steps"]) == (
+        0.05,
+        5,
+        10,
+    )  # of a mean loss, where the paper sums over 5 classes
     assert model["meta_optimizer"] == {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}
     assert (config["data"]["init_args"]["queries"], config["data"]["init_args"]["meta_batch"]) == (15, 4)
     assert (config["trainer"]["max_steps"], config["trainer"]["devices"]) == (60000, 1)

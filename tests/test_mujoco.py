@@ -229,11 +229,17 @@ def test_close_ends_the_threads(two_threads: None) -> None:
     assert threads() == before
 
 
+def walk_with_two_threads(*given: Any) -> Tensor:
+    torch.set_num_threads(2)
+    return walk(*given)
+
+
 def test_a_forked_process_steps_with_threads_of_its_own(two_threads: None) -> None:
     environments = CheetahDirections(0.3)
     here = walk(environments, [FORWARD], [1])
     environments.step(environments.reset([FORWARD], 6, generators([1]))[0], torch.zeros(1, 6, 6))  # threads are there
-    (there,) = in_workers(walk, 1, environments, [FORWARD], [1])
+    torch.set_num_threads(1)
+    (there,) = in_workers(walk_with_two_threads, 1, environments, [FORWARD], [1])
     assert torch.equal(here, there)
 
 

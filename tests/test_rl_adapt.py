@@ -148,6 +148,7 @@ def test_what_cannot_be_had_of_policies_is_told_before_any_work(
 ) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's call
     Path("policy.yaml").write_text(yaml.safe_dump(POLICY), encoding="utf-8")
+    Path("last.ckpt").touch()
     assert main([words[0], "--config=policy.yaml", *words[1:]]) == 1
     err = capfd.readouterr().err
     assert f"dmaml: error: {said}" in err

@@ -85,7 +85,7 @@ def check_steps(optimizer: Optimizer, schedule: Any, meta_iterations: float) -> 
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def closure() -> Any:
+    def closure(of: str = "loss") -> Any:
         for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 1e-3)
         return torch.tensor(1.0)
