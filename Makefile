@@ -19,7 +19,7 @@ help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
 	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
 	@echo "make test-lowest   the oldest versions that pyproject.toml allows, in an environment of their own"
-	@echo "make benchmark   speed beside other libraries, which it installs; ONLY=\"sinusoid-1 loop\" for a part"
+	@echo "make benchmark   speed beside other libraries, which it installs; ONLY=\"sinusoid-1 loop\" for a part, PEERS=native"
 	@echo "make docs    build the documentation as a site, in site/"
 	@echo "make dist    build the wheel and the source archive, in dist/;  make release-notes  the newest of CHANGELOG.md"
 	@echo "make image   build the container images with docker; ENGINE=podman with another engine"
@@ -105,7 +105,7 @@ format: $(READY)
 # The other libraries are for comparison only, so they are installed when they are asked for.
 benchmark: $(READY)
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-benchmark.txt
-	@$(BIN)/python -m benchmarks.speed $(if $(ONLY),--only $(ONLY)) $(if $(OMNIGLOT),--omniglot $(OMNIGLOT))
+	@$(BIN)/python -m benchmarks.speed $(if $(ONLY),--only $(ONLY)) $(if $(PEERS),--peers $(PEERS)) $(if $(OMNIGLOT),--omniglot $(OMNIGLOT))
 
 # Material for MkDocs announces its successor at each call.
 docs: $(READY)

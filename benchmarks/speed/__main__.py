@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.speed import choice, frozen, machine, memory, rl, sampling, startup, training
 from benchmarks.speed.agreement import TOLERANCE, check
-from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, UnavailableError
+from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, Peer, UnavailableError
 from benchmarks.speed.problems import Problem, conv, mini_imagenet, omniglot, sinusoid
 from benchmarks.speed.timing import Ratio, Times, in_turn
 from dmaml_pl.cli.quiet import quieten
@@ -49,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="sample tasks of Omniglot, too, from data.root")
+    parser.add_argument(
+        "--peers", nargs="+", metavar="WORD", help="beside learn2learn, those with a word in their names"
+    )
     given = parser.parse_args(arguments)
+    chosen = [peer for peer in PEERS if given.peers is None or any(word in peer.name for word in given.peers)]
+    peers = [REFERENCE, *(peer for peer in chosen if peer is not REFERENCE)]
     quieten()
     given.output.mkdir(parents=True, exist_ok=True)
     lines = [machine.description(given.device), ""]
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for part in given.only:
         if part in PROBLEMS:
-            title, found = meta_gradients(Problem(**(vars(PROBLEMS[part]()) | {"device": given.device})))
+            title, found = meta_gradients(Problem(**(vars(PROBLEMS[part]()) | {"device": given.device})), peers)
         else:
             title, found = others[part]()
         rows += found
@@ -78,11 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\nWritten to {given.output}")
 
 
-def meta_gradients(problem: Problem) -> tuple[str, list[Row]]:
-    """One meta-gradient by everyone, the floor, and the machine's peak."""
-    verdicts = check(problem, PEERS)
+def meta_gradients(problem: Problem, peers: Sequence[Peer]) -> tuple[str, list[Row]]:
+    """One meta-gradient by each peer, the reference first, the floor, and the machine's peak."""
+    verdicts = check(problem, peers)
     calls: dict[str, Callable[[], object]] = {}
-    for peer in (*PEERS, FLOOR):
+    for peer in (*peers, FLOOR):
         verdict = verdicts.get(peer.name, 0.0)
         if isinstance(verdict, float) and verdict <= TOLERANCE:
             try:
@@ -97,7 +102,7 @@ def meta_gradients(problem: Problem) -> tuple[str, list[Row]]:
     times = in_turn(calls, rounds=ROUNDS, slot=SLOT_SECONDS, budget=BUDGET_SECONDS)
     at_peak = most / times[PEAK].median
     rows = []
-    for name in (*(peer.name for peer in PEERS), FLOOR.name):
+    for name in (*(peer.name for peer in peers), FLOOR.name):
         row: Row = {"workload": problem.name, "peer": name}
         if name in times:
             needed = work[FLOOR.name if name == FLOOR.name else REFERENCE.name]
