@@ -157,11 +157,17 @@ def test_what_was_pushed_is_pulled_as_it_was(
     ("words", "told"),
     [
         (["export", "nope.ckpt", "x"], "nope.ckpt is not there: give the checkpoint of a training"),
-        (["export", "{sines}", "full"], "full is there, and was not written by dmaml export: give another FOLDER."),
+        (
+            ["export", "{sines}", "full"],
+            "full is there, and holds something else than an exported network: give another",
+        ),
         (["export", "{sines}", "/proc/nope"], "/proc/nope cannot be written (No such file or directory): give anoth"),
         (["push", "full", "me/sines"], "full has no model.safetensors: give the folder that dmaml export has written"),
         (["push", "full", "sines"], "OWNER/NAME is sines, but must be two names with one / between them."),
-        (["pull", "me/sines", "full"], "full is there, and holds something else: give another FOLDER."),
+        (
+            ["pull", "me/sines", "full"],
+            "full is there, and holds something else than an exported network: give another FOLDER.",
+        ),
         (["pull", "me/sines"], "http://127.0.0.1:"),
     ],
 )

@@ -17,6 +17,16 @@ _KEPT = ("config", "shapes", "scaling")
 """Of a checkpoint, beside the weights; the rest is for going on with the training."""
 
 
+def require_own(folder: Path) -> None:
+    """Check that a folder is not there, is empty, or holds an exported network.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / WEIGHTS).is_file())):
+        raise ConfigError(f"{folder} is there, and holds something else than an exported network: give another FOLDER.")
+
+
 def write_weights(checkpoint: Mapping[str, Any], file: Path) -> None:
     """Write what a checkpoint holds of its network, without what only a training needs.
 

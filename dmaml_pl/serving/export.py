@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from dmaml_pl.adapting.exported import WEIGHTS, write_weights
+from dmaml_pl.adapting.exported import WEIGHTS, require_own, write_weights
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import CheckpointError, ConfigError
 
@@ -57,8 +57,7 @@ def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noq
     checkpoint = read_plain(ckpt, f"{ckpt} is truncated, damaged, or no checkpoint at all.")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):
         raise CheckpointError(f"{ckpt} does not say what network it is of: export a checkpoint of dmaml fit.")
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / WEIGHTS).is_file())):
-        raise ConfigError(f"{folder} is there, and was not written by dmaml export: give another FOLDER.")
+    require_own(folder)
     report = next((each for each in (ckpt.parent, ckpt.parent.parent) if (each / "report.json").is_file()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dmaml_pl.adapting.exported import WEIGHTS
+from dmaml_pl.adapting.exported import WEIGHTS, require_own
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import ConfigError, TrackingError
 from dmaml_pl.provenance.redaction import redact
@@ -57,8 +57,7 @@ def pull(words: list[str]) -> int:
     given = parser.parse_args(words)
     _check_name(given.repository)
     folder: Path = given.folder or Path(given.repository.rpartition("/")[2])
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / WEIGHTS).is_file())):
-        raise ConfigError(f"{folder} is there, and holds something else: give another FOLDER.")
+    require_own(folder)
     hub = _hub()
     with _told(given.repository, hub):
         hub.snapshot_download(given.repository, revision=given.revision, local_dir=folder, library_name="dmaml_pl")
