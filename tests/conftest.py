@@ -107,12 +107,10 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """PyTorch has two threads, and then as many as before."""
-    import torch
+    from dmaml_pl.engines.threads import limited_threads
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with limited_threads(2):
+        yield
 
 
 @pytest.fixture(scope="session")

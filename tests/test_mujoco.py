@@ -27,6 +27,7 @@ from data_modules.half_cheetah import (
     HalfCheetahVelocity,
 )
 from dmaml_pl import MAML, GaussianMLP, MetaLearning, PolicyGradient
+from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Task
 from dmaml_pl.rollouts.mujoco import MODELS, MujocoEnvironments, MujocoState
@@ -65,10 +66,8 @@ def walk(environments: MujocoEnvironments, tasks: list[Task], seeds: list[int], 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with limited_threads(1):
+        yield
 
 
 @pytest.mark.parametrize("name", FAMILIES)
