@@ -34,3 +34,23 @@ def faults(**environment: str) -> int:
 def test_tensors_of_megabytes_are_made_where_others_were_freed_unless_the_user_has_set_the_allocator() -> None:
     assert faults() < PAGES / 20
     assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > PAGES / 2
+
+
+PEAK_AFTER_A_HIGHER_ONE = """
+import torch
+from dmaml_pl.launching.memory import keep_freed
+from dmaml_pl.modules.memory import PeakMemory
+keep_freed()
+parts = [torch.ones(1_000_000) for _ in range(60)]
+del parts
+memory = PeakMemory(torch.device("cpu"))
+parts = [torch.ones(1_000_000) for _ in range(30)]
+del parts
+print(memory.mib())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_the_peak_of_a_training_counts_what_it_takes_of_memory_that_was_freed_before_it() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK_AFTER_A_HIGHER_ONE], capture_output=True, check=True)
+    assert float(done.stdout) == pytest.approx(30 * 4_000_000 / 2**20, rel=0.1)

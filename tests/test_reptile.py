@@ -36,17 +36,16 @@ class TestReptile(AlgorithmPromises):
     ) -> Tensor:
         network = self.network()
         optimizer = torch.optim.Adam(network.parameters(), lr=0.03, betas=(0.0, 0.999))
+        x, y = torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y])
         for number in range(3):
-            rows = learner.algorithm.minibatch(number, len(task.support_x))
+            rows = learner.algorithm.minibatch(number, len(x))
             optimizer.zero_grad()
-            mse_loss(network(task.support_x[rows]), task.support_y[rows]).backward()
+            mse_loss(network(x[rows]), y[rows]).backward()
             optimizer.step()
         way = {name: meta[name].detach() - w.detach() for name, w in network.named_parameters()}
         return torch.stack([(meta[name] * way[name]).sum() for name in way]).sum()  # its gradient is the way
 
-    def test_no_second_derivative_is_built_and_no_query_set_is_differentiated(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_second_derivative_is_built(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[bool | None] = []
         grad = torch.autograd.grad
 
@@ -56,19 +55,33 @@ class TestReptile(AlgorithmPromises):
 
         monkeypatch.setattr(torch.autograd, "grad", watched)
         learner, batch = self.learner(), self.batch()
-        found = self.meta_gradient(learner, batch)
+        self.meta_gradient(learner, batch)
         assert len(asked) == 3
         assert not any(asked)
+
+    def test_tasks_can_be_learned_from_by_their_support_sets_alone(self) -> None:
+        learner, batch = MetaLearner(self.network(), Reptile(inner_steps=3, whole_tasks=False)), self.batch()
         other = batch._replace(query=batch.query.map(lambda tensor: tensor + 1))
-        torch.testing.assert_close(self.meta_gradient(learner, other), found, rtol=0, atol=0)
+        found, same = self.meta_gradient(learner, batch), self.meta_gradient(learner, other)
+        torch.testing.assert_close(same, found, rtol=0, atol=0)
+        learner = MetaLearner(self.network(), Reptile(inner_steps=3))
+        found, changed = self.meta_gradient(learner, batch), self.meta_gradient(learner, other)
+        assert not torch.equal(found["layers.0.weight"], changed["layers.0.weight"])
+
+    def test_a_task_is_adapted_to_by_its_support_set_alone(self) -> None:
+        learner, batch, engine = self.learner(), self.batch(), VectorizedEngine(self.objective())
+        other = batch._replace(query=batch.query.map(lambda tensor: tensor.flip(1)))
+        first, second = (engine.adaptation_curve(learner, each, 3).loss for each in (batch, other))
+        torch.testing.assert_close(first, second, **TIGHT)
 
     def test_the_loss_that_is_shown_is_that_of_the_query_sets(self) -> None:
         learner, batch, engine = self.learner(), self.batch(), VectorizedEngine(self.objective())
+        learner.algorithm.whole_tasks = False
         curve = engine.adaptation_curve(learner, batch, 3)
         torch.testing.assert_close(engine.meta_gradient(learner, batch).loss, curve.loss[:, 3].mean(), **TIGHT)
 
     def test_plain_gradient_descent_of_one_step_gives_the_gradient_of_the_support_sets(self) -> None:
-        algorithm = Reptile(inner_lr=0.1, inner_steps=1, inner_optimizer=InnerMomentum(0.0))
+        algorithm = Reptile(inner_lr=0.1, inner_steps=1, inner_optimizer=InnerMomentum(0.0), whole_tasks=False)
         learner, task = MetaLearner(self.network(), algorithm), self.batch(tasks=1)
         network = self.network()
         mse_loss(network(task.support_x[0]), task.support_y[0]).backward()

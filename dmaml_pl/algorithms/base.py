@@ -170,6 +170,10 @@ class Algorithm(nn.Module, ABC):
         """Whether tasks are adapted to by steps, in training or after it."""
         return self.steps > 0 or self.fine_tunes
 
+    def learned_from(self, batch: TaskBatch) -> TaskBatch:
+        """What of a meta-batch training adapts to and evaluates on; by default as it is."""
+        return batch
+
     def minibatch(self, number: int, samples: int) -> Sequence[int] | None:
         """Which of so many support samples step `number` sees; None, as by default: all."""
         return None

@@ -10,7 +10,7 @@ from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import ConfigError
 
-_HOOKS = ("minibatch", "start", "step", "place", "adapt", "outer")
+_HOOKS = ("learned_from", "minibatch", "start", "step", "place", "adapt", "outer")
 
 
 class MAML(Algorithm):

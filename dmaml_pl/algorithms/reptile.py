@@ -10,16 +10,18 @@ from dmaml_pl.algorithms.base import Outcome, Tasks, Weights
 from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerOptimizer
 from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.checks import require_positive
+from dmaml_pl.tasks import TaskBatch
 
 
 class Reptile(MAML):
     """The meta-gradient is w_0 - w_K, the way back from a task's weights after K steps, averaged over the tasks.
 
-    No derivative of the inner loop is taken, and no query set is learned from; its loss is shown. What does not adapt
-    is not learned, either. The paper's step w_0 + epsilon * (mean of w_K - w_0) is the meta-optimizer
-    `torch.optim.SGD` with learning rate epsilon, in the paper 1 and falling linearly to 0
-    (`meta_schedule: torch.optim.lr_scheduler.LinearLR` with `start_factor` 1, `end_factor` 0 and `total_iters` the
-    meta-iterations). K must be more than 1, or the mean of tasks is all that is learned.
+    No derivative of the inner loop is taken. Training learns from all samples of a task, support and query alike, as in
+    the paper, which does not split them; the loss of the query set is shown. What does not adapt is not learned,
+    either. The paper's step w_0 + epsilon * (mean of w_K - w_0) is the meta-optimizer `torch.optim.SGD` with learning
+    rate epsilon, in the paper 1 and falling linearly to 0 (`meta_schedule: torch.optim.lr_scheduler.LinearLR` with
+    `start_factor` 1, `end_factor` 0 and `total_iters` the meta-iterations). K must be more than 1, or the mean of tasks
+    is all that is learned.
 
     Minibatches are those of an epoch in random order, then of the next in another, as in the paper's code
     (github.com/openai/supervised-reptile). The orders are the same in all tasks, a function of the step's number. As
@@ -32,7 +34,9 @@ class Reptile(MAML):
     Args:
         inner_lr: step size of the inner loop; 0.001 in the paper's classification.
         inner_steps: K, steps of the inner loop in training; 5 in the paper's 5-way Omniglot.
-        inner_batch: support samples of a step, 10 in the paper's 5-way; None takes all.
+        inner_batch: samples of a step, 10 in the paper's 5-way; None takes all.
+        whole_tasks: learn from all samples of a task, as above; else from its support set alone. A few samples that are
+            the same in every step teach no step to help with others, which is all that Reptile learns from.
         inner_optimizer: the paper's `InnerAdam(beta1=0.0)` by default; `InnerMomentum(momentum=0.0)` is plain gradient
             descent.
         settings: those of `MAML`.
@@ -47,6 +51,7 @@ class Reptile(MAML):
         inner_steps: int = 5,
         inner_batch: int | None = None,
         inner_optimizer: InnerOptimizer | None = None,
+        whole_tasks: bool = True,
         **settings: Any,
     ) -> None:
         optimizer = InnerAdam(beta1=0.0) if inner_optimizer is None else inner_optimizer
@@ -56,6 +61,14 @@ class Reptile(MAML):
         if inner_batch is not None:
             require_positive(**{"model.algorithm.inner_batch": inner_batch})
         self.inner_batch = inner_batch
+        self.whole_tasks = whole_tasks
+
+    def learned_from(self, batch: TaskBatch) -> TaskBatch:
+        """Support and query sets as one support set, unless every step has its own, as of a policy's rollouts."""
+        if not self.whole_tasks or len(batch.support) > 1:
+            return batch
+        (support,), query = batch.support, iter(batch.query.tensors())
+        return batch._replace(support=(support.map(lambda tensor: torch.cat([tensor, next(query)], dim=1)),))
 
     def minibatch(self, number: int, samples: int) -> Sequence[int] | None:
         """The next so many of the samples, in another order each time that all have had their turn."""

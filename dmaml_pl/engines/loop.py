@@ -5,7 +5,7 @@ Legend: T tasks, B samples (S support, Q query), I adaptation steps.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,12 @@ class NetworkTasks:
         self._buffers = buffers
         self._each = each
         self._embeddings: list[_Embedding] = []
+
+    def of(self, batch: TaskBatch) -> Self:
+        """The same for other samples."""
+        if batch is self.batch:
+            return self
+        return type(self)(self._network, self._buffers, self.objective, batch, self._each)
 
     def expand(self, w: Tensor) -> Tensor:
         """A meta-weight as every task's own, which are still equal, so that no memory is taken yet."""
@@ -199,6 +205,7 @@ class Evaluated(NamedTuple):
 def evaluate(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, of: Of = "loss") -> Evaluated:
     """Adapt to the tasks, and evaluate them; the mean of `differentiate` is what the meta-gradient is of."""
     algorithm, objective = learner.algorithm, tasks.objective
+    tasks = tasks.of(algorithm.learned_from(tasks.batch))
     path = algorithm.adapt(meta, tasks, algorithm.steps, create_graph=not algorithm.first_order)
     differentiate, loss, output = algorithm.outer(meta, path, tasks)
     metric = metrics_of(objective, loss, output, tasks.batch.query)

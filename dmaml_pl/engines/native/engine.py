@@ -36,7 +36,7 @@ MOST_MACHINES = 2
 EXACT = 1e-4
 """So far, as a share of its norm, a gradient in float64 may be from autograd's when a network is tried."""
 
-_HOOKS = ("minibatch", "start", "place", "adapt", "outer")
+_HOOKS = ("learned_from", "minibatch", "start", "place", "adapt", "outer")
 
 
 class NativeEngine(PerTaskEngine):
