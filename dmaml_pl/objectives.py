@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.tasks import Samples
 
 ObjectiveName = Literal["regression", "classification"]
 Targets = Any
@@ -55,6 +56,13 @@ class Objective(ABC):
         raise ConfigError(
             f"model.objective is {self.name}, which has no constraint for model.meta_optimizer: set another."
         )
+
+    def thinned(self, samples: Samples, every: int) -> Samples:
+        """About one in so many samples of each task, whose mean loss and constraint are about those of all.
+
+        By default all of them.
+        """
+        return samples
 
     def between(self, before: Any, after: Any) -> Tensor | None:
         """How far a network's outputs are from others for the same inputs, a scalar, such as a KL; None: not shown.

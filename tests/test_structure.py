@@ -53,7 +53,7 @@ KNOWS: dict[str, set[str]] = {
     "rollouts": {"data", "policies"},
     "policies": BOTTOM,
     "data": {"tasks"},
-    "objectives": {"checks"},
+    "objectives": {"tasks"},
     "tasks": {"checks"},
     "runs": {"checks"},
     "checks": {"errors"},

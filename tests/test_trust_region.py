@@ -134,10 +134,25 @@ def test_the_first_order_curvature_is_that_of_a_first_order_inner_loop() -> None
     torch.testing.assert_close(found, second_derivative(case, vector), rtol=1e-7, atol=1e-10)
 
 
+def test_thinned_rollouts_have_the_curvature_of_those_that_they_stand_for() -> None:
+    case, vector = case_of("MAML"), noise(case_of("MAML"))
+
+    def slowed(samples: Samples) -> Samples:
+        every_step_thrice = samples.map(lambda tensor: tensor.repeat_interleave(3, dim=2))
+        assert isinstance(every_step_thrice.y, dict)
+        return every_step_thrice._replace(y=every_step_thrice.y | {"weight": every_step_thrice.y["weight"] / 3})
+
+    batch = case.batch._replace(support=tuple(map(slowed, case.batch.support)), query=slowed(case.batch.query))
+    thinned = case.engine.curvature(case.learner, batch, exact=True, every=3)(vector)
+    whole = case.engine.curvature(case.learner, case.batch, exact=True, every=1)(vector)
+    torch.testing.assert_close(thinned, whole, rtol=1e-9, atol=1e-12)
+
+
 @each_algorithm
-def test_the_curvature_is_symmetric_and_bends_nowhere_down_also_on_some_steps_only(name: str) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_curvature_is_symmetric_and_bends_nowhere_down_also_on_some_steps_only(name: str, exact: bool) -> None:
     case = case_of(name)
-    product = case.engine.curvature(case.learner, case.batch, exact=False, every=3)
+    product = case.engine.curvature(case.learner, case.batch, exact=exact, every=3)
     one, other = noise(case), {name: tensor.flip(0) for name, tensor in noise(case).items()}
     at_one, at_other = product(one), product(other)
 

@@ -40,17 +40,25 @@ def linearize(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, *, exact
         tasks: the tasks.
         exact: differentiate through the gradients of the inner loop; else they are constants, as they are for a
             first-order meta-gradient.
-        every: only each so-many-th time step of the query sets is looked at.
+        every: only each so-many-th time step of the rollouts is looked at, of those that are adapted to as well as of
+            the query sets. The weights after adaptation, where the curvature is taken, are those of all.
     """
     algorithm = learner.algorithm
     names = learned(meta)
-    path = algorithm.adapt(meta, tasks, algorithm.steps, create_graph=exact)
+    thinned = exact and every > 1
+    path = algorithm.adapt(meta, tasks, algorithm.steps, create_graph=exact and not thinned)
     placed = algorithm.place(meta, path[-1], algorithm.steps)
+    own = {name: w.detach().requires_grad_() for name, w in placed.items()}
+    if thinned:
+        few = [tasks.objective.thinned(samples, every) for samples in tasks.batch.support]
+        path = algorithm.adapt(
+            meta, tasks.of(tasks.batch._replace(support=tuple(few))), algorithm.steps, create_graph=True
+        )
+        placed = algorithm.place(meta, path[-1], algorithm.steps)
     adapted = _Map([w for w in placed.values() if w.requires_grad], [meta[name] for name in names])
 
-    own = {name: w.detach().requires_grad_() for name, w in placed.items()}
     shared = {n: meta[n].detach().requires_grad_() for n in names if n not in own and not n.startswith(OWN)}
-    query = tasks.batch.query.map(lambda tensor: tensor[:, :, ::every])
+    query = tasks.objective.thinned(tasks.batch.query, every)
     output, form = tree_flatten(tasks.run(meta | shared, own, query.x))
     ran = _Map(output, [*own.values(), *shared.values()])
 

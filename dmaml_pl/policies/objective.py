@@ -12,6 +12,7 @@ from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.policies.distributions import ActionDistribution
+from dmaml_pl.tasks import Samples
 
 Surrogate = Literal["likelihood_ratio", "log_prob", "dice"]
 
@@ -82,6 +83,15 @@ class PolicyGradient(Objective):
         """The mean KL from the policy that acted to the present one."""
         weight = y["weight"]
         return (old_of(output, y).kl_to(output) * weight).sum() / weight.sum()
+
+    def thinned(self, samples: Samples, every: int) -> Samples:
+        """Each so-many-th time step; all for "dice", in which a step depends on all before it."""
+        if every == 1 or self.surrogate == "dice":
+            return samples
+        few = samples.map(lambda tensor: tensor[:, :, ::every])
+        assert isinstance(few.y, dict)  # noqa: S101 - as every set of rollouts has them
+        weight = few.y["weight"]
+        return few._replace(y=few.y | {"weight": weight / weight.sum((1, 2), keepdim=True)})
 
     def between(self, before: ActionDistribution, after: ActionDistribution) -> Tensor:
         """The mean KL from a worker's policy to the merged one."""
