@@ -22,12 +22,15 @@ class ClassImages:
         starts: row of the first sample of each class, int64 (classes,); the others follow it.
         samples: how many samples each class has, int64 (classes,).
         names: of the classes.
+        groups: number of the group of each class, such as its alphabet, (classes,), where the classes of a task are of
+            one group; None where they are any.
     """
 
     pixels: Tensor
     starts: NDArray[np.int64]
     samples: NDArray[np.int64]
     names: list[str]
+    groups: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, images: Tensor | ClassImages) -> ClassImages:

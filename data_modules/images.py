@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_modules.augmenting import augmented
 from data_modules.class_images import ClassImages
-from data_modules.samplers import Sampler, SamplerName, sampler_named
+from data_modules.samplers import Sampler, SamplerName, WithinGroups, sampler_named
 from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import LabelledSamples, Samples, TaskBatch, derive_seed
@@ -112,7 +112,8 @@ class ImageTasks(TaskDataModule):
         for split, images in splits.items():
             self._images[split] = images.pixels
             self._rows[split] = (images.starts, images.samples)
-            self._samplers[split] = sampler(
+            make = sampler if images.groups is None else partial(WithinGroups, sampler, images.groups)
+            self._samplers[split] = make(
                 images.samples, starts=images.starts, ways=self._ways_of(split)[1], per_class=self.shots + self.queries
             )
         if self.augment or self.augment_support:
@@ -125,11 +126,13 @@ class ImageTasks(TaskDataModule):
         return "data.test_ways", self.test_ways
 
     def _check(self, split: Split, images: ClassImages) -> None:
-        name, classes = type(self).__name__, len(images.starts)
+        name, classes, of = type(self).__name__, len(images.starts), ""
+        if images.groups is not None:
+            classes, of = int(np.bincount(images.groups).max()), " in its largest alphabet"
         setting, ways = self._ways_of(split)
         if ways > classes:
             raise ConfigError(
-                f"{setting} is {ways}, but the {split} split of {name} has {classes} classes: "
+                f"{setting} is {ways}, but the {split} split of {name} has {classes} classes{of}: "
                 f"{f'choose 2 to {classes}' if classes > 1 else 'it needs more'}{self.split_remedy}."
             )
         smallest = int(images.samples.argmin())

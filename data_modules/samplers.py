@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from dmaml_pl import _learn2learn
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.tasks import derive_seed
 
 SamplerName = Literal["batched", "learn2learn"]
 
@@ -199,6 +200,46 @@ class Learn2LearnSampler(Sampler):
         # ConsecutiveLabels has put each class's samples together, so the classes are an axis of their own.
         numbers, labels = task.reshape(self.ways, -1, 2).transpose(2, 0, 1)
         return numbers[labels[:, 0].argsort()]
+
+
+class WithinGroups(Sampler):
+    """Tasks whose classes are of one group, such as an alphabet; each group with enough classes is equally likely.
+
+    Args:
+        sampler: what samples within a group.
+        groups: number of the group of each class, (classes,).
+        samples, ways, per_class, starts: as of `Sampler`.
+    """
+
+    def __init__(
+        self,
+        sampler: type[Sampler],
+        groups: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        *,
+        ways: int,
+        per_class: int,
+        starts: NDArray[np.int64],
+    ) -> None:
+        self._within = [
+            sampler(samples[groups == group], ways=ways, per_class=per_class, starts=starts[groups == group])
+            for group, size in zip(*np.unique(groups, return_counts=True), strict=True)
+            if size >= ways
+        ]
+        super().__init__(samples, ways=ways, per_class=per_class, starts=starts)
+
+    def prepare(self) -> None:
+        """Nothing but what the samplers of the groups have done."""
+
+    def __call__(self, seeds: Sequence[int]) -> NDArray[np.int64]:
+        """Sample numbers of the tasks with these seeds; see `Sampler`."""
+        group = np.array([derive_seed("group", seed) % len(self._within) for seed in seeds])
+        numbers = np.empty((len(seeds), self.ways, self.per_class), dtype=np.int64)
+        for number in np.unique(group).tolist():
+            numbers[group == number] = self._within[number](
+                [s for s, g in zip(seeds, group, strict=True) if g == number]
+            )
+        return numbers
 
 
 class _Numbers(Dataset[tuple[int, int]]):

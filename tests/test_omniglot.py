@@ -151,6 +151,62 @@ def test_a_character_with_drawings_missing_is_named(root: Path) -> None:
         small(root).setup("fit")
 
 
+# ---- Lake's own split
+
+
+def lakes(root: Path, **settings: Any) -> Omniglot:
+    return small(root, split="lake", val_alphabets=1, rotations=False, **settings)
+
+
+def alphabet_of(image: Tensor) -> str:
+    """Alphabet of a picture, by where its bar begins: character n's in row n of 28."""
+    number = int(image.squeeze().amax(dim=1).nonzero()[0])
+    return ["Magic", "Runes", "Signs"][number // CHARACTERS]
+
+
+@pytest.mark.parametrize("sampler", ["batched", "learn2learn"])
+def test_in_lakes_split_alphabets_are_of_one_split_and_a_tasks_characters_of_one_alphabet(
+    root: Path, sampler: str
+) -> None:
+    data = lakes(root, sampler=sampler)
+    data.setup("fit")
+    seen = {}
+    for split in ("train", "val", "test"):
+        tasks = data.sample_tasks(split, range(20))
+        found = [{alphabet_of(image) for image in task} for task in torch.cat([tasks.support_x, tasks.query_x], 1)]
+        assert all(len(alphabets) == 1 for alphabets in found)
+        seen[split] = set().union(*found)
+    assert seen["test"] == {"Signs"}
+    assert len(seen["train"]) == len(seen["val"]) == 1
+    assert seen["train"] | seen["val"] == {"Magic", "Runes"}
+
+
+def test_turned_alphabets_are_alphabets_of_their_own(root: Path) -> None:
+    data = small(root, split="lake", val_alphabets=1)
+    assert {len(set(images.groups)) for images in data.load_splits().values()} == {4}
+
+
+def test_a_task_of_one_alphabet_is_a_function_of_its_seed_alone(root: Path) -> None:
+    data = small(root, split="lake", val_alphabets=1)
+    data.setup("fit")
+    together = data.sample_tasks("test", range(8))
+    for seed in range(8):
+        assert torch.equal(data.sample_task("test", seed).support_x, together.support_x[seed])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"val_alphabets": 2}, r"data\.val_alphabets is 2, but .* has 2 alphabets"),
+        ({"ways": 5}, r"data\.ways is 5, but the .* split of Omniglot has 4 classes in its largest alphabet"),
+        ({"split": "mine"}, r"data\.split is mine, but must be characters or lake"),
+    ],
+)
+def test_lakes_split_tells_what_does_not_fit(root: Path, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        small(root, **{"split": "lake", "val_alphabets": 1, "rotations": False, **settings}).setup("fit")
+
+
 # ---- download
 
 
