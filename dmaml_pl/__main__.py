@@ -5,13 +5,12 @@ Light on purpose: what needs no PyTorch is answered before PyTorch is loaded.
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from typing import NoReturn
 
 from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files
+from dmaml_pl.cli.commands import LIGHT, TRAININGS, light_command
 from dmaml_pl.cli.configs import make_own_importable
 from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.launching.leaving import leave
@@ -31,9 +30,10 @@ commands:
   adapt      adapt a trained network to your own samples, and ask it about others
   study      compare trainings: numbers of workers, ways to see more tasks, best settings
   compare    the settings in which trainings differ, their figures, and their curves
-  configs    the configurations that come with the package: list them, or copy one
+  configs    the configurations that come with the package: list them, copy one, print their schema for an editor
   ui         open the MLflow UI on the local store
   sync       send what trainings have kept while the MLflow server was away
+  completion print a script that completes commands, configurations and settings in bash or zsh
   export     put a trained network into a folder, with a model card; push and pull bring it to a hub, and back
 
   dmaml fit --config sinusoid                          train
@@ -45,21 +45,6 @@ commands:
 
 Several --config files are laid over each other; single settings on the command line come last.
 """
-
-TRAININGS = ["fit", "validate", "test", "predict"]
-
-LIGHT = {
-    "adapt": "dmaml_pl.adapting.command",
-    "study": "dmaml_pl.studies.command",
-    "compare": "dmaml_pl.studies.compare",
-    "configs": "dmaml_pl.cli.configs",
-    "ui": "dmaml_pl.tracking.ui",
-    "sync": "dmaml_pl.tracking.sync",
-    "export": "dmaml_pl.serving.export",
-    "push": "dmaml_pl.serving.hub:push",
-    "pull": "dmaml_pl.serving.hub:pull",
-}
-"""Commands that begin without PyTorch: the module of their `main`, or of another function after a colon."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,9 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         if sys.platform == "win32":
             raise ConfigError("dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux.")
         if words[0] in LIGHT:
-            module, _, name = LIGHT[words[0]].partition(":")
-            command: Callable[[list[str]], int] = getattr(import_module(module), name or "main")
-            return command(words[1:])
+            return light_command(words[0])(words[1:])
         check_variables()
         if "LOCAL_RANK" not in os.environ:  # else worker 0 tells for all, once it is known which that is
             check_command(words, TRAININGS)

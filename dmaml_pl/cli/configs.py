@@ -1,22 +1,8 @@
-"""The configurations that come with the package: found by their names, listed and copied by `dmaml configs`."""
+"""The configurations that come with the package, found by their names."""
 
-import argparse
-import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
-
-from dmaml_pl.checks import suggest
-from dmaml_pl.console.options import Options
-from dmaml_pl.errors import ConfigError
-
-EPILOG = """\
-  dmaml fit --config sinusoid                   train with the one of that name
-  dmaml configs copy sinusoid                   put it here, as sinusoid.yaml, to be changed
-  dmaml configs copy sinusoid mine.yaml         under another name, or into a folder that is there
-
-Where there is a file of that name here, --config takes it. Files for `dmaml study` lie in studies/: --space
-studies/moments finds one."""
 
 
 def folder() -> Path:
@@ -71,46 +57,3 @@ def make_own_importable(words: list[str]) -> None:
         beside = str(Path(value).resolve().parent)
         if option in ("-c", "--config") and beside not in sys.path and Path(value).is_file():
             sys.path.append(beside)
-
-
-def main(words: list[str]) -> int:
-    """List the configurations, or copy one; returns the exit code.
-
-    Raises:
-        ConfigError: there is none of that name, or the place to copy it to is taken.
-    """
-    parser = Options(
-        prog="dmaml configs",
-        description="List the configurations that come with dmaml_pl, or copy one.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    copy = commands.add_parser("copy", help="put one here")
-    copy.add_argument("name", metavar="NAME", help="as `dmaml configs` lists it")
-    copy.add_argument("target", metavar="TARGET", nargs="?", type=Path, default=Path(), help="a file or a folder")
-    given = parser.parse_args(words)
-    if given.command == "copy":
-        _copy(given.name, given.target)
-        return 0
-    width = max(map(len, names()))
-    for name in names():
-        first = (folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:{width}}  {first.removeprefix('# ')}")
-    print(f"\nThey lie in {folder()}; its README.md says what they give.\n\n{EPILOG}")
-    return 0
-
-
-def _copy(name: str, target: Path) -> None:
-    name = name.removesuffix(".yaml").removeprefix("configs/")
-    if name not in names():
-        raise ConfigError(f"There is no config {name}.{suggest(name, names())} `dmaml configs` lists them.")
-    if target.is_dir():
-        target /= f"{Path(name).name}.yaml"
-    if target.exists():
-        raise ConfigError(f"{target} is there already: name another, as in dmaml configs copy {name} mine.yaml.")
-    try:
-        shutil.copyfile(folder() / f"{name}.yaml", target)
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error.strerror}.") from error
-    print(target)
