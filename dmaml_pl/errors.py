@@ -60,3 +60,7 @@ class NonFiniteError(DmamlError):
 
 class WorkerLostError(DmamlError):
     """A worker that died, or did not reach the merge in time."""
+
+
+class LeftBehindError(DmamlError):
+    """The other workers have gone on without this one, which can join them anew."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
 from dmaml_pl.checks import require_folder, require_positive
-from dmaml_pl.errors import CheckpointError, ConfigError
+from dmaml_pl.errors import CheckpointError, ConfigError, LeftBehindError
 from dmaml_pl.launching import restarts
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport, strategy_of_runs
 
@@ -173,7 +173,10 @@ class RunCheckpoint(ModelCheckpoint):
 
         Never raises: the process is ending already, and a reason that stands in the way is told in one line.
         """
-        if trainer.world_size == 1 or getattr(trainer.strategy, "stopped_together", False):
+        alone = trainer.world_size == 1 or getattr(trainer.strategy, "quorum", None) is not None
+        if isinstance(exception, LeftBehindError):
+            return  # what the others have kept is newer
+        if alone or getattr(trainer.strategy, "stopped_together", False):
             try:
                 self._write_held(trainer)
             except CheckpointError as error:

@@ -121,7 +121,7 @@ def _check_machines(trainer: Any) -> None:
     """Check that workers whom no launcher has told of each other can meet."""
     missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
-    if trainer.num_nodes > 1 and alone and missing:
+    if trainer.num_nodes > 1 and alone and missing and not getattr(trainer.strategy, "elastic", False):
         raise ConfigError(
             f"trainer.num_nodes is {trainer.num_nodes}, but must be 1 where dmaml alone starts the workers: for more "
             f"machines start it with torchrun or srun on each, or set {', '.join(missing)} there."

@@ -14,8 +14,9 @@ from dmaml_pl.cli.command_line import check_command, check_config_files
 from dmaml_pl.cli.messages import explain_interpolation
 from dmaml_pl.cli.resume import is_worker_zero
 from dmaml_pl.cli.training import DmamlCLI
-from dmaml_pl.errors import DmamlError, NonFiniteError, WorkerLostError
+from dmaml_pl.errors import DmamlError, LeftBehindError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
+from dmaml_pl.launching.supervisor import LEFT_BEHIND
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells give them."""
@@ -48,12 +49,13 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
     except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
         # What every worker knows alike is told once.
         alike = not prepared.is_set() or isinstance(error, NonFiniteError | WorkerLostError)
-        if not alike or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+        left_behind = isinstance(error, LeftBehindError)  # told by whoever starts it again
+        if not left_behind and (not alike or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"):
             text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
             print("dmaml: error:", *text.split(), file=sys.stderr, flush=True)
             if not prepared.is_set():
                 restarts.remember(restarts.REFUSED)
-        return 1
+        return LEFT_BEHIND if left_behind else 1
     finally:
         sys.argv = words
     return 0

@@ -4,11 +4,15 @@ The command line and `dmaml_pl.fit` both do it so.
 """
 
 import json
+import os
 import signal
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -17,9 +21,10 @@ from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import resume
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.recorder import trackers
-from dmaml_pl.errors import WorkerLostError
+from dmaml_pl.errors import LeftBehindError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import raised_at
+from dmaml_pl.launching.supervisor import supervise
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
@@ -47,6 +52,7 @@ class Session:
         self.meta_test = meta_test
         self.launched = launched
         self.folder = resume.checkpoint_folder(trainer)
+        self._handed: Path | None = None
 
     def carry_out(self, stage: str, wanted: str | None, call: Callable[[str | None], T]) -> T:
         """Check everything, then do it; what fails outside the Trainer leaves no MLflow run that seems to be running.
@@ -70,6 +76,8 @@ class Session:
                 if isinstance(self.trainer.strategy, WorkerStrategy):
                     self.trainer.strategy.await_verdict()
                 raise
+        except LeftBehindError:
+            raise
         except BaseException as error:
             self._tell_trackers(error)
             if isinstance(error, SIGTERMException | SystemExit | KeyboardInterrupt):
@@ -78,6 +86,30 @@ class Session:
                     again = resume.how_to_go_on(self.trainer, self.folder, launched=self.launched)
                 error.add_note(again)
             raise
+        finally:
+            if self._handed is not None:
+                self._handed.unlink(missing_ok=True)
+
+    @property
+    def supervises(self) -> bool:
+        """Whether this process is to start workers that come and go, and is none of them."""
+        return getattr(self.trainer.strategy, "elastic", False) and "LOCAL_RANK" not in os.environ
+
+    def supervise(self, wanted: str | None) -> int:
+        """Check everything, then keep the workers of this machine until the training has ended.
+
+        Args:
+            wanted: as for `carry_out`.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            DmamlError: a setting cannot work.
+        """
+        with raised_at(SIGTERMException, signal.SIGTERM, signal.SIGHUP):
+            self.check("fit", wanted)
+            return supervise(self.trainer.num_devices, self.trainer.strategy.timeout)
 
     def meta_test_best(self) -> None:
         """Meta-test the best checkpoint of the training that has just ended, where that is wanted."""
@@ -117,6 +149,13 @@ class Session:
         """
         meta_test = stage == "test" or (stage == "fit" and self.meta_test)
         check_before(stage, self.trainer, self.model, self.data, meta_test=meta_test)
+        if stage == "fit" and getattr(self.trainer.strategy, "elastic", False) and not self.supervises:
+            handed = self.trainer.strategy.join()
+            if handed is not None:
+                with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as file:
+                    torch.save(handed, file)
+                wanted = os.environ[resume.RESOLVED_CHECKPOINT] = file.name
+                self._handed = Path(file.name)
         optimizers = self.model.configure_optimizers()
         optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
         return resume.find_origin(wanted, stage, self.trainer, self.model, optimizer)
@@ -128,3 +167,6 @@ class Session:
                 tracker.open(origin.mlflow_run_id, visits=stage != "fit" and origin.mlflow_run_id is not None)
             if stage == "fit":
                 restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))
+        quorum: Any = getattr(self.trainer.strategy, "quorum", None)
+        for tracker in trackers(self.trainer) if quorum is not None else ():
+            tracker.attend(quorum, tracker.version or origin.mlflow_run_id)

@@ -187,13 +187,18 @@ class DmamlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Lightning's, between the checks before and what trackers are told of its end."""
         self._session = self._begin_session()
+        wanted = self._get(self.config_init, "ckpt_path")
+        if subcommand == "fit" and self._session.supervises:
+            if code := self._session.supervise(wanted):
+                sys.exit(code)
+            return
 
         def run(checkpoint: str | None) -> None:
             self.config_init[subcommand]["ckpt_path"] = checkpoint
             self._prepared.set()
             self._among_workers(lambda: super(DmamlCLI, self)._run_subcommand(subcommand))
 
-        self._session.carry_out(subcommand, self._get(self.config_init, "ckpt_path"), run)
+        self._session.carry_out(subcommand, wanted, run)
 
     def _begin_session(self) -> Session:
         meta_test, launched = bool(self._get(self.config_init, "meta_test")), self._launch is not None

@@ -129,7 +129,7 @@ class EvaluatedModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Join the workers' shares; log the metric after each adaptation step as `val/...`."""
-        scores = self._gather()
+        scores = self._gather("val", self.validation_step)
         if self.trainer.sanity_checking:
             return
         log_evaluation(self, "val", scores)
@@ -149,7 +149,7 @@ class EvaluatedModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Join the workers' shares into `meta_test`; log them as `test/...`."""
-        scores = self._gather()
+        scores = self._gather("test", self.test_step)
         for network in NETWORKS:
             own = [item for item in scores if item.network == network]
             if own:
@@ -221,10 +221,30 @@ class EvaluatedModule(pl.LightningModule):
         own = [item.metric[:, self.algorithm.steps] for item in self._scores if item.network == TRAINED]
         return float(torch.cat(own).mean()) if own else None
 
-    def _gather(self) -> list[TaskScores]:
-        strategy, own = strategy_of_runs(self.trainer), self._scores
-        self._scores = []
-        return in_order([own] if strategy is None else strategy.gather(own))
+    def _gather(self, split: str, step: Callable[[Any, int], None]) -> list[TaskScores]:
+        """The scores of all workers; the tasks of those that were lost meanwhile are evaluated by the others."""
+        strategy = strategy_of_runs(self.trainer)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        everyone: list[list[TaskScores]] = []
+        while True:
+            own, self._scores = self._scores, []
+            if strategy is None:
+                return in_order([own])
+            everyone += strategy.gather(own)
+            missing = self._missing(split, everyone)
+            if not missing:
+                return in_order(everyone)
+            for number in missing[self.trainer.global_rank :: self.trainer.world_size]:
+                step(data.evaluation_tasks(split, [number]).to(self.device), 0)
+
+    def _missing(self, split: str, everyone: list[list[TaskScores]]) -> list[int]:
+        """Tasks of which no worker tells, where workers may be lost."""
+        trainer: Any = self.trainer
+        limit = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}[split]
+        if getattr(trainer.strategy, "quorum", None) is None or limit != 1.0 or trainer.sanity_checking:
+            return []
+        known = {int(number) for own in everyone for scores in own for number in scores.numbers}
+        return sorted(set(range(getattr(trainer.datamodule, f"{split}_tasks"))) - known)
 
     @contextmanager
     def _adapting(self, batch: TaskBatch) -> Iterator[TaskBatch]:

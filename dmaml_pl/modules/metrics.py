@@ -49,7 +49,7 @@ def log_run(module: Any, report: RunReport) -> None:
         last["train/env_steps_per_second"] = env_steps_of(report) / max(report["seconds"], 1e-9)
         sampling = float(report["series"][SAMPLING_SECONDS].nansum())
         last["train/sampling_share"] = sampling / max(report["seconds"], 1e-9)
-    if (peak := module.memory.mib()) is not None:
+    if getattr(trainer.strategy, "quorum", None) is None and (peak := module.memory.mib()) is not None:
         last["train/peak_memory_mib"] = peak
     for step, metrics in rows.items():
         _log(module, metrics, step)
@@ -97,6 +97,7 @@ def _learning_rate(module: Any) -> float:
 
 
 def _log(module: Any, metrics: dict[str, float], step: int) -> None:
-    if module.trainer.is_global_zero:
-        for logger in module.loggers:
+    for logger in module.loggers:
+        # Where worker 0 may be lost, every worker keeps in mind what may not have been sent.
+        if module.trainer.is_global_zero or getattr(logger, "attends", False):
             logger.log_metrics(metrics, step=step)

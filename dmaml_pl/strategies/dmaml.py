@@ -25,6 +25,7 @@ from dmaml_pl.strategies.exchange import Exchange, Merged, Sent
 from dmaml_pl.strategies.flat import FlatState, pack, unpack
 from dmaml_pl.strategies.merge import MeanMerge, MergeRule
 from dmaml_pl.strategies.moments import moments_of
+from dmaml_pl.strategies.replica import check_installed
 from dmaml_pl.strategies.strategy import WorkerStrategy
 
 Moments = Literal["keep", "average", "reset"]
@@ -47,6 +48,8 @@ class DMAMLStrategy(WorkerStrategy):
         overlap: send while the next run is made, and add what the merge has changed when that ends (delayed averaging:
             Zhou et al. 2020, arXiv:2006.00441). Before a validation or a checkpoint the merge is waited for, so it
             pays only where these do not follow every run.
+        elastic: whether workers may be lost, restarted and added while the training runs, on any number of machines,
+            none of them special (docs/elastic.md). Needs the extra `dmaml_pl[elastic]`.
         settings: those of `WorkerStrategy`. `timeout` must exceed the time by which the slowest worker's run is longer
             than the fastest's, and the start-up of all workers.
 
@@ -64,6 +67,7 @@ class DMAMLStrategy(WorkerStrategy):
         moments: Moments = "average",
         transfer_dtype: TransferType = "float32",
         overlap: bool = False,
+        elastic: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -87,6 +91,9 @@ class DMAMLStrategy(WorkerStrategy):
                 "trainer.strategy.overlap is true and trainer.strategy.on_worker_failure is continue, which do not go "
                 "together: set on_worker_failure to stop, or overlap to false."
             )
+        self.elastic = elastic
+        if elastic:
+            self._check_elastic(overlap)
         self.merge_rule = MeanMerge() if merge is None else merge
         self.validation_tasks = self.merge_rule.validation_tasks
         self.moments = moments
@@ -97,6 +104,15 @@ class DMAMLStrategy(WorkerStrategy):
         self.overlap = overlap
         self._under_way: Sent | None = None
 
+    def _check_elastic(self, overlap: bool) -> None:
+        check_installed()
+        if overlap or self.on_worker_failure == "continue":
+            other = "overlap is true" if overlap else "on_worker_failure is continue"
+            raise ConfigError(
+                f"trainer.strategy.elastic is true and trainer.strategy.{other}, which do not go together: set "
+                f"{'overlap to false' if overlap else 'on_worker_failure to stop'}, or elastic to false."
+            )
+
     def _acts_alone(self) -> bool:
         return self.merge_rule.acts_alone
 
@@ -104,7 +120,7 @@ class DMAMLStrategy(WorkerStrategy):
         return FlatState(self._module())
 
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
-        if self.world_size == 1:
+        if self.world_size == 1 and self.quorum is None:
             state.unpack_floats(self._apply_rule(start, state.pack_floats(), state.parameter_size))
             return report
         if self.overlap:
@@ -188,6 +204,8 @@ class DMAMLStrategy(WorkerStrategy):
     def on_train_end(self) -> None:
         """End with merged weights."""
         self.wait_for_merge()
+        if self.quorum is not None:
+            self.gather(None)  # so that all are known to have made the last merge
         super().on_train_end()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

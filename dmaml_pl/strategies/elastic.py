@@ -56,6 +56,11 @@ class Membership:
         """Rank of this worker in the present group."""
         return self.members.index(self._me)
 
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.members)
+
     def agree(self, succeeded: bool) -> bool:
         """Whether the last collective call succeeded on every worker; the same answer on all of them.
 

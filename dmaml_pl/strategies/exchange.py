@@ -126,6 +126,12 @@ class Exchange:
         Raises:
             RuntimeError: another worker is gone.
         """
+        sent = self.pack(offer, worker, workers)
+        sent.work = torch.distributed.all_reduce(sent.payload, async_op=True)
+        return sent
+
+    def pack(self, offer: Offer, worker: int, workers: int) -> Sent:
+        """What is to be summed over so many workers, of this one of them."""
         report, values, weight = offer.report, offer.values, offer.weight
         series = torch.stack(list(report["series"].values()))
         if not self._even:
@@ -149,7 +155,7 @@ class Exchange:
         table[worker] = torch.cat([head, series.reshape(-1).to(values)])
         integers = offer.integers if worker == 0 else torch.zeros_like(offer.integers)
         payload = self._encode((values - self._base(offer)) * weight, torch.cat([integers, table.reshape(-1)]))
-        return Sent(offer, payload, torch.distributed.all_reduce(payload, async_op=True), series.shape)
+        return Sent(offer, payload, None, series.shape)
 
     def _base(self, offer: Offer) -> Tensor:
         """What is sent is the difference from this; of buffers always, so that one that nobody writes stays the same.

@@ -19,9 +19,9 @@ _BATCH = 1000  # metrics in one request: MLflow's limit
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
 
-def metrics(values: Mapping[str, float], step: int) -> Operation:
-    """Values of some metrics, with the time of now in ms since 1970; they may be infinite or not a number."""
-    now = time.time_ns() // 1_000_000
+def metrics(values: Mapping[str, float], step: int, time_ms: int | None = None) -> Operation:
+    """Values of some metrics, with a time in ms since 1970, by default now; they may be infinite or not a number."""
+    now = time.time_ns() // 1_000_000 if time_ms is None else time_ms
     rows = [[clean_name(name), float(value), now, step] for name, value in values.items()]
     return {"do": "log_metrics", "rows": rows}
 
