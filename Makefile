@@ -13,13 +13,14 @@ POSTGRES_IMAGE ?= postgres:17
 BUILD = $(ENGINE) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg UV_VERSION=$(UV_VERSION) $(BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark models ui clean pins
+.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark gpu-wheels gpu-check models ui clean pins
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
 	@echo "make test    set up, then lint, type check and run the tests;  make test-all  the slow ones, too"
 	@echo "make test-lowest   the oldest versions that pyproject.toml allows, in an environment of their own"
 	@echo "make benchmark   speed beside other libraries, which it installs; ONLY=\"sinusoid-1 loop\" for a part, PEERS=native"
+	@echo "make gpu-check   all that only a GPU can answer, in eight minutes;  make gpu-wheels  what it takes along"
 	@echo "make docs    build the documentation as a site, in site/"
 	@echo "make dist    build the wheel and the source archive, in dist/;  make release-notes  the newest of CHANGELOG.md"
 	@echo "make image   build the container images with docker; ENGINE=podman with another engine"
@@ -106,6 +107,23 @@ format: $(READY)
 benchmark: $(READY)
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-benchmark.txt
 	@$(BIN)/python -m benchmarks.speed $(if $(ONLY),--only $(ONLY)) $(if $(PEERS),--peers $(PEERS)) $(if $(OMNIGLOT),--omniglot $(OMNIGLOT))
+
+# docs/performance.md says how both are used: here, and on a machine that reaches no network.
+gpu-check: $(READY)
+	@$(BIN)/python -m benchmarks.gpu_check $(if $(OMNIGLOT),--omniglot $(OMNIGLOT))
+
+# For Python 3.12, where PyTorch, Lightning, torchvision and what they need are there already; learn2learn is C.
+GPU_PYTHON ?= 3.12
+GPU_WHEELS_MIB := 32
+gpu-wheels: $(READY)
+	@rm -rf .gpu-wheels .venv-wheels
+	@UV_PYTHON_DOWNLOADS=never $(BIN)/uv venv --quiet --seed --python $(GPU_PYTHON) .venv-wheels || \
+	  { echo "Python 3.12 is needed, with its headers: make gpu-wheels GPU_PYTHON=/where/it/is/python3.12"; exit 1; }
+	@.venv-wheels/bin/python -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir .gpu-wheels \
+	  --config-settings=--build-option=build_ext --requirement requirements-gpu.txt
+	@rm -rf .venv-wheels
+	@size=$$(du -sm .gpu-wheels | cut -f1); echo "$$(ls .gpu-wheels | wc -l) wheels of $$size MiB in .gpu-wheels"; \
+	  test $$size -le $(GPU_WHEELS_MIB) || { echo "That is more than $(GPU_WHEELS_MIB) MiB: too much to travel."; exit 1; }
 
 # Material for MkDocs announces its successor at each call.
 docs: $(READY)

@@ -26,10 +26,10 @@ def description(device: str) -> str:
     return f"{kind}; Python {platform.python_version()}, {versions}"
 
 
-def peak(device: str) -> tuple[Callable[[], None], float]:
+def peak(device: str, dtype: torch.dtype = torch.float32) -> tuple[Callable[[], None], float]:
     """A product of large matrices, and its floating-point operations."""
     side = SIDE[device]
-    left, right = (torch.rand(side, side, device=device) for _ in range(2))
+    left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
 
     def compute() -> None:

@@ -87,17 +87,24 @@ class Ours:
     Args:
         data: the environments.
         sizes: of an observation and an action.
+        hidden: widths of the policy's layers.
         first_order: of the inner loop.
         optimizer: settings of the trust region.
     """
 
     def __init__(
-        self, data: EnvironmentDataModule, sizes: tuple[int, int], *, first_order: bool = False, **optimizer: Any
+        self,
+        data: EnvironmentDataModule,
+        sizes: tuple[int, int],
+        *,
+        hidden: tuple[int, ...] = HIDDEN,
+        first_order: bool = False,
+        **optimizer: Any,
     ) -> None:
         torch.manual_seed(0)
         algorithm = MAML(inner_lr=0.1, inner_steps=1, first_order=first_order)
         self.data = data
-        self.module = MetaLearning(GaussianMLP(*sizes, HIDDEN), algorithm, PolicyGradient())
+        self.module = MetaLearning(GaussianMLP(*sizes, hidden), algorithm, PolicyGradient())
         self.learner = self.module.learner
         self.optimizer = TrustRegion(self.learner.parameters(), **optimizer)
 

@@ -1,0 +1,1 @@
+"""`make gpu-check`: what only a GPU can answer, in one call of under eight minutes, without a network."""
