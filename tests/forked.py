@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from dmaml_pl import _learn2learn
-from dmaml_pl.studies.runner import server
+from dmaml_pl.studies.local import server
 
 
 class Command:

@@ -14,7 +14,7 @@ import pytest
 
 from dmaml_pl.launching import server
 from dmaml_pl.launching.server import Server, own, started
-from dmaml_pl.studies import runner
+from dmaml_pl.studies import local
 from tests.workers import ends
 
 
@@ -66,7 +66,7 @@ def test_a_forked_process_knows_its_rank_although_lightning_was_imported_before(
         "from pathlib import Path; from pytorch_lightning.utilities import rank_zero_only;"
         f"Path({str(tmp_path / 'rank')!r}).write_text(str(rank_zero_only.rank))"
     )
-    assert runner.server().fork({**os.environ, "RANK": "3"}, partial(exec, code)).wait(200) == 0
+    assert local.server().fork({**os.environ, "RANK": "3"}, partial(exec, code)).wait(200) == 0
     assert (tmp_path / "rank").read_text() == "3"
 
 

@@ -22,8 +22,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from dmaml_pl.__main__ import main
-from dmaml_pl.studies import runner
-from dmaml_pl.studies.runner import gpu_shares, server
+from dmaml_pl.studies import local
+from dmaml_pl.studies.local import Gpus, Local, server
+from dmaml_pl.studies.runner import Job, Launcher, make
 from tests.trainings import lay_store
 from tests.workers import ends
 
@@ -296,6 +297,7 @@ def test_ctrl_c_ends_the_trainings_and_says_that_the_same_command_goes_on(
 @pytest.mark.slow  # test_fork_server has what becomes of what a killed process had forked
 def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragile: Path) -> None:
     words = words_of(repository, fragile, "workers", "--workers", "1", "--seeds", "1", NETWORK)
+    words += ["--model.compile=false"]  # which a loaded machine does not finish within its patience
     doing = "Path('told').exists() or (Path('told').touch(), os.kill(int(os.environ['STUDY']), signal.SIGKILL))"
     code = (
         f"import os; os.environ.update(STUDY=str(os.getpid()), DO={doing!r});"
@@ -401,6 +403,12 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
         (["workers", "again"], "again is not a setting"),
         (["scaling", "--factor", "1"], "--factor is 1, but must be a whole number of at least 2"),
         (["sweep"], "Not set: --space"),
+        (["workers", "--launcher", "condor"], "--launcher invalid choice: 'condor' (choose from"),
+        (["workers", "--resources", "time=3"], "--resources time=3 is for --launcher slurm or ray: leave it out"),
+        (
+            ["workers", "--launcher", "slurm", "--resources", "long"],
+            "--resources has long, but must be",
+        ),
         (["sweep", "--space", "none.yaml"], "--space is none.yaml, which cannot be read"),
         (["sweep", "--space", "SPACE", "--target", "low"], "--target is low, but must be a number"),
         (["weather"], "invalid choice: 'weather'"),
@@ -476,43 +484,68 @@ def test_the_help_loads_neither_pytorch_nor_mlflow() -> None:
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize(
-    ("visible", "at_once", "expected"),
-    [
-        ("0,1,2,3", 2, ["0,1,2,3", "2,3,0,1"]),
-        ("4,7", 4, ["4,7", "7,4", "4,7", "7,4"]),
-        ("0,1,2", 2, ["0,1,2", "1,2,0"]),
-        ("GPU-a,GPU-b", 2, ["GPU-a,GPU-b", "GPU-b,GPU-a"]),
-        ("0,1", 1, []),
-        ("", 2, []),
-        ("-1", 2, []),
-    ],
-)
-def test_trainings_at_the_same_time_begin_with_gpus_of_their_own(
-    visible: str, at_once: int, expected: list[str]
+# -- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+def test_gpus_are_shared_out_evenly_each_training_having_as_many_as_workers() -> None:
+    gpus = Gpus({"CUDA_VISIBLE_DEVICES": "0,1,2,GPU-d"})
+    assert gpus.take(2) == ("0", "1")
+    assert gpus.take(1) == ("2",)
+    assert gpus.take(1) == ("GPU-d",)
+    gpus.give_back(("2",))
+    assert gpus.take(3) == ("2", "0", "1")  # first that which nobody has
+    assert set(gpus.take(9)) == {"GPU-d", "0", "1", "2"}  # all that there are
+    assert gpus.take(0) == ()  # a check
+    assert Gpus({"CUDA_VISIBLE_DEVICES": ""}).take(1) == Gpus({"CUDA_VISIBLE_DEVICES": "-1"}).take(1) == ()
+
+
+def test_trainings_at_the_same_time_are_never_all_on_the_first_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gpu_shares(at_once, {"CUDA_VISIBLE_DEVICES": visible}) == expected
-
-
-def test_each_training_is_given_its_gpus_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
 
     class Process:
         sentinel = -1
 
-        def poll(self) -> int:
-            return 0
+        def __init__(self) -> None:
+            self.looked = 0
 
-        wait = poll
+        def poll(self) -> int | None:
+            self.looked += 1
+            return 0 if self.looked > 1 else None
 
     class Watching:
         def fork(self, environment: dict[str, str], _: Any) -> Process:
             given.append(environment["CUDA_VISIBLE_DEVICES"])
             return Process()
 
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
-    monkeypatch.setattr(runner, "server", Watching)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
+    monkeypatch.setattr(local, "server", Watching)
     monkeypatch.setattr("multiprocessing.connection.wait", lambda *_: None)
-    jobs = [runner.Job(number, ("fit",), tmp_path / f"{number}.log") for number in range(4)]
-    assert len(list(runner.make(jobs, at_once=2))) == 4
-    assert given == ["5,6", "6,5", "5,6", "6,5"]
+    jobs = [Job(number, ("fit",), tmp_path / f"{number}.log", workers=1) for number in range(6)]
+    assert len(list(make(jobs, 3, Local()))) == 6
+    assert given == ["5", "6", "7", "5", "6", "7"]
+
+
+def test_a_job_that_is_hopeless_is_ended_and_one_that_waits_is_not_begun(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Told(Launcher):
+        def start(self, job: Job) -> list[int]:
+            asked.append(f"start {job.key}")
+            return []
+
+        def code(self, started: list[int]) -> int | None:
+            return started[0] if started else None
+
+        def end(self, started: list[int], *, kill: bool = False) -> None:
+            asked.append("end")
+            started.append(143)
+
+        def wait(self, started: Any) -> None:
+            pass
+
+    jobs = [Job(number, ("fit",), tmp_path / "log") for number in range(2)]
+    ended = list(make(jobs, 1, Told(), hopeless=lambda job: "start 0" in asked))
+    assert [each.code for each in ended] == [143, None]
+    assert asked == ["start 0", "end"]

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import signal
 import sys
@@ -13,10 +14,11 @@ from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.provenance.commands import command
+from dmaml_pl.studies.cluster import LAUNCHERS, check_launcher, read_resources
 
 _OWN = {
     "--trainer.devices": "--workers says how many workers there are",
-    "--trainer.num_nodes": "a study's trainings run on one machine",
+    "--trainer.num_nodes": "each of a study's trainings runs on one machine",
     "--ckpt_path": "a study's trainings begin at the beginning, and the same command goes on with a study",
     "--print_config": "dmaml fit prints it",
 }
@@ -86,12 +88,22 @@ def _parser() -> Options:
             add("--sampler_seed", type=whole(0), default=0, metavar="N", help="of Optuna's sampler (default: 0)")
             fewest = "search for the fewest runs to this metric, not the best final one"
             add("--target", type=_finite, metavar="X", help=fewest)
+            kept = "where Optuna keeps the trials: a journal file, or the URL of a database, by which several machines "
+            kept += "share a sweep (default: OPTUNA_STORAGE, else optuna.journal beside the results)"
+            add("--storage", default=os.environ.get("OPTUNA_STORAGE"), metavar="FILE|URL", help=kept)
+            ended = "end trials whose first seed is worse than the median was at that step (default: none)"
+            add("--pruner", choices=("none", "median"), default="none", help=ended)
         add("-c", "--config", action="append", required=True, metavar="FILE", help="as of `dmaml fit`; may be repeated")
         add(
             "--seeds", type=whole(1), default=3, metavar="N", help="trainings that differ in the seed only (default: 3)"
         )
         add("--name", type=_name, help=f"of the study (default: {kind}-CONFIG); the same name goes on with it")
-        add("--jobs", type=whole(1), default=1, metavar="J", help="trainings at the same time (default: 1)")
+        together = "trainings at the same time (default: 1; on a cluster all, of a sweep those of one trial)"
+        add("--jobs", type=whole(1), metavar="J", help=together)
+        where = "where trainings run: on this machine, as jobs of SLURM, as tasks of Ray (default: local)"
+        add("--launcher", choices=LAUNCHERS, default="local", help=where)
+        what = "of each training, in SLURM's or Ray's words, as partition=long time=120, or num_gpus=1"
+        add("--resources", nargs="+", default=[], metavar="NAME=VALUE", help=what)
     return parser
 
 
@@ -126,6 +138,9 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(f"{rest[0]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.")
     if isinstance(given.workers, list) and len(set(given.workers)) < len(given.workers):
         raise ConfigError(f"--workers is {' '.join(map(str, given.workers))}, but each number may be given once.")
+    given.resources = read_resources(given.resources, given.launcher)
+    check_launcher(given.launcher)
+    given.jobs = given.jobs or (1 if given.launcher == "local" else 0)
 
 
 def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
@@ -135,7 +150,8 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
 
     stem = re.sub(r"[^\w.+-]", "-", Path(given.config[0]).stem)
     name = given.name or f"{given.kind}-{stem}"
-    request = Request(given.kind, name, tuple(given.config), tuple(rest), given.seeds, given.jobs)
+    configs, words = tuple(given.config), tuple(rest)
+    request = Request(given.kind, name, configs, words, given.seeds, given.jobs, given.launcher, given.resources)
     if given.kind == "workers":
         from dmaml_pl.studies import settings_files, workers  # noqa: PLC0415
 
@@ -157,7 +173,13 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
         from dmaml_pl.studies import search, space, sweep  # noqa: PLC0415
 
         options = search.SearchSettings(
-            space.read_space(given.space), given.trials, given.startup, given.sampler_seed, given.target
+            space.read_space(given.space),
+            given.trials,
+            given.startup,
+            given.sampler_seed,
+            given.target,
+            given.storage,
+            prunes=given.pruner == "median",
         )
         study = Study(request)
         sweep.conduct(study, given.workers, options)

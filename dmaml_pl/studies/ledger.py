@@ -26,7 +26,7 @@ PARENT = "mlflow.parentRunId"
 
 STUDY, KIND, ROLE = "dmaml.study", "dmaml.study.kind", "dmaml.study.role"
 POINT, SEED, DIGEST = "dmaml.study.point", "dmaml.study.seed", "dmaml.study.digest"
-_DIVERGED = "NonFiniteError"
+_DIVERGED, _PRUNED = "NonFiniteError", "pruned"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Child:
         """Whether it failed because its loss or weights were no longer finite."""
         return self.error.startswith(_DIVERGED)
 
+    @property
+    def pruned(self) -> bool:
+        """Whether it was given up, as others were better."""
+        return self.error == _PRUNED
+
 
 @contextmanager
 def _requests() -> Iterator[None]:
@@ -63,8 +68,6 @@ def _requests() -> Iterator[None]:
 
 class Ledger:
     """The trainings of a study as their MLflow runs tell of them.
-
-    Whoever makes it must be alone at the study: what seems to be under way is taken for killed.
 
     Args:
         request: what the study makes; its parent MLflow run is made, or gone on with.
@@ -83,14 +86,16 @@ class Ledger:
         known: list[Run] = []
         if experiment is not None and experiment.lifecycle_stage != "deleted":
             known = _search(self._client, experiment.experiment_id, tags)
-        if known:
-            self.parent = MLflowRun.resume(base.store, known[0].info.run_id)
-        else:
-            self.parent = MLflowRun.create(base.store, base.experiment_name, request.name)
-            self.parent.set_tags(tags)
-        for run in self._trainings():
-            if run.info.status == "RUNNING":
-                self._client.set_terminated(run.info.run_id, "KILLED")
+        mine = ""
+        if not known:
+            made = MLflowRun.create(base.store, base.experiment_name, request.name)
+            made.set_tags(tags)
+            # Others may have made one at the same moment, for the same sweep: all take the first.
+            mine, known = made.run_id, _search(self._client, made.experiment_id, tags)
+        first = min(known, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id
+        if mine not in ("", first):
+            self._client.delete_run(mine)
+        self.parent = made if mine == first else MLflowRun.resume(base.store, first)
 
     def _trainings(self, **tags: str) -> list[Run]:
         return _search(self._client, self.parent.experiment_id, {PARENT: self.parent.run_id, **tags})
@@ -111,8 +116,18 @@ class Ledger:
         return found
 
     @_requests()
-    def outcome(self, ended: Ended, digest: str) -> Child:
+    def bury(self, digest: str) -> None:
+        """Set right what is said of trainings that are no more, but could not say so themselves."""
+        for run in self._trainings(**{DIGEST: digest}):
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    @_requests()
+    def outcome(self, ended: Ended, *, pruned: bool = False) -> Child:
         """What became of a training that has just ended; one that was killed could not write it itself."""
+        digest = ended.job.digest
+        if ended.code is None:
+            return Child(ended.job.key, None, _PRUNED)
         run = next(iter(self._trainings(**{DIGEST: digest})), None)
         if run is None:
             return Child(ended.job.key, None, ended.error())
@@ -121,10 +136,15 @@ class Ledger:
             run = self._client.get_run(run.info.run_id)
         if ended.code == 0 and run.info.status == "FINISHED":
             return Child(ended.job.key, run.info.run_id)
+        if pruned:
+            self.bury(digest)
+            self._client.set_tag(run.info.run_id, ERROR, _PRUNED)
+            return Child(ended.job.key, run.info.run_id, _PRUNED)
         error = run.data.tags.get(ERROR) or f"a worker ended with exit code {ended.code}"
         if run.info.status == "RUNNING":
             self._client.set_tag(run.info.run_id, ERROR, error)
             self._client.set_terminated(run.info.run_id, "FAILED")
+            self.bury(digest)
         return Child(ended.job.key, run.info.run_id, error)
 
     @_requests()
@@ -136,6 +156,11 @@ class Ledger:
     def history(self, child: Child, metric: str) -> dict[int, float]:
         """All values of a metric of a training, by step."""
         return {entry.step: entry.value for entry in self._client.get_metric_history(child.run_id or "", metric)}
+
+    def so_far(self, training: Training, digest: str, metric: str) -> dict[int, float]:
+        """The same of a training that may be under way."""
+        run = next(iter(self._trainings(**{DIGEST: digest})), None)
+        return {} if run is None else self.history(Child(training, run.info.run_id), metric)
 
 
 def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> list[Run]:

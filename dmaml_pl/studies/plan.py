@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -39,7 +39,9 @@ class Request:
         configs: the configuration files.
         words: further words of the command line, passed on to `dmaml fit`.
         seeds: number of trainings that differ in the seed only.
-        jobs: trainings at the same time.
+        jobs: trainings at the same time; 0 for all that are known.
+        launcher: where they run; one of `cluster.LAUNCHERS`.
+        resources: what each is to have there, in the words of SLURM or Ray.
     """
 
     kind: str
@@ -48,6 +50,8 @@ class Request:
     words: tuple[str, ...]
     seeds: int
     jobs: int
+    launcher: str = "local"
+    resources: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def defaults(self) -> Mapping[str, str]:

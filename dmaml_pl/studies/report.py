@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dmaml_pl.console.tables import NOTHING, markdown
+from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.results import Group, groups
 from dmaml_pl.studies.study import Study
@@ -70,14 +71,15 @@ def publish(study: Study, report: Report, compared: Sequence[Group]) -> None:
     for name, table in tables.items():
         table.to_csv(study.folder / name, index=False)
     notes, jobs = list(report.notes), study.request.jobs
-    if jobs > 1:
-        notes.append(f"{jobs} trainings ran at the same time: measured wall times are not comparable.")
+    if jobs != 1:
+        notes.append(f"{jobs or 'All'} trainings ran at the same time: measured wall times are not comparable.")
     if study.failed:
         notes.append(f"Not in the table, as they failed: {'; '.join(child.training.label for child in study.failed)}.")
     shown = "\n\n".join(
         [markdown(as_shown(report.tables["table.csv"], report.shown)), "\n".join(f"- {note}" for note in notes)]
     )
-    given = shlex.join(["dmaml", *sys.argv[1:]]) if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
+    words = redact(shlex.join(["dmaml", *sys.argv[1:]]))
+    given = words if sys.argv[1:2] == ["study"] else f"Study {study.request.name}"
     (study.folder / "table.md").write_text(f"# {report.title}\n\n`{given}`\n\n{shown}\n", encoding="utf-8")
     for name, plot in report.plots.items():
         plot(study.folder / name)

@@ -1,8 +1,8 @@
 """The search of a sweep: Optuna asks for settings, and learns from what their trainings came to.
 
-Optuna keeps its trials in a file beside the results, so a sweep that goes on knows what was tried; what the trainings
-came to is read from MLflow. Each trial has a sampler of its own, seeded by its number: a sweep that was stopped asks
-for the settings that one that was not would ask for.
+Optuna keeps its trials, so a sweep that goes on knows what was tried; what the trainings came to is read from MLflow.
+Each trial has a sampler of its own, seeded by its number: a sweep that was stopped asks for the settings that one that
+was not would ask for.
 
 The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, NeurIPS 24).
 
@@ -10,7 +10,9 @@ Legend: S seeds.
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,17 +20,21 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from dmaml_pl.errors import TrackingError
+from dmaml_pl.studies.attempts import Attempts, Direction
 from dmaml_pl.studies.ledger import Child
-from dmaml_pl.studies.plan import Point, label_of
+from dmaml_pl.studies.plan import Point, Training, label_of
 from dmaml_pl.studies.results import Better, Curve, Group, final, read_curve
 from dmaml_pl.studies.settings_files import as_settings
 from dmaml_pl.studies.space import Space, extremes
 from dmaml_pl.studies.study import Study
+
+LOOK_S = 10.0
+"""Seconds between two signs of life, and between two looks at a curve that may be hopeless."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class SearchSettings:
         startup: of these, how many are sampled at random before the sampler learns from results.
         sampler_seed: of the sampler.
         target: the metric to be reached in as few runs as possible; None asks for the best final metric.
+        storage: where Optuna keeps the trials, a journal file or the URL of a database; None: beside the results.
+        prunes: whether Optuna's median pruner ends trials whose first seed is worse than others were at that step.
     """
 
     space: Space
@@ -48,6 +56,8 @@ class SearchSettings:
     startup: int
     sampler_seed: int
     target: float | None
+    storage: str | None = None
+    prunes: bool = False
 
 
 @dataclass
@@ -56,17 +66,20 @@ class Trial:
 
     Attributes:
         number: from 1.
-        id: Optuna's number of it.
         values: of the settings.
+        attempt: Optuna's trial, while it is one's own.
         scores: the objective of each seed, (S,); infinitely bad where a training diverged, empty where one failed.
         group: the curves, if all trainings finished.
+        pruned: whether it was given up, as others were better.
     """
 
     number: int
-    id: int
     values: dict[str, Any]
+    attempt: optuna.Trial | None = None
     scores: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
     group: Group | None = None
+    pruned: bool = False
+    looked: float = -math.inf
 
 
 @dataclass
@@ -92,58 +105,93 @@ class Search:
         return self.options.target is None and self.study.base.better == "max"
 
     @cached_property
-    def optuna_study(self) -> optuna.Study:
-        """Optuna's study, in a file in the study's folder, which must be open.
-
-        Another search (another configuration, space, objective or sampler) is another one in the same file.
+    def attempts(self) -> Attempts:
+        """Those of this search; another configuration, space, objective or sampler is another one in the same storage.
 
         Raises:
-            TrackingError: the file cannot be used.
+            TrackingError: Optuna's storage cannot be used.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        options, file = self.options, self.study.folder / "optuna.journal"
+        options, study = self.options, self.study
         space = sorted((name, str(distribution)) for name, distribution in options.space.items())
         asked = [space, options.startup, options.sampler_seed, options.target]
-        digest = self.study.request.digest(self.workers, self.study.request.seeds, asked)
-        try:
-            # A command that was killed may have left Optuna's lock; this one is alone at the study.
-            file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
-            return optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(file))),
-                study_name=f"{self.label}, {digest}",
-                direction="maximize" if self.upwards else "minimize",
-                load_if_exists=True,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise TrackingError(
-                f"{file}, in which Optuna keeps its trials, cannot be used ({error}): move it away. Trainings that "
-                "have finished are not made again."
-            ) from error
+        name = f"{self.label}, {study.request.digest(self.workers, study.request.seeds, asked)}"
+        # Curves cross early: in the first quarter a slower one may still become the best.
+        warmup = max(study.base.find("trainer.max_steps") or 0, 0) // 4 if options.prunes else 0
+        pruner = MedianPruner(n_warmup_steps=warmup) if options.prunes else NopPruner()
+        direction: Direction = "maximize" if self.upwards else "minimize"
+        place = options.storage or str(study.folder / "optuna.journal")
+        return Attempts(place, name, direction, pruner, options.trials)
 
-    def ask(self, number: int) -> tuple[Trial, Point]:
-        """Return the trial of a number, from 1, and what is to be trained for it; an earlier command's is known."""
-        # One that a process was stopped at while it asked has not all of the settings.
-        known = [trial for trial in self.optuna_study.trials if trial.params.keys() == self.options.space.keys()]
-        if number <= len(known):
-            asked: optuna.trial.BaseTrial = known[number - 1]
-        else:
-            seed = np.random.SeedSequence([self.options.sampler_seed, self.workers, number]).generate_state(1).item()
-            self.optuna_study.sampler = TPESampler(seed=seed, n_startup_trials=self.options.startup)
-            asked = self.optuna_study.ask(self.options.space)
-        self.trials.append(Trial(number, asked.number, {name: asked.params[name] for name in self.options.space}))
-        settings = as_settings(self.trials[-1].values)
-        return self.trials[-1], Point(f"{self.label}, trial {number}", self.workers, settings)
+    def ask(self) -> tuple[Trial, Point] | None:
+        """Take the first trial that nobody has or had, and what is to be trained for it; None if there is none now."""
+        taken = self.attempts.take(self.options.space, self._sampler)
+        if taken is None:
+            return None
+        number, attempt = taken
+        self.trials.append(Trial(number, {name: attempt.params[name] for name in self.options.space}, attempt))
+        return self.trials[-1], self._point(self.trials[-1])
+
+    def _sampler(self, number: int) -> TPESampler:
+        seed = np.random.SeedSequence([self.options.sampler_seed, self.workers, number]).generate_state(1).item()
+        return TPESampler(seed=seed, n_startup_trials=self.options.startup)
+
+    def _point(self, trial: Trial) -> Point:
+        return Point(f"{self.label}, trial {trial.number}", self.workers, as_settings(trial.values))
+
+    def hopeless(self, trial: Trial, training: Training) -> bool:
+        """Give a sign of life, and say whether Optuna's pruner has given up a trial, by the curve of its first seed."""
+        if trial.attempt is None or time.monotonic() - trial.looked < LOOK_S:
+            return trial.pruned
+        trial.looked = time.monotonic()
+        with suppress(TrackingError):  # a store that is away for a while ends no training
+            self.attempts.give_sign(trial.attempt)
+            if self.options.prunes and training.seed == self.study.base.seed:
+                digest, metric = self.study.digest(training), self.study.base.metric
+                values = self.study.ledger.so_far(training, digest, metric)
+                trial.pruned = trial.pruned or self._report(trial.attempt, values)
+        return trial.pruned
+
+    def _report(self, attempt: optuna.Trial, values: Mapping[int, float]) -> bool:
+        """Tell of the metric by step, the other way round where the fewest runs to it are sought; whether to prune."""
+        sign = -1.0 if self.study.base.better == "max" and not self.upwards else 1.0
+        return self.attempts.report(attempt, {step: sign * value for step, value in values.items()})
 
     def tell(self, trial: Trial, children: Sequence[Child]) -> None:
-        """Learn from a trial; one with a training that failed otherwise than by diverging is left open."""
-        if any(child.error and not child.diverged for child in children):
+        """Learn from a trial; one with a training that failed otherwise than by diverging may be tried again."""
+        if trial.attempt is None:
             return
+        if any(child.error and not child.diverged and not child.pruned for child in children):
+            self.attempts.end(trial.attempt, TrialState.FAIL)
+        elif any(child.pruned for child in children):
+            self.attempts.end(trial.attempt, TrialState.PRUNED)
+        else:
+            self._read(trial, children)
+            if self.options.prunes and not children[0].error:
+                self._report(trial.attempt, self.study.ledger.history(children[0], self.study.base.metric))
+            self.attempts.end(trial.attempt, TrialState.COMPLETE, trial.scores.mean())
+        trial.attempt = None
+
+    def _read(self, trial: Trial, children: Sequence[Child]) -> None:
         worst = -math.inf if self.upwards else math.inf
         curves = [None if child.error else read_curve(self.study, child) for child in children]
         trial.scores = pd.Series([worst if curve is None else self._score(curve) for curve in curves]).fillna(worst)
         if not any(child.error for child in children):
             trial.group = Group(self.label, tuple(curve for curve in curves if curve), self.study.base.better)
-        self.optuna_study.tell(trial.id, trial.scores.mean(), skip_if_finished=True)
+
+    def collect(self) -> None:
+        """Read what others have tried, and earlier commands, from Optuna and from MLflow."""
+        found = {trial.number: trial for trial in self.trials}
+        for number, attempt in self.attempts.done().items():
+            if number in found and (len(found[number].scores) or found[number].pruned):
+                continue
+            trial = Trial(number, {name: attempt.params[name] for name in self.options.space})
+            trial.pruned = attempt.state == TrialState.PRUNED
+            trainings = self.study.trainings([self._point(trial)])
+            children = [child for child in self.study.known(trainings, divergence_counts=True) if child]
+            if len(children) == len(trainings) and not trial.pruned:
+                self._read(trial, children)
+            found[number] = trial
+        self.trials = [found[number] for number in sorted(found)]
 
     def _score(self, curve: Curve) -> float:
         if self.options.target is None:

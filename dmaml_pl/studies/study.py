@@ -5,8 +5,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from filelock import FileLock, Timeout
 
 from dmaml_pl.console.meter import Meter
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.studies.cluster import choose
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
+from dmaml_pl.studies.local import Local, server
 from dmaml_pl.studies.plan import Point, Request, Training
-from dmaml_pl.studies.runner import Job, make, server
+from dmaml_pl.studies.runner import Job, make
 
 
 class Study:
@@ -45,6 +47,8 @@ class Study:
         self.base = Configuration(settings)
         self.folder = Path(self.base.save_dir) / "studies" / request.name
         self.failed: list[Child] = []
+        accelerator = str(self.base.find("trainer.accelerator"))
+        self._launcher = choose(request.launcher, request.resources, self.folder, accelerator)
 
     def check(self, points: Sequence[Point]) -> None:
         """Check a training of each point.
@@ -55,17 +59,18 @@ class Study:
         _resolve({p.label: self._command(Training(p, self.base.seed), "", "") for p in points})
 
     @contextmanager
-    def open(self, options: dict[str, Any]) -> Iterator[None]:
+    def open(self, options: dict[str, Any], *, shared: bool = False) -> Iterator[None]:
         """Make the parent MLflow run, or go on with it; its status tells how the block ended.
 
         Args:
             options: the study's own settings, to be logged as parameters.
+            shared: whether several processes may be at the study, who agree on what each of them trains.
 
         Raises:
             ConfigError: another process is at the same study.
             TrackingError: the store cannot be used.
         """
-        with self._alone():
+        with nullcontext() if shared else self.alone():
             self.ledger = Ledger(self.request, self.base)
             parent = self.ledger.parent
             parent.log_environment()
@@ -81,10 +86,15 @@ class Study:
                 parent.end(status)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Hold the study's folder alone.
+
+        Raises:
+            ConfigError: another process has it for longer than one's patience, or it cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock", timeout=0):
+            with FileLock(self.folder / ".lock", timeout=patience_s):
                 yield
         except Timeout as error:
             raise ConfigError(
@@ -99,40 +109,65 @@ class Study:
         first = self.base.seed
         return [Training(point, seed) for seed in range(first, first + self.request.seeds) for point in points]
 
-    def train(self, trainings: Sequence[Training], *, divergence_counts: bool = False, what: str = "") -> list[Child]:
+    def known(self, trainings: Sequence[Training], *, divergence_counts: bool = False) -> list[Child | None]:
+        """What became of trainings that need not be made again; None for the others."""
+        made = self.ledger.made(divergence_counts=divergence_counts)
+        return [Child(each, *made[digest]) if (digest := self.digest(each)) in made else None for each in trainings]
+
+    def digest(self, training: Training) -> str:
+        """A short text that is another one for every other training."""
+        return self.request.digest(training.overrides)
+
+    def train(
+        self,
+        trainings: Sequence[Training],
+        *,
+        divergence_counts: bool = False,
+        what: str = "",
+        hopeless: Callable[[Training], bool] = lambda _: False,
+    ) -> list[Child]:
         """Make the trainings that have not been made yet, and tell of each, and meanwhile of those under way.
 
         Args:
             trainings: in the order in which they are to be made.
             divergence_counts: whether a training that diverged is a result, and no failure.
             what: said before each line of progress.
+            hopeless: is asked before each training, and every second meanwhile, whether it is to be given up.
 
         Returns:
             What became of each, in the same order.
         """
-        digests = {training: self.request.digest(training.overrides) for training in trainings}
-        made = self.ledger.made(divergence_counts=divergence_counts)
-        done = {training: Child(training, *made[digest]) for training, digest in digests.items() if digest in made}
+        known = zip(trainings, self.known(trainings, divergence_counts=divergence_counts), strict=True)
+        done = {training: child for training, child in known if child is not None}
         todo = [training for training in trainings if training not in done]
         if done:
             print(f"{what}{len(done)} of {len(trainings)} trainings are known already.", flush=True)
         if not todo:
             return [done[training] for training in trainings]
-        meter, known = Meter(f"{what}trainings", len(todo), unit="trainings", announce=False), len(done)
+        meter, before = Meter(f"{what}trainings", len(todo), unit="trainings", announce=False), len(done)
 
         def look(running: Sequence[Job]) -> None:
             others = f" (and {len(running) - 1} more)" if len(running) > 1 else ""
             said = last_line(running[0].log)
             text = f"{what}{running[0].key.label}{others}" + (f": {said}" if said else "")
-            meter.show(len(done) - known, text)
+            meter.show(len(done) - before, text)
 
-        jobs = [self._job(training, digests[training]) for training in todo]
+        jobs = [self._job(training) for training in todo]
+        for job in jobs:
+            if not self._launcher.goes_on(job):
+                self.ledger.bury(job.digest)
+
+        def judge(job: Job) -> bool:
+            return hopeless(job.key)
+
         with closing(meter):
-            for number, ended in enumerate(make(jobs, self.request.jobs, look), start=1):
-                child = self.ledger.outcome(ended, digests[ended.job.key])
+            made = make(jobs, self.request.jobs or len(jobs), self._launcher, look, judge)
+            for number, ended in enumerate(made, start=1):
+                child = self.ledger.outcome(ended, pruned=judge(ended.job))
                 done[child.training] = child
-                failed = bool(child.error) and not (divergence_counts and child.diverged)
-                result = "failed" if failed else "diverged" if child.error else self._result(child)
+                failed = bool(child.error) and not child.pruned and not (divergence_counts and child.diverged)
+                other = "pruned" if child.pruned else "diverged" if child.error else self._result(child)
+                result = "failed" if failed else other
                 line = f"{what}[{number}/{len(todo)}] {child.training.label}: {result} ({ended.seconds:.1f} s)"
                 if failed:
                     self.failed.append(child)
@@ -140,9 +175,11 @@ class Study:
                 print(line, flush=True)
         return [done[training] for training in trainings]
 
-    def _job(self, training: Training, digest: str) -> Job:
+    def _job(self, training: Training) -> Job:
         log = self.folder / "logs" / (re.sub(r"[^\w.+-]+", "-", training.label) + ".log")
-        return Job(training, self._command(training, digest, self.ledger.parent.run_id), log)
+        digest, workers = self.digest(training), training.point.workers
+        words = self._command(training, digest, self.ledger.parent.run_id)
+        return Job(training, words, log, workers=workers, digest=digest)
 
     def _command(self, training: Training, digest: str, parent: str) -> tuple[str, ...]:
         tags = {
@@ -168,7 +205,9 @@ class Study:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log, so far."""
+    """The last line of a log, so far; nothing of one that is on another machine."""
+    if not log.exists():
+        return ""
     return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
 
 
@@ -183,7 +222,7 @@ def _resolve(planned: Mapping[str, tuple[str, ...]]) -> list[Any]:
             Job(label, words, Path(folder, f"{number}.log"), Path(folder, f"{number}.yaml"))
             for number, (label, words) in enumerate(planned.items())
         ]
-        for ended in make(jobs, os.cpu_count() or 1):
+        for ended in make(jobs, os.cpu_count() or 1, Local()):
             if ended.code:
                 raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
         return [yaml.safe_load(job.resolved.read_text(encoding="utf-8")) for job in jobs if job.resolved]

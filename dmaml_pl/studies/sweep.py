@@ -1,6 +1,7 @@
 """The sweep: the best setting of each number of workers, so that each is compared at its own best."""
 
 import shlex
+import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dmaml_pl.studies.plan import Point, label_of
+from dmaml_pl.studies.plan import Point, Training, label_of
 from dmaml_pl.studies.plots import COLOURS, DPI, plot_curves
 from dmaml_pl.studies.report import COMPUTED, SMOOTHED, Columns, Report, number, publish
 from dmaml_pl.studies.results import Group, deviation, final, placed_on
@@ -20,6 +21,12 @@ from dmaml_pl.studies.space import corners
 from dmaml_pl.studies.study import Study
 
 PLOTTED = ("run", "meta_iterations", "tasks_seen")
+LOOK_S = 2.0
+"""Seconds between two looks whether the trials of others have ended."""
+
+PATIENCE_S = 60.0
+"""Seconds that another command may take to write down its results."""
+
 COSTS = {
     "run": "runs",
     "meta_iterations": "meta-iterations",
@@ -37,20 +44,51 @@ def conduct(study: Study, workers: Sequence[int], options: SearchSettings) -> No
     most = max(workers)
     points = [Point(f"{label_of(most)}, {' '.join(map('='.join, corner))}", most, corner) for corner in settings]
     study.check(points + [Point(label_of(count), count, settings[0]) for count in workers if count != most])
+    for search in searches:
+        search.attempts  # noqa: B018 - a storage that cannot be used is told before anything is tracked
     asked_for = {"workers": " ".join(map(str, workers)), "trials": options.trials, "target": options.target}
+    asked_for |= {"pruner": "median" if options.prunes else "none"}
     space = {f"space.{name}": distribution for name, distribution in options.space.items()}
-    with study.open({**asked_for, "seeds": study.request.seeds, **space}):
-        for turn in range(1, options.trials + 1):
-            asked = [(search, *search.ask(turn)) for search in searches]
-            trainings = [training for _, _, point in asked for training in study.trainings([point])]
-            what = f"trial {turn} of {options.trials}: "
-            children = iter(study.train(trainings, divergence_counts=True, what=what))
-            for search, trial, _ in asked:
-                search.tell(trial, [next(children) for _ in range(study.request.seeds)])
+    with study.open({**asked_for, "seeds": study.request.seeds, **space}, shared=True):
+        _search(study, searches, options.trials)
         best = [(search, top, top.group) for search in searches if (top := search.best) and top.group]
         if best:
             groups = [trial.group for search, _, _ in best for trial in search.trials if trial.group]
-            publish(study, _report(study, best), groups)
+            with study.alone(PATIENCE_S):
+                publish(study, _report(study, best), groups)
+
+
+def _search(study: Study, searches: Sequence[Search], trials: int) -> None:
+    """Try what nobody has tried, until all is tried, here or by others."""
+    known = sum(len(search.attempts.done()) for search in searches)
+    if known:
+        print(f"{known} of {len(searches) * trials} trials are known already.", flush=True)
+    at_once = max(study.request.jobs // (len(searches) * study.request.seeds), 1)
+    told = False
+    while True:
+        asked = [(search, *taken) for search in searches for _ in range(at_once) if (taken := search.ask())]
+        if not asked:
+            if all(search.attempts.over() for search in searches):
+                break
+            if not told:
+                print("Waiting for the trials of other commands.", flush=True)
+            told = True
+            time.sleep(LOOK_S)
+            continue
+        whose = {point: (search, trial) for search, trial, point in asked}
+
+        def hopeless(training: Training, whose: dict[Point, tuple[Search, Trial]] = whose) -> bool:
+            search, trial = whose[training.point]
+            return search.hopeless(trial, training)
+
+        numbers = ", ".join(map(str, sorted({trial.number for _, trial, _ in asked})))
+        trainings = [training for _, _, point in asked for training in study.trainings([point])]
+        what = f"trial {numbers} of {trials}: "
+        children = iter(study.train(trainings, divergence_counts=True, what=what, hopeless=hopeless))
+        for search, trial, _ in asked:
+            search.tell(trial, [next(children) for _ in range(study.request.seeds)])
+    for search in searches:
+        search.collect()
 
 
 def _row(search: Search, trial: Trial, target: float) -> dict[str, object]:
@@ -82,6 +120,9 @@ def _report(study: Study, best: Sequence[tuple[Search, Trial, Group]]) -> Report
         f"{number(target)} is {whose}. The columns after the objective are of the mean over the seeds.",
         "The best of many trials is partly luck: train it with other seeds before believing in a small difference.",
     ]
+    pruned = sum(trial.pruned for search, _, _ in best for trial in search.trials)
+    if pruned:
+        notes.append(f"{pruned} trials were given up early by Optuna's median pruner, and have no score.")
     for search, trial, _ in best:
         settings = (("trainer.devices", str(search.workers)), *as_settings(trial.values))
         words = ["dmaml", *study.request.command(settings, defaults={})]

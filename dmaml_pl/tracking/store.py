@@ -85,7 +85,7 @@ class Store:
             )
             remedy += "http://127.0.0.1:5000, or unset both for a local store."
             with told_in_one_line(f"No MLflow server can be used at {redact(self.uri)}", remedy):
-                _knock(self.uri)
+                knock(self.uri)
                 client = _client(self.uri)
                 client.search_experiments(max_results=1)  # the client alone does not ask the server
                 return client
@@ -145,7 +145,7 @@ def reason(error: Exception) -> str:
     return f"{line[:300].rstrip('. ')}."
 
 
-def _knock(uri: str) -> None:
+def knock(uri: str) -> None:
     """Connect to a database's port once: MLflow tries for three minutes, and says nothing meanwhile.
 
     Raises:
