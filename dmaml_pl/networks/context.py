@@ -86,6 +86,7 @@ class FiLM(nn.Module):
         super().__init__()
         self.context = _context(context)
         self.generator = nn.Linear(context, 2 * filters)
+        nn.init.kaiming_uniform_(self.generator.weight, nonlinearity="linear")  # as the paper's code
 
     def forward(self, x: Tensor) -> Tensor:
         """The maps, scaled and shifted."""
