@@ -197,7 +197,7 @@ def test_letters_are_rendered_into_the_volume_that_is_kept_between_trainings() -
     words = ["run", "--rm", *CLOSED, "--volume", f"{volume}:/home/dmaml"]
     try:
         engine(*words, TRAINER, "fit", "--config", "configs/glyphs.yaml", *flags(settings))
-        found = engine(*words, "--entrypoint", "find", TRAINER, "/home/dmaml", "-name", "*.npz", "-user", str(USER))
+        found = engine(*words, "--entrypoint", "find", TRAINER, "/home/dmaml", "-name", "*.pixels", "-user", str(USER))
     finally:
         engine("volume", "rm", volume)
     assert "/home/dmaml/.cache/dmaml_pl/" in found.stdout
