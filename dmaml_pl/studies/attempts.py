@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.studies.space import Space
@@ -34,6 +35,9 @@ NUMBER, OWNER, ALIVE = "dmaml.number", "dmaml.owner", "dmaml.alive"
 
 LOST_S = 300.0
 """Seconds without a sign of life after which the owner of an attempt, on another machine, is taken for lost."""
+
+TRIES = 3
+"""How often a database that answers is opened again."""
 
 LOCK_S = 60.0
 """Seconds that others may take to write to a journal."""
@@ -185,7 +189,11 @@ class _SystemLock:
 def _open(place: str) -> BaseStorage:
     """Open a storage of Optuna's."""
     if "://" in place:
-        knock(place)
+        for _ in range(TRIES):  # two that make the tables at the same moment disturb each other
+            knock(place)
+            with suppress(SQLAlchemyError):
+                return RDBStorage(place)
+            time.sleep(1.0)
         return RDBStorage(place)
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(place, _SystemLock(place)))  # type: ignore[arg-type] # its base is private
