@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from dmaml_pl.policies import CategoricalMLP, CategoricalPolicy, GaussianMLP, GaussianPolicy, PolicyGradient
     from dmaml_pl.rollouts.data import EnvironmentDataModule
     from dmaml_pl.rollouts.environments import Environments
+    from dmaml_pl.simulation.strategy import SimulatedStrategy
     from dmaml_pl.strategies import (
         DMAMLStrategy,
         MeanMerge,
@@ -148,6 +149,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "dmaml_pl.objectives": ("Classification", "Objective", "Regression"),
     "dmaml_pl.optimizers": ("Epochs", "TrustRegion"),
     "dmaml_pl.policies": ("CategoricalMLP", "CategoricalPolicy", "GaussianMLP", "GaussianPolicy", "PolicyGradient"),
+    "dmaml_pl.simulation.strategy": ("SimulatedStrategy",),
     "dmaml_pl.tracking.tracker": ("MLflowTracker",),
 }
 
@@ -219,6 +221,7 @@ __all__ = [
     "RunCheckpoint",
     "RunProgress",
     "Samples",
+    "SimulatedStrategy",
     "Sinusoid",
     "Tabular",
     "TabularClasses",

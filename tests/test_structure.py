@@ -4,6 +4,7 @@ Who may know whom, downwards only; a room may know all that lie below one that i
 
     __main__ > studies > cli > serving > adapting > modules > evaluation > engines > learner > algorithms > networks
         > objectives, tasks, runs > checks > errors
+    studies > simulation > modules, strategies
     engines > optimizers > checks
     data_modules > rollouts > data, policies > objectives
     cli > strategies, checkpoints > launching, runs
@@ -32,7 +33,8 @@ BOTTOM = {"objectives", "tasks", "runs"}
 KNOWS: dict[str, set[str]] = {
     "__main__": {"studies", ""},
     "": set(),  # the package itself, for its version
-    "studies": {"cli"},
+    "studies": {"cli", "simulation"},
+    "simulation": {"modules", "strategies"},
     "cli": {"serving", "strategies", "checkpoints", "tracking", "data_modules"},
     "serving": {"adapting", "tracking"},
     "adapting": {"modules", "checkpoints", "console", "data_modules"},

@@ -251,6 +251,33 @@ def test_own_settings_that_make_no_sense_are_told_in_one_line(
     assert not (tmp_path / "mlruns").exists()
 
 
+def test_simulated_workers_have_the_curves_of_real_ones_and_times_on_each_network(
+    workers: Grown, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_store(tmp_path)
+    shared = tmp_path / "gradients.yaml"
+    shared.write_text("2: {trainer.max_steps: 4}")
+    own = workers.words[workers.words.index("--own") + 1]
+    options = ["--workers", "2", "--own", own, "--gradients", str(shared), "--network", "rack", "50,1", "--seeds", "1"]
+    words = words_of(repository, tmp_path, "workers", "--simulate", *options)
+    done = Studied(tmp_path, "simulated-workers", words, main(words), "".join(capsys.readouterr()))
+    assert done.code == 0, done.printed
+    curves = {run.data.tags["dmaml.study.point"]: done.history(run, "val/loss") for run in done.children}
+    (real,) = [
+        run
+        for run in workers.children
+        if (run.data.params["trainer.devices"], run.data.params["seed_everything"]) == ("2", "0")
+    ]
+    assert curves["2 workers"] == pytest.approx(workers.history(real, "val/loss"), rel=1e-4)
+    table = {(row["averages"], row["workers"]): row for row in done.table()}
+    assert set(table) == {("weights, runs of 2", "1"), ("weights, runs of 2", "2"), ("gradients", "2")}
+    two, shared_by_two = table["weights, runs of 2", "2"], table["gradients", "2"]
+    assert 0.1 < float(two["run_seconds_50 ms, 1 Mbit/s"]) < float(shared_by_two["run_seconds_50 ms, 1 Mbit/s"])
+    assert float(two["run_seconds_rack"]) < float(two["run_seconds_50 ms, 1 Mbit/s"])
+    assert {"workers.png", "predicted.png"} <= done.artifacts()
+    assert "Predicted to be fastest on rack" in done.printed
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +426,11 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
         (["workers", "--workers", "0"], "--workers is 0, but must be a whole number of at least 1"),
         (["workers", "--workers", "2", "2"], "each number may be given once"),
         (["workers", "--seeds", "none"], "--seeds is none, but must be a whole number"),
+        (["workers", "--network", "rack"], "--network is given, but is for simulated workers: give --simulate, too"),
+        (
+            ["workers", "--simulate", "--network", "ether"],
+            "--network is ether, but must be machine, rack, internet, or",
+        ),
         (["workers", "--trainer.devices", "2"], "--trainer.devices cannot be set in a study: --workers"),
         (["workers", "again"], "again is not a setting"),
         (["scaling", "--factor", "1"], "--factor is 1, but must be a whole number of at least 2"),

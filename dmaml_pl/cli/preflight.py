@@ -17,6 +17,7 @@ from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
+from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.strategies.loopback import listening
 from dmaml_pl.tasks import ActingSource
 
@@ -51,6 +52,7 @@ def check_before(
     module.check_data(data, split)
     if stage == "fit":
         module.check_outer_steps(max(trainer.max_steps, 0))
+        _check_strategy(trainer, module, data)
         _check_checkpoints(trainer, module)
     # Every worker must have tasks to evaluate.
     data.trainer = trainer
@@ -115,6 +117,11 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
             f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, "
             "data.runs_per_epoch higher, or trainer.check_val_every_n_epoch to null."
         )
+
+
+def _check_strategy(trainer: pl.Trainer, module: MetaLearning, data: TaskDataModule) -> None:
+    if isinstance(trainer.strategy, WorkerStrategy):
+        trainer.strategy.check(trainer, module, data)
 
 
 def _check_machines(trainer: Any) -> None:

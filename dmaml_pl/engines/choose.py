@@ -68,6 +68,8 @@ class EngineChoice:
         task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
 
     Attributes:
+        asked: `name`.
+        task_chunk: as it was given.
         meta_iterations: of the training; what there is to be gained by compiling. None: there is no training.
 
     Raises:
@@ -93,8 +95,8 @@ class EngineChoice:
             raise ConfigError(f"model.engine is {name!r}, but must be one of auto, {', '.join(sorted(self._engines))}.")
         self.meta_iterations: float | None = None
         self._objective = objective
-        self._asked = name
-        self._task_chunk = task_chunk
+        self.asked = name
+        self.task_chunk = task_chunk
         self._compiled = compiled
         self._compiling = VectorizedEngine(objective, compiled=True, task_chunk=task_chunk)
         self._trains: Tried[dict[tuple[Hashable, ...], Engine]] = Tried()
@@ -137,7 +139,7 @@ class EngineChoice:
         self._acts = True
         known, key = self._refusals.get(learner, {}), ("vectorized", _device_of(learner))
         # Nothing that can be run in training cannot in evaluation mode.
-        if self._asked == "auto" and None in (known.get((*key, mode), "") for mode in (learner.network.training, True)):
+        if self.asked == "auto" and None in (known.get((*key, mode), "") for mode in (learner.network.training, True)):
             return self._engines["vectorized"]  # all tasks act at once, whatever trains them
         return self._known(learner)
 
@@ -148,20 +150,20 @@ class EngineChoice:
             engines = [engine for key, engine in known.get(learner, {}).items() if device in key]
             if engines:
                 return engines[-1]
-        if self._asked in ("auto", "vectorized"):
+        if self.asked in ("auto", "vectorized"):
             return self._compiling if self._compiled is True else self._engines["vectorized"]
-        return self._engines[self._asked]
+        return self._engines[self.asked]
 
     def _candidates(self, learner: MetaLearner, batch: TaskBatch) -> list[str]:
-        if self._asked != "auto":
-            return [self._asked]
+        if self.asked != "auto":
+            return [self.asked]
         first = ["vectorized", "per_task"] if self._gains_at_once(learner, batch) else ["per_task"]
         return [*first, "learn2learn"]
 
     def _gains_natively(self, learner: MetaLearner, batch: TaskBatch) -> bool:
         """Whether convolutions are trained for long enough that compiling the native engine pays."""
         network = learner.network
-        if self._asked != "auto" or self._compiled is True or self.meta_iterations is None:
+        if self.asked != "auto" or self._compiled is True or self.meta_iterations is None:
             return False
         if _device_of(learner) != "cpu" or not any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
             return False
@@ -177,7 +179,7 @@ class EngineChoice:
         work = work_of(learner, self._objective, batch)
         if work is None:
             return True
-        tasks = min(batch.tasks, self._task_chunk or batch.tasks)
+        tasks = min(batch.tasks, self.task_chunk or batch.tasks)
         return work.size <= LARGE_OPERATION and tasks * work.elements <= MOST_ELEMENTS
 
     def _compiles(self, learner: MetaLearner, batch: TaskBatch) -> bool:
@@ -215,16 +217,16 @@ class EngineChoice:
             if refusal is None:
                 if refusals:
                     self._say(f"model.engine is {name}: {refusals[0]}.")
-                if self._acts and self._asked == "auto":
+                if self._acts and self.asked == "auto":
                     self._refusal("vectorized", learner, batch)  # may act even where others train faster
                 return self._engines[name]
             refusals.append(refusal)
-        if self._asked == "auto":
+        if self.asked == "auto":
             untried = "" if _learn2learn.installed() else f"; {refusals[-1]}, and might"
             remedy = self._remedy(learner, batch) or untried
             raise ConfigError(f"No engine can run model.network with model.algorithm: {refusals[-2]}{remedy}.")
-        others = "auto" if self._asked == "learn2learn" else "learn2learn or auto"
-        raise ConfigError(f"model.engine is {self._asked}, but {refusals[0]}: set model.engine to {others}.")
+        others = "auto" if self.asked == "learn2learn" else "learn2learn or auto"
+        raise ConfigError(f"model.engine is {self.asked}, but {refusals[0]}: set model.engine to {others}.")
 
     def _remedy(self, learner: MetaLearner, batch: TaskBatch) -> str:
         """What can be done about a learner that no engine can run, if it is the second derivative that fails."""

@@ -83,9 +83,9 @@ class RunModule(EvaluatedModule):
             NonFiniteError: the loss or a weight is not finite, and there is no other worker to tell first.
         """
         run, clock = self.runs_done, RunClock()
-        limit, seconds = self._limits_of_run()
+        limit, seconds = self.limits_of_run()
         strategy = strategy_of_runs(self.trainer)
-        outer, listeners = OuterStep(self, self.gradient_clip), self._listeners("on_meta_iteration_end")
+        outer, listeners = OuterStep(self, self.gradient_clip), self.listeners("on_meta_iteration_end")
         # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
         torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
         rows: list[dict[str, float | Tensor]] = []
@@ -129,7 +129,7 @@ class RunModule(EvaluatedModule):
         }
         self._before_merge = self._outputs_before_merge(batch)
         if failure is None and strategy is not None:
-            report |= self._own_validation(strategy.validation_tasks)
+            report |= self.own_validation(strategy.validation_tasks)
         self.runs_done += 1
         self.tasks_seen += seen
         self.tasks_under_way = self.env_steps_under_way = 0
@@ -197,7 +197,7 @@ class RunModule(EvaluatedModule):
         outer.step(loss, partial(self._evaluate_again, engine, batch, outer, strategy))
         return {} if asking is None else asking.metrics
 
-    def _own_validation(self, tasks: int) -> RunReport:
+    def own_validation(self, tasks: int) -> RunReport:
         """The validation loss of this worker's own weights, on tasks that `val/...` is not measured on.
 
         Raises:
@@ -228,7 +228,7 @@ class RunModule(EvaluatedModule):
             return math.inf
         return self.run_length if strategy.run_length is None else strategy.run_length
 
-    def _limits_of_run(self) -> tuple[float, float]:
+    def limits_of_run(self) -> tuple[float, float]:
         """Meta-iterations and seconds that this run may take; the last one is cut short where `max_steps` is in it."""
         length, steps = self.planned_run_length(), self.trainer.max_steps
         if steps >= 0:
@@ -240,7 +240,7 @@ class RunModule(EvaluatedModule):
     def _not_finite(self, what: str, iteration: int) -> NonFiniteError:
         return NonFiniteError(what, worker=self.global_rank, run=self.runs_done, iteration=iteration)
 
-    def _listeners(self, hook: str) -> list[Callable[..., object]]:
+    def listeners(self, hook: str) -> list[Callable[..., object]]:
         """The callbacks' own methods of that name."""
         found = (getattr(callback, hook, None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [method for method in found if method is not None]
@@ -254,7 +254,7 @@ class RunModule(EvaluatedModule):
             self._log_run(outputs)
         if "series" not in outputs or "end" in outputs:  # the run that has just ended is not merged yet
             return
-        for tell in self._listeners("on_run_end"):
+        for tell in self.listeners("on_run_end"):
             tell(self.trainer, self, outputs)
 
     def log_merged_run(self, report: RunReport) -> None:

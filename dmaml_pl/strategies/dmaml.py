@@ -143,7 +143,7 @@ class DMAMLStrategy(WorkerStrategy):
         """Make the merged weights this worker's own."""
         state.unpack_floats(self._apply_rule(start, merged.mean, state.parameter_size))
         state.unpack_integers(merged.integers)
-        merged.report["merge"]["merge/drift"] = _drift(merged.metrics, merged.mean - start)
+        merged.report["merge"]["merge/drift"] = drift(merged.metrics, merged.mean - start)
 
     def _apply_rule(self, start: Tensor, mean: Tensor, size: int) -> Tensor:
         """The rule decides about the parameters, the first `size` values; buffers are averaged whatever the rule."""
@@ -223,7 +223,7 @@ class DMAMLStrategy(WorkerStrategy):
         self.merge_rule.load_state_dict(kept.get("merge", {}))
 
 
-def _drift(metrics: Mapping[str, Tensor], displacement: Tensor) -> float:
+def drift(metrics: Mapping[str, Tensor], displacement: Tensor) -> float:
     """Root mean square distance of the workers' weights from their mean.
 
     From mean |d_i|^2 - |mean d_i|^2 with d_i the displacement of worker i, which needs no second all-reduce.

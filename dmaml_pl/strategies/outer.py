@@ -39,7 +39,7 @@ class OuterOptimizerMerge(MergeRule):
     def merge(self, start: Tensor, mean: Tensor) -> Tensor:
         """One step of the outer optimizer, (P,)."""
         if self._weights is None:
-            self._weights = nn.Parameter(start.double())
+            self._weights = nn.Parameter(start.double().clone())  # float64 would be the same memory
             self._stepper = self.optimizer([self._weights])
             if self._restored is not None:
                 self._stepper.load_state_dict(self._restored)

@@ -60,6 +60,13 @@ class WorkerStrategy(WorkerGroupStrategy):
         self.exchange = Exchange(exclude=on_non_finite == "exclude")
         self._steps_before = 0
 
+    def check(self, trainer: Any, module: Any, data: Any) -> None:
+        """Refuse before the training, in this process, what cannot be trained so; nothing, by default.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+
     def configure_ddp(self) -> None:
         """Nothing to wrap; worker 0's weights and buffers become everyone's.
 

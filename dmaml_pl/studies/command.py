@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmaml_pl.cli.command_line import check_config_files
 from dmaml_pl.cli.configs import find
@@ -15,6 +16,10 @@ from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.provenance.commands import command
 from dmaml_pl.studies.cluster import LAUNCHERS, check_launcher, read_resources
+
+if TYPE_CHECKING:
+    from dmaml_pl.studies.plan import Request
+    from dmaml_pl.studies.study import Study
 
 _OWN = {
     "--trainer.devices": "--workers says how many workers there are",
@@ -67,6 +72,14 @@ def _parser() -> Options:
             add("--own", type=find, metavar="FILE", help="YAML: W: {NAME: VALUE}, settings of W workers alone")
             reach = "count the runs to this metric, not to what the first ends with"
             add("--target", type=_finite, metavar="X", help=reach)
+            many = "all workers in one process, up to hundreds, and predict the time that as many machines would take"
+            add("--simulate", action="store_true", help=many)
+            lengths = "simulated: of runs, besides the configuration's"
+            add("--run_lengths", type=whole(1), nargs="+", default=[], metavar="H", help=lengths)
+            shared = "simulated: as --own; average gradients at every meta-iteration, too, with each of these"
+            add("--gradients", type=find, metavar="FILE", help=shared)
+            joined = "simulated: what joins the machines: machine, rack, internet (default: all), or MS,MBIT_PER_S"
+            add("--network", nargs="+", default=None, metavar="NET", help=joined)
         elif kind == "scaling":
             add("--factor", type=whole(2), default=4, metavar="F", help="times the tasks (default: 4)")
             alone = "of the training to compare with (default: 1)"
@@ -136,6 +149,10 @@ def _check(given: argparse.Namespace, rest: list[str]) -> None:
             raise ConfigError(f"{name} cannot be set in a study: {_OWN[name]}.")
     if not all(word.startswith("--") for word in rest[:1]):
         raise ConfigError(f"{rest[0]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.")
+    simulated = {"--run_lengths", "--gradients", "--network"} if given.kind == "workers" and not given.simulate else ()
+    for name in simulated:
+        if getattr(given, name.removeprefix("--")):
+            raise ConfigError(f"{name} is given, but is for simulated workers: give --simulate, too.")
     if isinstance(given.workers, list) and len(set(given.workers)) < len(given.workers):
         raise ConfigError(f"--workers is {' '.join(map(str, given.workers))}, but each number may be given once.")
     given.resources = read_resources(given.resources, given.launcher)
@@ -149,10 +166,13 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
     from dmaml_pl.studies.study import Study  # noqa: PLC0415
 
     stem = re.sub(r"[^\w.+-]", "-", Path(given.config[0]).stem)
-    name = given.name or f"{given.kind}-{stem}"
+    simulate = given.kind == "workers" and given.simulate
+    name = given.name or f"{'simulated-' * simulate}{given.kind}-{stem}"
     configs, words = tuple(given.config), tuple(rest)
     request = Request(given.kind, name, configs, words, given.seeds, given.jobs, given.launcher, given.resources)
-    if given.kind == "workers":
+    if simulate:
+        study = _simulate(given, request)
+    elif given.kind == "workers":
         from dmaml_pl.studies import settings_files, workers  # noqa: PLC0415
 
         own = settings_files.read_own(given.own, given.workers)
@@ -187,3 +207,17 @@ def _conduct(given: argparse.Namespace, rest: list[str]) -> None:
         labels = "; ".join(child.training.label for child in study.failed)
         many = f"{len(study.failed)} training{'s' if len(study.failed) > 1 else ''} failed"
         raise DmamlError(f"{many}: {labels}. The same command tries again.")
+
+
+def _simulate(given: argparse.Namespace, request: "Request") -> "Study":
+    from dmaml_pl.simulation.time_model import NETWORKS, Network  # noqa: PLC0415 - after the help was asked for
+    from dmaml_pl.studies import settings_files, simulated  # noqa: PLC0415
+    from dmaml_pl.studies.study import Study  # noqa: PLC0415
+
+    networks = [*map(Network.read, given.network or [known.name for known in NETWORKS])]
+    own = settings_files.read_own(given.own, given.workers)
+    gradients = settings_files.read_own(given.gradients, given.workers, "--gradients")
+    plan = simulated.Plan(given.workers, given.run_lengths, networks, own, gradients, given.target)
+    study = Study(request)
+    simulated.conduct(study, plan)
+    return study

@@ -1,18 +1,24 @@
 """Plots of the studies."""
 
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter, NullFormatter
 
 from dmaml_pl.studies.results import AXES, Group
 
 COLOURS = ("#2b2b2b", "#1f5fa8", "#d1495b", "#3a9a5b", "#e0912f", "#7a4fa3", "#4aa7b5", "#8a6d4a")
 DPI = 110
+
+
+def colours_of(count: int) -> Iterable[Any]:
+    """So many colours: chosen ones while there are enough, else in order from dark to light."""
+    return COLOURS[:count] if count <= len(COLOURS) else colormaps["viridis"](np.linspace(0, 0.92, count))
 
 
 def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title: str, path: Path) -> None:
@@ -21,7 +27,7 @@ def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, panel in zip(axes, grid.flat, strict=True):
-        for group, colour in zip(groups, cycle(COLOURS), strict=False):
+        for group, colour in zip(groups, colours_of(len(groups)), strict=False):
             places = group.mean[axis]
             panel.plot(places, group.mean["metric"], color=colour, linewidth=1.4, label=group.label)
             if len(group.curves) > 1:
@@ -69,4 +75,38 @@ def plot_costs(table: pd.DataFrame, label: str, metric: str, title: str, path: P
     right.grid(axis="x", linewidth=0.4, alpha=0.6)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(f"{title} (mean ± standard deviation over seeds)", fontsize=10)
+    figure.savefig(path)
+
+
+def plot_predicted(
+    table: pd.DataFrame, networks: Sequence[str], metric: str, target: float, title: str, path: Path
+) -> None:
+    """Plot meta-iterations to a target, and the seconds predicted on each network, over the number of workers.
+
+    The table is that of a study of simulated workers; each of its `averages` is a line.
+    """
+    panels = {
+        "meta_iterations_to_target": "meta-iterations of a worker",
+        **{f"seconds_to_target_{name}": f"predicted s, {name}" for name in networks},
+    }
+    figure = Figure(figsize=(3.7 * len(panels), 4.0), dpi=DPI, layout="constrained")
+    lines = [*table.groupby("averages", sort=False)]
+    counts = sorted(table["workers"].unique())
+    for (column, name), panel in zip(panels.items(), figure.subplots(1, len(panels), squeeze=False).flat, strict=True):
+        for (label, rows), colour in zip(lines, colours_of(len(lines)), strict=True):
+            panel.plot(rows["workers"], rows[column], "o-", color=colour, markersize=3.5, linewidth=1.4, label=label)
+        first = table[column].iloc[0]
+        panel.plot(counts, [first / count for count in counts], ":", color="#999999", label="one worker's / W")
+        panel.set(xscale="log", yscale="log", xlabel="workers", title=name)
+        panel.title.set_size(10)
+        for level in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            level(LogFormatter(minor_thresholds=(1, 0.4)))  # as plain numbers
+        ticks = counts if len(counts) <= 6 else counts[::2]
+        panel.set_xticks(ticks, [str(count) for count in ticks], minor=False)
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(which="major", linewidth=0.4, alpha=0.5)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    figure.suptitle(f"{title}: to {metric} {target:.4g}", fontsize=10)
     figure.savefig(path)

@@ -40,8 +40,8 @@ def read_settings(option: str, path: Path, form: str) -> dict[Any, Any]:
     return content
 
 
-def read_own(path: Path | None, workers: Sequence[int]) -> dict[int, Settings]:
-    """Read the settings of each number of workers' own (`--own`), so that each is compared at its best.
+def read_own(path: Path | None, workers: Sequence[int], option: str = "--own") -> dict[int, Settings]:
+    """Read the settings of each number of workers' own, so that each is compared at its best.
 
     1: {model.meta_optimizer.init_args.lr: 0.0008}
     4: {model.meta_optimizer.init_args.lr: 0.002}
@@ -54,15 +54,15 @@ def read_own(path: Path | None, workers: Sequence[int]) -> dict[int, Settings]:
     if path is None:
         return {}
     form = "lines of the form `W: {NAME: VALUE, ...}` are expected, with W a number of workers"
-    content = read_settings("--own", path, form)
+    content = read_settings(option, path, form)
     for count, settings in content.items():
         if not isinstance(count, int) or count < 1 or not isinstance(settings, dict):
-            raise ConfigError(f"--own {path} has {count}: {settings}, but {form}.")
+            raise ConfigError(f"{option} {path} has {count}: {settings}, but {form}.")
         if "trainer.devices" in settings:
-            raise ConfigError(f"--own {path} sets trainer.devices of {count} workers: leave it out.")
+            raise ConfigError(f"{option} {path} sets trainer.devices of {count} workers: leave it out.")
     if set(content).isdisjoint(workers):
         given, asked = (", ".join(map(str, numbers)) for numbers in (content, workers))
-        raise ConfigError(f"--own {path} has settings of {given} workers, but --workers asks for {asked}.")
+        raise ConfigError(f"{option} {path} has settings of {given} workers, but --workers asks for {asked}.")
     return {count: as_settings(settings) for count, settings in content.items() if count in workers}
 
 
