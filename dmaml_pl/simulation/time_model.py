@@ -1,4 +1,4 @@
-"""What time workers of their own machines would take, from how long a meta-iteration was measured to take on one.
+"""What time workers on machines of their own would take, from how long a meta-iteration was measured to take on one.
 
 A run of H meta-iterations takes as long as the slowest of W workers, and then one message goes round. Where gradients
 are averaged, all wait for the slowest at every meta-iteration, and send then.
@@ -7,15 +7,11 @@ Legend: W workers, H meta-iterations of a run, N measured meta-iterations.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 from numpy.typing import NDArray
 
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.runs import RunClock
 
 Seconds = NDArray[np.float64]
 
@@ -104,33 +100,3 @@ def seconds_of_run(
     if each is None:
         return slowest(runs_of(measured, length), workers) + merge
     return length * (slowest(measured, workers) + network.all_reduce(workers, each)) + merge
-
-
-class MetaIterationTimes(pl.Callback):
-    """Writes the seconds that worker 0's meta-iterations took into a file (NumPy); not the first, which may compile.
-
-    Seconds on a core, as `RunClock` counts them: what else this machine does is not in them.
-
-    Args:
-        file: where.
-    """
-
-    def __init__(self, file: str) -> None:
-        self._file = Path(file)
-        self._seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """A run begins."""
-        self._clock, self._last = RunClock(), 0.0
-
-    def on_meta_iteration_end(self, *_: Any) -> None:
-        """One more."""
-        now = self._clock.cpu_seconds()
-        self._seconds.append(now - self._last)
-        self._last = now
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them."""
-        if trainer.is_global_zero:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(self._file, np.array(self._seconds[1:] or self._seconds))

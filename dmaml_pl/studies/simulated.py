@@ -92,11 +92,9 @@ def _cases(study: Study, plan: Plan) -> Iterator[Case]:
     """One worker first, whose times are measured."""
     usual = study.base.whole(study.base.run_length_setting)
     workers = sorted({1, *plan.workers})
-    times = (
-        ("trainer.callbacks+", "dmaml_pl.simulation.time_model.MetaIterationTimes"),
-        ("trainer.callbacks.file", str(study.folder / "times.npy")),
-    )
-    yield Case(Point(label_of(1), 1, (*plan.own.get(1, ()), *times)), usual, "weights")
+    file = {"file": str(study.folder / "times.npy")}
+    times = json.dumps({"class_path": "dmaml_pl.simulation.times.MetaIterationTimes", "init_args": file})
+    yield Case(Point(label_of(1), 1, (*plan.own.get(1, ()), ("trainer.callbacks+", times))), usual, "weights")
     for length in dict.fromkeys([usual, *plan.lengths]):
         # A validation after as many meta-iterations, as far as runs allow.
         other = (
