@@ -259,8 +259,8 @@ def test_a_worker_that_is_not_finite_is_named() -> None:
 def test_a_ring_sends_the_payload_nearly_twice_in_as_many_messages_as_there_are_others() -> None:
     network = Network("n", latency=0.01, bandwidth=1000.0)
     assert network.all_reduce(1, 500.0) == 0
-    assert network.all_reduce(2, 500.0) == pytest.approx(2 * (0.01 + 0.25))
-    assert network.all_reduce(5, 500.0) == pytest.approx(8 * (0.01 + 0.1))
+    assert network.all_reduce(2, 500.0) == pytest.approx(2 * (0.02 + 0.25))
+    assert network.all_reduce(5, 500.0) == pytest.approx(8 * (0.02 + 0.1))
 
 
 def test_the_slowest_of_some_workers_is_the_expected_maximum_of_their_times() -> None:
@@ -279,9 +279,9 @@ def test_a_run_is_a_stretch_of_measured_meta_iterations_which_go_round() -> None
 
 def test_weights_wait_once_a_run_and_gradients_at_every_meta_iteration() -> None:
     times, network = np.array([1.0, 3.0]), Network("n", latency=0.5, bandwidth=100.0)
-    merge = 2 * (0.5 + 0.25)
+    merge = 2 * (1.0 + 0.25)
     assert seconds_of_run(times, 2, 2, network, at_end=50.0) == pytest.approx(4 + merge)
-    small = 2 * (0.5 + 0.05)
+    small = 2 * (1.0 + 0.05)
     assert seconds_of_run(times, 2, 2, network, 50.0, each=10.0) == pytest.approx(2 * (2.5 + small) + merge)
     assert seconds_of_run(times, 1, 2, network, 0.0) == 4
 

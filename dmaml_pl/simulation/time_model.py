@@ -53,9 +53,10 @@ class Network:
     def all_reduce(self, workers: int, size: float) -> float:
         """Seconds of an all-reduce of so many bytes: a ring, as PyTorch's gloo makes it.
 
-        2 (W - 1) times each worker sends the W-th part of them to the next.
+        2 (W - 1) times each worker sends the W-th part of them to the next, when that has said that it is ready: two
+        latencies, as `benchmarks/merge_time.py` finds.
         """
-        return 2 * (workers - 1) * (self.latency + size / workers / self.bandwidth)
+        return 2 * (workers - 1) * (2 * self.latency + size / workers / self.bandwidth)
 
 
 NETWORKS = (
