@@ -56,9 +56,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """A point of the study: what is trained, H, and whether "weights" are averaged, or "gradients"."""
+    """A point of the study: what is trained, W, H, and whether "weights" are averaged, or "gradients"."""
 
     point: Point
+    workers: int
     length: int
     averages: str
 
@@ -94,7 +95,7 @@ def _cases(study: Study, plan: Plan) -> Iterator[Case]:
     workers = sorted({1, *plan.workers})
     file = {"file": str(study.folder / "times.npy")}
     times = json.dumps({"class_path": "dmaml_pl.simulation.times.MetaIterationTimes", "init_args": file})
-    yield Case(Point(label_of(1), 1, (*plan.own.get(1, ()), ("trainer.callbacks+", times))), usual, "weights")
+    yield Case(Point(label_of(1), 1, (*plan.own.get(1, ()), ("trainer.callbacks+", times))), 1, usual, "weights")
     for length in dict.fromkeys([usual, *plan.lengths]):
         # A validation after as many meta-iterations, as far as runs allow.
         other = (
@@ -106,9 +107,10 @@ def _cases(study: Study, plan: Plan) -> Iterator[Case]:
             if (count, length) != (1, usual):
                 label = label_of(count) + (f", runs of {length}" if length != usual else "")
                 point = _simulated(study, label, count, "weights", (*plan.own.get(count, ()), *lasts))
-                yield Case(point, length, "weights")
+                yield Case(point, count, length, "weights")
     for count, own in sorted(plan.gradients.items()):
-        yield Case(_simulated(study, f"{label_of(count)}, gradients", count, "gradients", own), usual, "gradients")
+        point = _simulated(study, f"{label_of(count)}, gradients", count, "gradients", own)
+        yield Case(point, count, usual, "gradients")
 
 
 def _simulated(study: Study, label: str, workers: int, averages: str, settings: Settings) -> Point:
@@ -119,7 +121,7 @@ def _simulated(study: Study, label: str, workers: int, averages: str, settings: 
         raise ConfigError(f"trainer.strategy is {kind}, but must be DMAMLStrategy for workers to be simulated.")
     init = {**given.get("init_args", {}), "workers": workers, "averages": averages}
     whole = json.dumps({"class_path": "dmaml_pl.SimulatedStrategy", "init_args": init})
-    return Point(label, workers, (("trainer.devices", "1"), ("trainer.strategy", whole), *settings))
+    return Point(label, 1, (("trainer.strategy", whole), *settings))  # one process has them all
 
 
 def _measured(study: Study) -> Seconds:
@@ -140,12 +142,12 @@ def _report(
     target = final(one.mean["metric"]) if plan.target is None else plan.target
     rows = []
     for case, group, sent in made:
-        row: dict[str, Any] = {"averages": case.name, "workers": case.point.workers, "run_length": case.length}
+        row: dict[str, Any] = {"averages": case.name, "workers": case.workers, "run_length": case.length}
         row |= {**group.summary(metric), "target": target, **group.cost(target)}
         for network in plan.networks:
             at_end, each = sent.get("merge/bytes", 0.0), sent.get("merge/gradient_bytes")
             each = 0.0 if case.averages == "gradients" and each is None else each
-            run = seconds_of_run(measured, case.point.workers, case.length, network, at_end, each)
+            run = seconds_of_run(measured, case.workers, case.length, network, at_end, each)
             row[f"run_seconds_{network.name}"] = run
             row[f"seconds_to_target_{network.name}"] = run * row["run_to_target"]
         rows.append(row)
