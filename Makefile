@@ -13,7 +13,7 @@ POSTGRES_IMAGE ?= postgres:17
 BUILD = $(ENGINE) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg UV_VERSION=$(UV_VERSION) $(BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark gpu-wheels gpu-check models ui clean pins
+.PHONY: help setup train test test-all test-lowest lint style format docs dist release-notes image image-test benchmark gpu-wheels gpu-check models ui clean pins advisories
 
 help:
 	@echo "make train   set up, then train DMAML with two workers on sinusoid regression, and show the result"
@@ -27,6 +27,7 @@ help:
 	@echo "make image-test   the same, then run them as docs/deploy.md says, and see that its promises hold"
 	@echo "make models  train the shipped configurations that take minutes, and export them to models/"
 	@echo "make ui      open the MLflow UI on the trainings made here"
+	@echo "make advisories   whether any pinned package has a known advisory: asks PyPI;  make pins  renews the pins"
 	@echo "make lint    ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make clean   remove .venv and caches (not mlruns)"
 
@@ -96,7 +97,7 @@ style: $(READY)
 	@$(BIN)/ruff format --check
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
-	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/test.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(READY)
@@ -163,5 +164,15 @@ pins: $(READY)
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 	  pyproject.toml --output-file requirements.txt
 
+# Strict: a package that PyPI's service cannot tell of is no package without advisories. A table is printed for those found.
+AUDIT = .venv-advisories/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements.txt
+advisories:
+	@$(PYTHON) -m venv .venv-advisories
+	@.venv-advisories/bin/python -m pip install -qq --disable-pip-version-check pip-audit
+	@said=$$(mktemp); trap "rm -f $$said" EXIT; found=$$($(AUDIT) 2> $$said) && \
+	  { echo "No pinned package has a known advisory."; exit; }; \
+	  if [ -n "$$found" ]; then echo "$$found"; else \
+	  echo "PyPI's advisories cannot be had: $$(tail -n 1 $$said)" >&2; fi; exit 1
+
 clean:
-	@rm -rf .venv .venv-lowest site .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv .venv-lowest .venv-advisories site .mypy_cache .ruff_cache .pytest_cache
