@@ -126,7 +126,7 @@ gpu-wheels: $(READY)
 	@size=$$(du -sm .gpu-wheels | cut -f1); echo "$$(ls .gpu-wheels | wc -l) wheels of $$size MiB in .gpu-wheels"; \
 	  test $$size -le $(GPU_WHEELS_MIB) || { echo "That is more than $(GPU_WHEELS_MIB) MiB: too much to travel."; exit 1; }
 
-# Material for MkDocs announces its successor at each call.
+# Material for MkDocs announces its successor at each call. REPO_URL=https://... gives each page a link to edit it there.
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Documentation: site/index.html"

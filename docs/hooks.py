@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,21 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links from places in the repository into links from places in the site."""
+def on_config(config: Any) -> Any:
+    """Have every page say at its foot which version it is of."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.copyright = f"{project['name']} {project['version']}"
+    return config
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Turn links from places in the repository into links from places in the site, and say where a page is edited."""
     outside = page.file.src_uri in PAGES
     here = page.file.src_uri if outside else f"docs/{page.file.src_uri}"
+
+    if config.repo_url:
+        file = here.removesuffix(".md") + ".ipynb" if here.startswith("docs/notebooks/") else here
+        page.edit_url = f"{config.repo_url.rstrip('/')}/edit/main/{file}"
 
     def moved(link: re.Match[str]) -> str:
         path, mark, anchor = link["target"].partition("#")

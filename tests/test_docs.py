@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import dmaml_pl
 from tests.trainings import environment
 
 FOLDERS = ("configs", "deploy", "docs", "dmaml_pl", "data_modules")
-FILES = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FILES = ("mkdocs.yml", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "mkdocs", "build", "--strict"]
-    settings = environment() | {"NO_MKDOCS_2_WARNING": "1"}
+    settings = environment() | {"NO_MKDOCS_2_WARNING": "1", "REPO_URL": "https://host.test/us/it"}
     return subprocess.run(words, cwd=folder, env=settings, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -59,6 +60,10 @@ def test_the_site_holds_every_page_and_all_that_it_links_to(copy: Path) -> None:
     searched = (site / "search" / "search_index.json").read_text().lower()
     for words in ("early stopping", "notebook", "resnet", "timm", "windows", "wandb"):
         assert words in searched, words
+    for page, source in (("", "README.md"), ("merging", "docs/merging.md"), ("configs", "configs/README.md")):
+        shown = (site / page / "index.html").read_text()
+        assert f'href="https://host.test/us/it/edit/main/{source}"' in shown
+        assert f"dmaml_pl {dmaml_pl.__version__}" in shown
     assert "first_order" in (site / "reference" / "algorithms" / "index.html").read_text()
     for page_file in site.rglob("index.html"):
         links = Links()
