@@ -43,6 +43,10 @@ class AntDirection(EnvironmentDataModule):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> AntDirection(horizon=100).horizon
+        100
     """
 
     def __init__(self, *, action_scale: float = 0.3, **settings: Any) -> None:

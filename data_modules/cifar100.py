@@ -89,6 +89,10 @@ class CIFARFS(Cifar100Tasks):
     - `train`, `val` and `test`, in each of them a folder of pictures a class.
 
     The arguments are those of `Benchmark`.
+
+    Examples:
+        >>> CIFARFS(root="data/cifar", ways=5, shots=1).ways
+        5
     """
 
     title = "CIFAR-FS"
@@ -121,6 +125,10 @@ class FC100(Cifar100Tasks):
     - `train`, `val` and `test`, in each of them a folder of pictures a class.
 
     The arguments are those of `Benchmark`.
+
+    Examples:
+        >>> FC100(root="data/cifar", ways=5, shots=1).ways
+        5
     """
 
     title = "FC100"

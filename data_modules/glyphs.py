@@ -70,6 +70,11 @@ class Glyphs(PictureTasks):
     Args:
         meta_batch: T, tasks in the meta-batch of one worker.
         settings: those of `PictureTasks`; at most 24 shots and queries together.
+
+    Examples:
+        >>> data = Glyphs(ways=5, shots=1, meta_batch=4)
+        >>> data.ways, data.shots
+        (5, 1)
     """
 
     reader = InkReader(SIZE)

@@ -32,6 +32,11 @@ class GymnasiumTasks(EnvironmentDataModule):
 
     Attributes:
         names_code: the setting that says where code is to be found, which a checkpoint of somebody else is not to.
+
+    Examples:
+        >>> data = GymnasiumTasks(environment="mine:Arm-v0", horizon=50)
+        >>> data.horizon
+        50
     """
 
     names_code = ("environment",)

@@ -68,6 +68,10 @@ class HalfCheetahDirection(_CheetahTasks):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> HalfCheetahDirection(rollouts=20, horizon=100).horizon
+        100
     """
 
     def __init__(self, *, action_scale: float = 0.3, **settings: Any) -> None:
@@ -93,6 +97,10 @@ class HalfCheetahVelocity(_CheetahTasks):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> HalfCheetahVelocity(fastest=2.0).horizon
+        100
     """
 
     def __init__(self, *, fastest: float = 2.0, action_scale: float = 0.1, **settings: Any) -> None:

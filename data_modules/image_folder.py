@@ -38,6 +38,10 @@ class ImageFolder(PictureTasks):
         fit: what happens to pictures that are not square: "crop" takes the middle, "pad" adds black sides, "stretch"
             squeezes them.
         settings: those of `PictureTasks`.
+
+    Examples:
+        >>> ImageFolder(root="pictures", image_size=64, ways=5, shots=1).ways
+        5
     """
 
     def __init__(

@@ -22,6 +22,10 @@ class MiniImageNet(Benchmark):
     - `train`, `val` and `test`, in each of them a folder of pictures a class.
 
     Pictures of another size are squeezed to 84x84, as in the MAML paper's code. The arguments are those of `Benchmark`.
+
+    Examples:
+        >>> MiniImageNet(root="data/mini-imagenet", shots=5).shots
+        5
     """
 
     title = "mini-ImageNet"

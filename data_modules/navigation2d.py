@@ -39,6 +39,10 @@ class Navigation2D(EnvironmentDataModule):
     Args:
         half_width: of the square.
         settings: those of `EnvironmentDataModule`.
+
+    Examples:
+        >>> Navigation2D(rollouts=10, horizon=50, meta_batch=4).horizon
+        50
     """
 
     def __init__(self, *, half_width: float = 0.5, **settings: Any) -> None:

@@ -51,6 +51,10 @@ class Omniglot(PictureTasks):
         val_alphabets: alphabets for validation in Lake's split; `train_classes` and `val_classes` are not heeded there.
         split_seed: seed of dealing the characters, or in Lake's split the validation alphabets, to the splits.
         settings: those of `PictureTasks`; at most 20 shots and queries together.
+
+    Examples:
+        >>> Omniglot(root="data/omniglot", ways=20, shots=1).ways
+        20
     """
 
     reader = InkReader(28)

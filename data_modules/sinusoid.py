@@ -32,6 +32,11 @@ class Sinusoid(TaskDataModule):
         queries: Q, query points of a task.
         meta_batch: T, tasks in the meta-batch of one worker; 25 in the paper.
         settings: those of `TaskDataModule`.
+
+    Examples:
+        >>> tasks = Sinusoid(shots=10, queries=15).sample_tasks("train", [0, 1, 2])
+        >>> tasks.support_x.shape, tasks.query_y.shape
+        (torch.Size([3, 10, 1]), torch.Size([3, 15, 1]))
     """
 
     evaluation_chunk = 100

@@ -34,6 +34,11 @@ class Tabular(TableTasks):
         queries: Q, query rows of a task.
         meta_batch: T, tasks in the meta-batch of one worker.
         settings: those of `TableTasks`.
+
+    Examples:
+        >>> data = Tabular(path="a.csv", task_column="sensor", inputs=["celsius"], targets=["volt"])
+        >>> data.shots
+        10
     """
 
     def __init__(

@@ -40,6 +40,11 @@ class TabularClasses(TableTasks):
         queries: Q, query rows per class.
         meta_batch: T, tasks in the meta-batch of one worker.
         settings: those of `TableTasks`.
+
+    Examples:
+        >>> data = TabularClasses(path="table.csv", inputs=["length", "width"], classes="species", ways=3)
+        >>> data.ways
+        3
     """
 
     def __init__(

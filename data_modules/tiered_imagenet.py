@@ -28,6 +28,10 @@ class TieredImageNet(Benchmark):
 
     The 779,165 pictures take 16.5 GB in the cache folder, and tasks are sampled from there without reading them whole.
     To decode the pickles, one split of them at a time must fit in memory. The arguments are those of `Benchmark`.
+
+    Examples:
+        >>> TieredImageNet(root="data/tiered-imagenet", shots=5).shots
+        5
     """
 
     title = "tiered-ImageNet"

@@ -109,6 +109,11 @@ class TaskDataModule(pl.LightningDataModule, ABC):
 
     Raises:
         ConfigError: a count is not greater than zero.
+
+    Examples:
+        >>> data: TaskDataModule = Sinusoid(shots=5, seed=3)
+        >>> data.shots, data.queries
+        (5, 10)
     """
 
     evaluation_chunk = 25

@@ -9,7 +9,15 @@ from typing import Any
 
 
 class DmamlError(Exception):
-    """Base of every error whose message is written for the user."""
+    """Base of every error whose message is written for the user.
+
+    Examples:
+        >>> try:
+        ...     MLP(hidden=[0])
+        ... except DmamlError as error:
+        ...     print(error)
+        model.network.hidden[0] is 0, but must be greater than 0.
+    """
 
     def _render_traceback_(self) -> list[str]:
         """How a notebook shows it; IPython asks."""
@@ -17,15 +25,39 @@ class DmamlError(Exception):
 
 
 class ConfigError(DmamlError):
-    """A setting that cannot work, or settings that do not fit together."""
+    """A setting that cannot work, or settings that do not fit together.
+
+    Examples:
+        >>> try:
+        ...     Sinusoid(shots=0)
+        ... except ConfigError as error:
+        ...     print(error)
+        data.shots is 0, but must be greater than 0.
+    """
 
 
 class DataError(DmamlError):
-    """Data that is missing, unreadable, or too small for the tasks asked of it."""
+    """Data that is missing, unreadable, or too small for the tasks asked of it.
+
+    Examples:
+        >>> try:
+        ...     ImageFolder(root="nowhere").prepare_data()
+        ... except DataError as error:
+        ...     print(error)
+        data.root is nowhere, but there is no such folder: ...
+    """
 
 
 class CheckpointError(DmamlError):
-    """A checkpoint that is missing, damaged, or made for another network."""
+    """A checkpoint that is missing, damaged, or made for another network.
+
+    Examples:
+        >>> try:
+        ...     load("nowhere.ckpt")
+        ... except CheckpointError as error:
+        ...     print(error)
+        nowhere.ckpt is not there: give the checkpoint of a training, such as best.ckpt.
+    """
 
 
 class TrackingError(DmamlError):

@@ -30,6 +30,11 @@ class Objective(ABC):
             of either sign.
         inner_penalty: so many times the constraint of the support sets, each at the weights before its step, is added
             to what the meta-gradient is of.
+
+    Examples:
+        >>> objective: Objective = Regression()
+        >>> objective.metric, objective.better
+        ('mse', 'min')
     """
 
     name: str
@@ -98,7 +103,12 @@ class Objective(ABC):
 
 
 class Regression(Objective):
-    """Mean squared error, of all outputs of all samples."""
+    """Mean squared error, of all outputs of all samples.
+
+    Examples:
+        >>> Regression().support_loss(torch.zeros(10, 1), torch.ones(10, 1))
+        tensor(1.)
+    """
 
     name, metric, title, better = "regression", "mse", "mean squared error", "min"
 
@@ -120,7 +130,12 @@ class Regression(Objective):
 
 
 class Classification(Objective):
-    """Cross-entropy of logits, shown as accuracy."""
+    """Cross-entropy of logits, shown as accuracy.
+
+    Examples:
+        >>> Classification().measure(torch.eye(5), torch.tensor([0, 1, 2, 3, 0]))
+        tensor(0.8000)
+    """
 
     name, metric, title, better = "classification", "accuracy", "accuracy", "max"
 

@@ -23,6 +23,10 @@ class Samples(NamedTuple):
         x: inputs, (T, B, ...); in reinforcement learning observations.
         y: targets: (T, B) class numbers from 0 to N - 1, or (T, B, D) real values; in reinforcement learning tensors by
             name, such as action, advantage, log-probability.
+
+    Examples:
+        >>> Samples(torch.rand(4, 10, 1), torch.rand(4, 10, 1)).x.shape
+        torch.Size([4, 10, 1])
     """
 
     x: Tensor
@@ -49,6 +53,12 @@ class TaskBatch(NamedTuple):
         numbers: number of each task, (T,), where tasks are numbered (validation, test); None in training.
         ways: N, classes of each task; 0 where targets are no class numbers.
         metrics: what its source tells of how it came about, by name, such as steps in environments; logged.
+
+    Examples:
+        >>> x, y = torch.rand(4, 10, 1), torch.rand(4, 10, 1)
+        >>> tasks = TaskBatch.of(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:])
+        >>> tasks.tasks, tasks.support_x.shape
+        (4, torch.Size([4, 5, 1]))
     """
 
     support: tuple[Samples, ...]

@@ -117,6 +117,12 @@ class AdaptedLearner(Learner):
         classes: of a classification, the names or numbers of the classes, in the order of the network's outputs.
         steps: adaptation steps that were made.
         support: support samples that they were made on.
+
+    Examples:
+        >>> learner = FewShotLearner(MetaLearning(MLP(), MAML()))
+        >>> adapted = learner.adapt(torch.rand(10, 1), torch.rand(10, 1))
+        >>> adapted.predict(torch.rand(3, 1)).shape
+        torch.Size([3, 1])
     """
 
     classes: tuple[ClassName, ...]

@@ -31,6 +31,11 @@ class FewShotLearner(Learner):
 
     Attributes:
         steps: adaptation steps where none are asked for: those of training.
+
+    Examples:
+        >>> learner = FewShotLearner(MetaLearning(MLP(), MAML()))
+        >>> learner.adapt(torch.rand(10, 1), torch.rand(10, 1)).predict(torch.rand(3, 1)).shape
+        torch.Size([3, 1])
     """
 
     def __init__(self, module: MetaLearning, config: dict[str, Any] | None = None, data: Any = None) -> None:

@@ -34,6 +34,13 @@ def load(path: str | Path, module: MetaLearning | None = None, trust: Sequence[s
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or is not such a file; what to do, in one line.
+
+    Examples:
+        >>> module, data = MetaLearning(MLP()), Sinusoid(val_tasks=2)
+        >>> training = fit(module, data, max_steps=2, logger=False, meta_test=False)
+        >>> learner = load(training.last, MetaLearning(MLP()))
+        >>> learner.adapt(torch.rand(10, 1), torch.rand(10, 1)).predict(torch.rand(3, 1)).shape
+        torch.Size([3, 1])
     """
     learner = load_either(path, module, trust)
     if isinstance(learner, AdaptedLearner):
@@ -44,7 +51,14 @@ def load(path: str | Path, module: MetaLearning | None = None, trust: Sequence[s
 
 
 def load_adapted(path: str | Path, module: MetaLearning | None = None, trust: Sequence[str] = ()) -> AdaptedLearner:
-    """A learner that was adapted before, from what `AdaptedLearner.save` wrote; arguments and errors are `load`'s."""
+    """A learner that was adapted before, from what `AdaptedLearner.save` wrote; arguments and errors are `load`'s.
+
+    Examples:
+        >>> learner = FewShotLearner(MetaLearning(MLP(), MAML()))
+        >>> learner.adapt(torch.rand(10, 1), torch.rand(10, 1)).save("adapted.pt")
+        >>> load_adapted("adapted.pt", MetaLearning(MLP())).predict(torch.rand(3, 1)).shape
+        torch.Size([3, 1])
+    """
     learner = load_either(path, module, trust)
     if isinstance(learner, FewShotLearner):
         raise CheckpointError(

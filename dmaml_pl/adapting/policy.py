@@ -33,6 +33,12 @@ class AdaptedPolicy(AdaptedLearner):
         returns: mean undiscounted return of the rollouts after 0 .. I steps of adaptation.
         ci95: half the width of their 95 % confidence intervals, over the rollouts.
         best: the return of whoever knows the task, where somebody can tell.
+
+    Examples:
+        >>> module = MetaLearning(GaussianMLP(2, 2), MAML(), PolicyGradient())
+        >>> learner = FewShotLearner(module, data=Navigation2D(rollouts=4, horizon=5))
+        >>> learner.adapt_to({"goal": [0.3, 0.4]}).act(torch.zeros(1, 2)).shape
+        torch.Size([1, 2])
     """
 
     task: Task

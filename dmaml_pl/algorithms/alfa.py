@@ -34,6 +34,11 @@ class ALFA(LearnedStep):
 
     Raises:
         ConfigError: `weight_decay` is less than zero.
+
+    Examples:
+        >>> module = MetaLearning(MLP(hidden=[8]), ALFA(inner_lr=0.01, inner_steps=5, meta_lr=0.001))
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 184, 'adapting': 25}
     """
 
     def __init__(self, weight_decay: float = 0.0005, **settings: Any) -> None:

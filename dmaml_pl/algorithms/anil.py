@@ -13,6 +13,11 @@ class ANIL(MAML):
     """Almost No Inner Loop (Raghu et al. 2020, arXiv:1909.09157): the head alone adapts, the body is meta-learned.
 
     Its settings are those of `MAML`; `adapts` is the last layer that has weights, unless it is set.
+
+    Examples:
+        >>> module = MetaLearning(Conv4(filters=8), ANIL(inner_lr=0.1, inner_steps=5), "classification")
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 1896, 'adapting': 45}
     """
 
     def attach(self, network: nn.Module) -> None:
@@ -35,6 +40,11 @@ class BOIL(MAML):
     """Body Only update in Inner Loop (Oh et al. 2021, arXiv:2008.08882): all but the head adapts.
 
     Its settings are those of `MAML`; `adapts` is all but the last layer that has weights, unless it is set.
+
+    Examples:
+        >>> module = MetaLearning(Conv4(filters=8), BOIL(inner_lr=0.1), "classification")
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 45, 'adapting': 1896}
     """
 
     def attach(self, network: nn.Module) -> None:

@@ -114,6 +114,11 @@ class Algorithm(nn.Module, ABC):
 
     Raises:
         ConfigError: `inner_steps` is less than zero.
+
+    Examples:
+        >>> algorithm: Algorithm = MAML(inner_lr=0.01, inner_steps=5)
+        >>> algorithm.steps, algorithm.first_order
+        (5, False)
     """
 
     first_order: bool = False

@@ -25,6 +25,11 @@ class CAVIA(MAML):
             network learns how far a step leads.
         inner_steps: steps of the inner loop in training; 1 in the paper's regression, 2 on images.
         settings: those of `MAML`; `adapts` is every parameter that is named `context`, unless it is set.
+
+    Examples:
+        >>> module = MetaLearning(ContextMLP(context=5), CAVIA(inner_lr=1.0))
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 1961, 'adapting': 5}
     """
 
     def __init__(self, inner_lr: float = 1.0, inner_steps: int = 1, **settings: Any) -> None:

@@ -39,6 +39,11 @@ class IMAML(MAML):
 
     Raises:
         ConfigError: a value is not greater than zero.
+
+    Examples:
+        >>> algorithm = IMAML(inner_lr=0.01, inner_steps=16, regularization=2.0)
+        >>> MetaLearning(MLP(hidden=[8]), algorithm).learner.states()
+        {'frozen': 0, 'learned': 0, 'adapting': 25}
     """
 
     def __init__(

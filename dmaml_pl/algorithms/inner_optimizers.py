@@ -40,6 +40,11 @@ class InnerScales(InnerOptimizer):
 
     Raises:
         ConfigError: there is none, or one is not greater than zero.
+
+    Examples:
+        >>> algorithm = MAML(inner_lr=0.1, inner_steps=2, inner_optimizer=InnerScales([1.0, 0.5]))
+        >>> algorithm.steps
+        2
     """
 
     def __init__(self, scales: Sequence[float] = (1.0, 0.5)) -> None:
@@ -63,6 +68,11 @@ class InnerMomentum(InnerOptimizer):
 
     Raises:
         ConfigError: `momentum` is not between 0 and 1.
+
+    Examples:
+        >>> algorithm = MAML(inner_lr=0.01, inner_steps=5, inner_optimizer=InnerMomentum(0.5))
+        >>> algorithm.steps
+        5
     """
 
     def __init__(self, momentum: float = 0.9, nesterov: bool = False) -> None:
@@ -89,6 +99,11 @@ class InnerAdam(InnerOptimizer):
 
     Raises:
         ConfigError: a share is not between 0 and 1.
+
+    Examples:
+        >>> algorithm = MAML(inner_lr=0.001, inner_steps=5, inner_optimizer=InnerAdam(beta1=0.5))
+        >>> algorithm.steps
+        5
     """
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:

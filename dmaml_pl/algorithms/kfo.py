@@ -21,6 +21,11 @@ class KFO(GradientTransform):
     as the identity, and stay the same within the inner loop.
 
     Its settings are those of `LearnedStep`.
+
+    Examples:
+        >>> module = MetaLearning(MLP(hidden=[8]), KFO(inner_lr=0.01, inner_steps=2))
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 197, 'adapting': 25}
     """
 
     def identity(self, weight: Tensor) -> Weights:

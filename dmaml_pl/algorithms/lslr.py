@@ -17,6 +17,11 @@ class LSLR(LearnedStep):
 
     Attributes:
         rates: (weights that adapt, `inner_steps`), after `attach`.
+
+    Examples:
+        >>> module = MetaLearning(MLP(hidden=[8]), LSLR(inner_lr=0.01, inner_steps=3))
+        >>> [rates.shape for rates in module.learner.algorithm.parameters()]
+        [torch.Size([4, 3])]
     """
 
     def attach(self, network: nn.Module) -> None:

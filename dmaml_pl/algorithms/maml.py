@@ -25,6 +25,12 @@ class MAML(Algorithm):
 
     Raises:
         ConfigError: a value is not greater than zero.
+
+    Examples:
+        >>> module = MetaLearning(MLP(), MAML(inner_lr=0.01, inner_steps=5))
+        >>> adapted = FewShotLearner(module).adapt(torch.rand(10, 1), torch.rand(10, 1))
+        >>> adapted.predict(torch.rand(3, 1)).shape
+        torch.Size([3, 1])
     """
 
     def __init__(

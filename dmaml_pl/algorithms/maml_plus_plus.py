@@ -44,6 +44,11 @@ class MAMLPlusPlus(LSLR):
 
     Raises:
         ConfigError: a number is out of range, or only norm layers were to adapt.
+
+    Examples:
+        >>> algorithm = MAMLPlusPlus(inner_lr=0.01, inner_steps=5, multi_step_until=1000)
+        >>> MetaLearning(MLP(hidden=[8]), algorithm).learner.states()
+        {'frozen': 0, 'learned': 20, 'adapting': 25}
     """
 
     importance: Tensor

@@ -17,6 +17,11 @@ class MetaSGD(LearnedStep):
 
     Its settings are `inner_lr`, where all rates start, `meta_lr`, their own learning rate, and the others of
     `MAML`.
+
+    Examples:
+        >>> module = MetaLearning(MLP(hidden=[8]), MetaSGD(inner_lr=0.01, meta_lr=0.0001))
+        >>> [rate.shape for rate in module.learner.algorithm.parameters()]
+        [torch.Size([8, 1]), torch.Size([8]), torch.Size([1, 8]), torch.Size([1])]
     """
 
     def attach(self, network: nn.Module) -> None:

@@ -40,6 +40,12 @@ class PMF(ProtoNet):
 
     Raises:
         ConfigError: `inner_lr` is not greater than zero.
+
+    Examples:
+        >>> module = MetaLearning(Conv4(filters=8), PMF(inner_lr=0.001), "classification")
+        >>> adapted = FewShotLearner(module).adapt(torch.rand(5, 1, 28, 28), torch.arange(5))
+        >>> adapted.predict(torch.rand(9, 1, 28, 28)).shape
+        torch.Size([9, 5])
     """
 
     fine_tunes = True

@@ -24,6 +24,12 @@ class ProtoNet(Algorithm):
     -|z - c|^2 = 2 c z - |c|^2 - |z|^2, whose last term is the same for all classes and left out: what remains is a
     linear head, which takes the place of the network's own. The body is meta-learned, by the cross-entropy of the
     queries.
+
+    Examples:
+        >>> module = MetaLearning(Conv4(filters=8), ProtoNet(), "classification")
+        >>> adapted = FewShotLearner(module).adapt(torch.rand(5, 1, 28, 28), torch.arange(5))
+        >>> adapted.predict(torch.rand(9, 1, 28, 28)).shape
+        torch.Size([9, 5])
     """
 
     any_ways = True
@@ -55,6 +61,12 @@ class ProtoMAML(MAML):
     From there all adapts. The meta-gradient goes through the prototypes, too, also where it is of first order.
 
     Its settings are those of `MAML`; the head adapts whatever `adapts` says.
+
+    Examples:
+        >>> module = MetaLearning(Conv4(filters=8), ProtoMAML(inner_lr=0.1), "classification")
+        >>> adapted = FewShotLearner(module).adapt(torch.rand(5, 1, 28, 28), torch.arange(5))
+        >>> adapted.predict(torch.rand(9, 1, 28, 28)).shape
+        torch.Size([9, 5])
     """
 
     any_ways = True

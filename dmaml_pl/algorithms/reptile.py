@@ -43,6 +43,12 @@ class Reptile(MAML):
 
     Raises:
         ConfigError: a value is not greater than zero.
+
+    Examples:
+        >>> sgd = lambda weights: torch.optim.SGD(weights, lr=1.0)
+        >>> module = MetaLearning(MLP(), Reptile(inner_lr=0.02, inner_steps=10), meta_optimizer=sgd)
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 0, 'adapting': 1761}
     """
 
     def __init__(

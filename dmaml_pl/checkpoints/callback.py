@@ -45,6 +45,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     Raises:
         ConfigError: `every_n_runs` is not greater than zero.
+
+    Examples:
+        >>> best = RunCheckpoint(monitor="val/accuracy", mode="max")
+        >>> best.monitor
+        'val/accuracy'
     """
 
     def __init__(

@@ -64,6 +64,12 @@ def fit(
     Raises:
         DmamlError: a setting cannot work, in one line that names it; or a worker was lost.
         KeyboardInterrupt: the training was stopped; what was merged is kept, and a line says how to go on.
+
+    Examples:
+        >>> module, data = MetaLearning(MLP()), Sinusoid(val_tasks=2)
+        >>> training = fit(module, data, max_steps=2, logger=False, meta_test=False)
+        >>> training.metrics["val/mse"] > 0
+        True
     """
     quiet.quieten()
     with _stopped_in_words():

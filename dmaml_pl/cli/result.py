@@ -30,6 +30,12 @@ class TrainingResult:
         report: `report.md`; None without a meta-test.
         figures: the pictures that it shows.
         trainer: Lightning's, which may be asked for more: `training.trainer.validate(training.module, data)`.
+
+    Examples:
+        >>> module, data = MetaLearning(MLP()), Sinusoid(val_tasks=2)
+        >>> training = fit(module, data, max_steps=2, logger=False, meta_test=False)
+        >>> training.learner.adapt(torch.rand(10, 1), torch.rand(10, 1)).predict(torch.rand(3, 1)).shape
+        torch.Size([3, 1])
     """
 
     module: MetaLearning = field(repr=False)

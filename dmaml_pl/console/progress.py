@@ -12,7 +12,13 @@ from dmaml_pl.tasks import TaskBatch
 
 
 class RunProgress(ProgressBar):
-    """Shows the run, the metric, the tasks per second and the time left, on standard error."""
+    """Shows the run, the metric, the tasks per second and the time left, on standard error.
+
+    Examples:
+        >>> trainer = pl.Trainer(callbacks=[RunProgress()], logger=False, max_steps=100)
+        >>> trainer.max_steps
+        100
+    """
 
     def __init__(self) -> None:
         super().__init__()

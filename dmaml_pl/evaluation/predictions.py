@@ -26,6 +26,10 @@ class PredictionWriter(pl.Callback):
         file: the CSV file, a row for each query sample: the number of its task, and its own there; its file, where
             samples are files, or its inputs, where they are one row of numbers; target and prediction (the class, or
             the value of each output). What was standardized is in the units of the data.
+
+    Examples:
+        >>> PredictionWriter("sines.csv").file
+        'sines.csv'
     """
 
     def __init__(self, file: str = "predictions.csv") -> None:

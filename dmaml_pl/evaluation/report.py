@@ -44,6 +44,11 @@ class MetaTestReport(pl.Callback):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> trainer = pl.Trainer(callbacks=[MetaTestReport(folder="reports", tasks=8)], logger=False, max_steps=100)
+        >>> trainer.max_steps
+        100
     """
 
     def __init__(

@@ -65,6 +65,12 @@ class MetaLearning(CheckedModule):
 
     Raises:
         ConfigError: a setting out of its range.
+
+    Examples:
+        >>> adam = lambda weights: torch.optim.Adam(weights, lr=0.005)
+        >>> module = MetaLearning(MLP(1, [40, 40], 1), MAML(inner_lr=0.01), meta_optimizer=adam)
+        >>> module(torch.rand(10, 1)).shape
+        torch.Size([10, 1])
     """
 
     def __init__(

@@ -45,6 +45,11 @@ class Backbone(nn.Module):
     Raises:
         ConfigError: there is no such model, timm is not installed, the model refuses an option, or the weights cannot
             be read, be downloaded, or do not fit.
+
+    Examples:
+        >>> network = Backbone("torchvision:resnet18", ways=5)
+        >>> network(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
     """
 
     in_checkpoint = ("weights",)

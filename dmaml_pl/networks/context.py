@@ -28,6 +28,10 @@ class ContextMLP(MLP):
 
     Raises:
         ConfigError: a width is not greater than zero.
+
+    Examples:
+        >>> ContextMLP(context=5)(torch.rand(10, 1)).shape
+        torch.Size([10, 1])
     """
 
     def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1, context: int = 5) -> None:
@@ -61,6 +65,10 @@ class ContextConv4(Conv4):
 
     Raises:
         ConfigError: a setting that cannot work.
+
+    Examples:
+        >>> ContextConv4(context=10, filters=8)(torch.rand(5, 1, 28, 28)).shape
+        torch.Size([5, 5])
     """
 
     def __init__(self, context: int = 100, filters: int = 64, **settings: Any) -> None:

@@ -44,6 +44,10 @@ class Conv4(nn.Module):
 
     Raises:
         ConfigError: a setting that cannot work.
+
+    Examples:
+        >>> Conv4(ways=5, channels=1, image_size=28, filters=32)(torch.rand(25, 1, 28, 28)).shape
+        torch.Size([25, 5])
     """
 
     def __init__(

@@ -36,6 +36,11 @@ class LoRA(nn.Module):
 
     Raises:
         ConfigError: the rank or the scale is not greater than zero, or there is no such layer.
+
+    Examples:
+        >>> module = MetaLearning(LoRA(MLP(hidden=[40, 40]), rank=2), MAML(adapts=["*lora*"]))
+        >>> module.learner.states()
+        {'frozen': 0, 'learned': 1761, 'adapting': 242}
     """
 
     def __init__(

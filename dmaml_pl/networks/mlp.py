@@ -18,6 +18,10 @@ class MLP(nn.Module):
 
     Raises:
         ConfigError: a width is not greater than zero.
+
+    Examples:
+        >>> MLP(inputs=1, hidden=[40, 40], outputs=1)(torch.rand(10, 1)).shape
+        torch.Size([10, 1])
     """
 
     def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1) -> None:

@@ -29,6 +29,10 @@ class ResNet12(nn.Module):
 
     Raises:
         ConfigError: a setting that cannot work.
+
+    Examples:
+        >>> ResNet12(ways=5, widths=[4, 8, 16, 32])(torch.rand(2, 3, 84, 84)).shape
+        torch.Size([2, 5])
     """
 
     def __init__(self, ways: int = 5, channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640)) -> None:

@@ -28,6 +28,13 @@ class Epochs(AskingOptimizer):
 
     Raises:
         ConfigError: a value that is not greater than zero.
+
+    Examples:
+        >>> epochs = lambda weights: Epochs(weights, epochs=5, max_kl=0.05)
+        >>> objective = PolicyGradient(clip=0.2)
+        >>> module = MetaLearning(GaussianMLP(2, 2), MAML(), objective, meta_optimizer=epochs)
+        >>> module.objective.better
+        'max'
     """
 
     metric_names: ClassVar[tuple[str, ...]] = ("kl", "epochs")

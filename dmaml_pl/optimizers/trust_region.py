@@ -40,6 +40,13 @@ class TrustRegion(AskingOptimizer):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> trust_region = lambda weights: TrustRegion(weights, max_kl=0.01)
+        >>> policy = GaussianMLP(observations=2, actions=2)
+        >>> module = MetaLearning(policy, MAML(), PolicyGradient(), meta_optimizer=trust_region)
+        >>> module.objective.better
+        'max'
     """
 
     metric_names: ClassVar[tuple[str, ...]] = ("kl", "line_search_tries")

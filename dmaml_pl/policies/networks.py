@@ -31,6 +31,11 @@ class GaussianPolicy(nn.Module):
 
     Raises:
         ConfigError: a value that is not greater than zero.
+
+    Examples:
+        >>> policy = GaussianPolicy(nn.Linear(3, 2), actions=2)
+        >>> policy(torch.rand(10, 3)).mean.shape
+        torch.Size([10, 2])
     """
 
     def __init__(self, network: nn.Module, actions: int, init_std: float = 1.0, min_std: float = 1e-6) -> None:
@@ -58,6 +63,11 @@ class CategoricalPolicy(nn.Module):
 
     Args:
         network: any network from observations (B, O) to logits (B, N).
+
+    Examples:
+        >>> policy = CategoricalPolicy(nn.Linear(4, 2))
+        >>> policy(torch.rand(10, 4)).logits.shape
+        torch.Size([10, 2])
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -82,6 +92,11 @@ class GaussianMLP(GaussianPolicy):
 
     Raises:
         ConfigError: a value that is not greater than zero, or an activation that there is not.
+
+    Examples:
+        >>> policy = GaussianMLP(observations=3, actions=2)
+        >>> policy(torch.rand(10, 3)).mean.shape
+        torch.Size([10, 2])
     """
 
     def __init__(
@@ -107,6 +122,11 @@ class CategoricalMLP(CategoricalPolicy):
 
     Raises:
         ConfigError: a value that is not greater than zero, or an activation that there is not.
+
+    Examples:
+        >>> policy = CategoricalMLP(observations=4, actions=2)
+        >>> policy(torch.rand(10, 4)).logits.shape
+        torch.Size([10, 2])
     """
 
     def __init__(

@@ -40,6 +40,11 @@ class PolicyGradient(Objective):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> module = MetaLearning(GaussianMLP(2, 2), MAML(inner_lr=0.1), PolicyGradient())
+        >>> module.objective.metric
+        'return'
     """
 
     name, metric, title, better = "reinforcement", "return", "return", "max"

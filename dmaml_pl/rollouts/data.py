@@ -86,6 +86,11 @@ class EnvironmentDataModule(TaskDataModule):
 
     Raises:
         ConfigError: a value out of its range.
+
+    Examples:
+        >>> data: EnvironmentDataModule = Navigation2D(rollouts=10, horizon=50)
+        >>> data.rollouts, data.horizon
+        (10, 50)
     """
 
     evaluation_chunk = 20

@@ -45,6 +45,11 @@ class Environments(ABC):
         actions: A, dimensions of an action; where there are actions to choose among, how many.
         discrete: whether an action is one of so many, and its tensors hold their numbers, (T, B, 1).
         broken: how often the physics broke down in this process, which ended the episode; None where it cannot.
+
+    Examples:
+        >>> data = Navigation2D(meta_batch=2)
+        >>> isinstance(data.make_environments(), Environments)
+        True
     """
 
     observations: int

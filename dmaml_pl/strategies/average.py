@@ -27,6 +27,11 @@ class MergedAverage(WeightAveraging):
 
     Raises:
         ConfigError: `decay` is out of its range.
+
+    Examples:
+        >>> trainer = pl.Trainer(callbacks=[MergedAverage(decay=0.8)], logger=False, max_steps=100)
+        >>> trainer.max_steps
+        100
     """
 
     def __init__(self, decay: float = 0.8) -> None:

@@ -55,6 +55,11 @@ class DMAMLStrategy(WorkerStrategy):
 
     Raises:
         ConfigError: a setting out of its range, or settings that do not go together.
+
+    Examples:
+        >>> strategy = DMAMLStrategy(run_length=100, merge=MeanMerge(), moments="keep")
+        >>> strategy.run_length
+        100
     """
 
     strategy_name = "dmaml"

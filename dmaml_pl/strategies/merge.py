@@ -26,6 +26,11 @@ class MergeRule(ABC):
             worker is bit-identical to one without the strategy.
         validation_tasks: tasks on which every worker evaluates its own weights at the end of its run, before the merge,
             as `report["validation_loss"]`; 0 for none.
+
+    Examples:
+        >>> rule: MergeRule = MeanMerge()
+        >>> rule.merge(torch.zeros(2), torch.ones(2))
+        tensor([1., 1.])
     """
 
     acts_alone = False
@@ -59,6 +64,11 @@ class MeanMerge(MergeRule):
     """The plain mean of the workers' meta-weights: the DMAML of Soulier's thesis (TH Koeln, 2020).
 
     It is also local SGD's rule (Stich 2019, arXiv:1805.09767).
+
+    Examples:
+        >>> start, mean = torch.zeros(3), torch.ones(3)
+        >>> MeanMerge().merge(start, mean)
+        tensor([1., 1., 1.])
     """
 
     def merge(self, start: Tensor, mean: Tensor) -> Tensor:
@@ -71,6 +81,10 @@ class TaskWeightedMerge(MeanMerge):
 
     w = sum_i n_i w_i / sum_i n_i, with n_i the tasks of worker i (McMahan et al. 2017, arXiv:1602.05629). The plain
     mean where all workers see the same number.
+
+    Examples:
+        >>> TaskWeightedMerge().weight({"tasks": 300})
+        300.0
     """
 
     def weight(self, report: RunReport) -> float:
@@ -92,6 +106,11 @@ class ValidationWeightedMerge(MeanMerge):
 
     Raises:
         ConfigError: `tasks` is not greater than zero, or `power` is negative.
+
+    Examples:
+        >>> rule = ValidationWeightedMerge(tasks=20, power=2.0)
+        >>> rule.weight({"share": 1.0, "validation_loss": 0.5})
+        4.0
     """
 
     def __init__(self, tasks: int = 20, power: float = 1.0) -> None:

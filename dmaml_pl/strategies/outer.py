@@ -23,6 +23,11 @@ class OuterOptimizerMerge(MergeRule):
     Args:
         optimizer: from parameters to a `torch.optim` optimizer; by default SGD with lr 0.7 and Nesterov momentum 0.9,
             which DiLoCo found best.
+
+    Examples:
+        >>> nesterov = lambda weights: torch.optim.SGD(weights, lr=0.7, momentum=0.9, nesterov=True)
+        >>> OuterOptimizerMerge(nesterov).merge(torch.zeros(3), torch.ones(3))
+        tensor([1.3300, 1.3300, 1.3300])
     """
 
     acts_alone = True

@@ -25,6 +25,10 @@ class TaskParallelStrategy(WorkerStrategy):
     A run is what it is elsewhere, H meta-iterations between two chances to validate, so that the two strategies are
     compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and metrics. Settings
     are those of `WorkerStrategy`; `on_non_finite: exclude` leaves out a worker's meta-gradient.
+
+    Examples:
+        >>> TaskParallelStrategy(run_length=20).run_length
+        20
     """
 
     strategy_name = "task_parallel"

@@ -55,6 +55,10 @@ class MLflowTracker(Logger):
         run_id: id of an MLflow run to continue instead of starting a new one.
         tags: further tags of the MLflow run, to search by.
         system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 10 seconds.
+
+    Examples:
+        >>> MLflowTracker("sines", tags={"data": "mine"}).name
+        'sines'
     """
 
     def __init__(
