@@ -36,9 +36,7 @@ from dmaml_pl.tracking.system import SystemMetrics
 
 _TRY_AGAIN_S = 30.0  # where a store is away that another worker's MLflow run is in
 _AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
-
 _log = logging.getLogger(__name__)
-
 _of_worker_zero: list[Any] = []
 """In a forked worker: what it has inherited, and must neither use nor close."""
 
@@ -53,12 +51,11 @@ class MLflowTracker(Logger):
             variable MLFLOW_TRACKING_URI, or else `{save_dir}/mlflow.db`, as that needs no server.
         save_dir: folder for what is kept on this machine: the store, `artifacts/` and `checkpoints/`.
         run_id: id of an MLflow run to continue instead of starting a new one.
-        tags: further tags of the MLflow run, to search by.
+        tags: further tags, to search by.
         system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 10 seconds.
 
     Examples:
-        >>> MLflowTracker("sines", tags={"data": "mine"}).name
-        'sines'
+        >>> tracker = MLflowTracker("sines", tags={"data": "mine"})
     """
 
     def __init__(
