@@ -89,7 +89,7 @@ class Quorum:
         call = timedelta(seconds=min(CALL_SECONDS, timeout))
         # Of which torchft makes a corner for each group that this worker is the first of.
         self._store = TCPStore(here, 0, is_master=True, wait_for_workers=False)
-        self._group = new_group(call)
+        self._group = new_group(here, call)
         try:
             self._manager: Any = Manager(
                 pg=self._group,

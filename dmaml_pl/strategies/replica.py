@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup, ProcessGroupGloo
 
 from dmaml_pl.errors import ConfigError
 
-FORM_SECONDS = 10.0
+FORM_SECONDS = 5.0
 """A group is formed within so many seconds, or anew without those who did not come."""
 
 
@@ -65,8 +65,8 @@ def address_towards(lighthouse: str) -> str:
         ) from error
 
 
-def new_group(timeout: timedelta) -> Any:
-    """A group on gloo that can be formed anew; torchft's own calls what PyTorch warns of, at every forming."""
+def new_group(here: str, timeout: timedelta) -> Any:
+    """A group on gloo, at an address of this machine; torchft's own has any, and PyTorch warns of how it is formed."""
     from torchft import process_group  # noqa: PLC0415 - an extra
 
     class Gloo(process_group.ProcessGroupGloo):  # type: ignore[misc]  # it may not be installed
@@ -82,7 +82,10 @@ def new_group(timeout: timedelta) -> Any:
         def _create_pg(self, store: Any, rank: int, world_size: int) -> Any:
             group = ProcessGroup(store, rank, world_size)
             group._set_default_backend(ProcessGroup.BackendType.GLOO)  # noqa: SLF001 - as torchft does
-            backend = ProcessGroupGloo(store, rank, world_size, timedelta(seconds=FORM_SECONDS))
+            options = ProcessGroupGloo._Options()  # noqa: SLF001 - PyTorch has no other way to name the interface
+            options._timeout = timedelta(seconds=FORM_SECONDS)  # noqa: SLF001 - the same
+            options._devices = [ProcessGroupGloo.create_device(hostname=here)]  # noqa: SLF001 - the same
+            backend = ProcessGroupGloo(store, rank, world_size, options)
             backend._set_default_timeout(self._timeout)  # noqa: SLF001 - of the calls
             group._register_backend(torch.device("cpu"), ProcessGroup.BackendType.GLOO, backend)  # noqa: SLF001
             return group
