@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from dmaml_pl.cli.fitting import fit
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.strategies import DMAMLStrategy
 from dmaml_pl.tracking.relay import Relay
+from tests.recipes import small_data, small_maml
 from tests.trainings import SMALL, Training, dmaml, flags, same_weights
 
 needs_torchft = pytest.mark.skipif(find_spec("torchft") is None, reason="torchft is missing: dmaml_pl[elastic]")
@@ -115,6 +117,13 @@ def test_torchft_missing_is_one_line() -> None:
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"elastic is true and trainer.strategy.{named}"):
         DMAMLStrategy(elastic=True, **settings)
+
+
+@needs_torchft
+def test_from_python_it_is_refused() -> None:
+    settings: dict[str, Any] = {"accelerator": "cpu", "max_steps": 8, "logger": False}
+    with pytest.raises(ConfigError, match="train by the command dmaml fit"):
+        fit(small_maml(run_length=4), small_data(), strategy=DMAMLStrategy(elastic=True), **settings)
 
 
 class Meetings:

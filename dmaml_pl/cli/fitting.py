@@ -30,6 +30,11 @@ from dmaml_pl.launching.workers import WorkerLauncher
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.tracking.tracker import MLflowTracker
 
+_ELASTIC = (
+    "trainer.strategy.elastic is true, for which a process of its own watches the workers: train by the command "
+    "dmaml fit, or set it to false."
+)
+
 
 def fit(
     model: MetaLearning | str | Path,
@@ -86,6 +91,8 @@ def fit(
             raise ConfigError(f"data is {type(data).__name__}, but must be a data module, such as dmaml_pl.Sinusoid().")
         made = _trainer(model, trainer)
         session = Session(made, model, data, meta_test=meta_test)
+        if session.supervises:
+            raise ConfigError(_ELASTIC)
 
         def train(checkpoint: str | None) -> TrainingResult:
             return among_workers(made, lambda: _train(session, checkpoint))
@@ -156,6 +163,10 @@ class _Called(DmamlCLI):
             return self.result
 
         self.result = among_workers(self.trainer, train)
+
+    def _supervise(self, wanted: str | None) -> None:
+        """Workers that come and go are no part of this process."""
+        raise ConfigError(_ELASTIC)
 
     def after_fit(self) -> None:
         """Meta-test, and keep what came of all."""

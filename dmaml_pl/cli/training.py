@@ -189,8 +189,7 @@ class DmamlCLI(LightningCLI):
         self._session = self._begin_session()
         wanted = self._get(self.config_init, "ckpt_path")
         if subcommand == "fit" and self._session.supervises:
-            if code := self._session.supervise(wanted):
-                sys.exit(code)
+            self._supervise(wanted)
             return
 
         def run(checkpoint: str | None) -> None:
@@ -199,6 +198,11 @@ class DmamlCLI(LightningCLI):
             self._among_workers(lambda: super(DmamlCLI, self)._run_subcommand(subcommand))
 
         self._session.carry_out(subcommand, wanted, run)
+
+    def _supervise(self, wanted: str | None) -> None:
+        """Keep workers that come and go, who do it."""
+        if code := self._session.supervise(wanted):
+            sys.exit(code)
 
     def _begin_session(self) -> Session:
         meta_test, launched = bool(self._get(self.config_init, "meta_test")), self._launch is not None

@@ -6,11 +6,14 @@ store has all. The others forget that; whoever becomes worker 0 sends the rest. 
 bit, and one row in MLflow's store.
 """
 
+import threading
 from collections import deque
+from contextlib import suppress
 from typing import Protocol
 
 from dmaml_pl.tracking.outbox import Operation
 from dmaml_pl.tracking.sender import Sender
+from dmaml_pl.tracking.store import Store
 
 
 class Meetings(Protocol):
@@ -44,6 +47,7 @@ class Relay:
         self.meetings = meetings
         self._logged: deque[tuple[int, Operation]] = deque()
         self._sent_to = 0
+        self._prepared = False
 
     @property
     def leads(self) -> bool:
@@ -57,6 +61,12 @@ class Relay:
             while self._logged[0][0] <= self.meetings.kept and len(self._logged) > 1:
                 self._logged.popleft()
 
+    def prepare(self, store: Store) -> None:
+        """Let the next in line load in the background what sending takes, so that nobody waits for it then."""
+        if self.meetings.rank == 1 and not self._prepared:
+            self._prepared = True
+            threading.Thread(target=_load, args=(store,), name="next-in-line", daemon=True).start()
+
     def hand_to(self, sender: Sender, *, all_of_it: bool = False) -> None:
         """Send what the others are known to know, or at the end all of it."""
         if not sender.outbox.waits:
@@ -64,3 +74,8 @@ class Relay:
         while self._logged and (all_of_it or self._logged[0][0] < self.meetings.step):
             self._sent_to, operation = self._logged.popleft()
             sender.put(operation)
+
+
+def _load(store: Store) -> None:
+    with suppress(Exception):  # whoever needs it tells
+        store.connect()

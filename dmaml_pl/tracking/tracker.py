@@ -235,8 +235,6 @@ class MLflowTracker(Logger):
         if self._ending is not None:
             self._ending.figures.update(metrics)
 
-    # Workers that come and go
-
     @property
     def attends(self) -> bool:
         """Whether this worker keeps in mind what is logged, as it may have to send it."""
@@ -257,6 +255,8 @@ class MLflowTracker(Logger):
                 self._tries_again = now + _TRY_AGAIN_S
         if relay is not None and self._sender is not None:
             relay.hand_to(self._sender, all_of_it=all_of_it)
+        elif relay is not None:
+            relay.prepare(self._store)
 
     def _withdraw(self) -> None:
         """Leave the MLflow run to the others, who have gone on without this worker."""
