@@ -26,7 +26,7 @@ def test_every_section_runs_through_small_and_on_the_cpu(
         return graph
 
     monkeypatch.setattr(compiled, "machine_code", traced)  # which takes long
-    assert main(["--device", "cpu", "--small", "--output", "results"]) == 0
+    assert main(["--device", "cpu", "--small", "--seconds", "1500", "--output", "results"]) == 0
     written = json.loads(Path("results/gpu_check.json").read_text())
     assert {row["section"] for row in written["rows"]} == SECTIONS.keys()
     assert not [row for row in written["rows"] if "failed" in row], Path("results/gpu_check.log").read_text()

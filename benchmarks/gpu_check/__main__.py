@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("make gpu-check", description="All that only a GPU can answer, in one call.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--small", action="store_true", help="small sizes, whose figures say nothing")
-    parser.add_argument("--seconds", type=float, default=465.0, help="for all of it (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=450.0, help="for all of it (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="train on it: data.root, with its two archives")
     parser.add_argument(

@@ -114,19 +114,24 @@ def _in_turn(problem: Problem, peers: Sequence[Peer], rates: dict[str, float], s
             row |= {"ms": f"{1000 * own.median:.3g}", "times as fast": f"{ratio.median:.2f}", "error": f"{error:.0e}"}
             row["range"] = f"{ratio.lowest:.2f} to {ratio.highest:.2f}"
             row |= {f"% of {name}": f"{100 * work / own.median / rate:.2g}" for name, rate in rates.items()}
-            return row | (limits(measured.compute, setting) if peer.ours or peer is REFERENCE else {})
+            return row | (limits(measured.compute, own.median, setting) if peer.ours or peer is REFERENCE else {})
 
         attempt(tell, {"what": problem.name, "peer": peer.name}, prepare)
 
 
-def limits(compute: Callable[[], object], setting: Setting) -> Row:
-    """What limits a computation: the share of time in which the device works, its calls, and the largest of them."""
+def limits(compute: Callable[[], object], seconds: float, setting: Setting) -> Row:
+    """What limits a computation: the share of time in which the device works, its calls, and the largest of them.
+
+    Args:
+        compute: what is looked at.
+        seconds: that it takes while nobody looks; the profiler makes it longer, but not the kernels.
+        setting: of the section.
+    """
     on_gpu = setting.device == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
-        began = time.perf_counter()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds, acc_events=True) as seen:
         for _ in range(PROFILED):
             compute()
-        wall = 1e6 * (time.perf_counter() - began)
     spans: list[tuple[float, float, str]] = []
     if on_gpu:
         kernels = [e for e in seen.events() or () if e.device_type == DeviceType.CUDA]
@@ -140,7 +145,7 @@ def limits(compute: Callable[[], object], setting: Setting) -> Row:
     largest = sorted(by_name.items(), key=lambda item: -item[1])[:3]
     row: Row = {"largest": "; ".join(f"{100 * spent / total:.0f} % {name[:50]}" for name, spent in largest)}
     if on_gpu:
-        busy = min(1.0, total / wall)
+        busy = min(1.0, total / PROFILED / (1e6 * seconds))
         row |= {"busy %": f"{100 * busy:.0f}", "kernels": len(spans) // PROFILED}
         row["limit"] = "launches: the GPU waits" if busy < 0.5 else "kernels"
     return row
