@@ -337,6 +337,25 @@ def test_trainings_do_not_outlive_a_study_that_is_killed(repository: Path, fragi
     assert [run.info.status for run in Studied(fragile, "workers", words, 0, "").children] == ["KILLED"]
 
 
+def test_a_study_whose_processes_are_all_killed_repeats_nothing_that_was_finished(
+    repository: Path, fragile: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # benchmarks/kill_study.py does it at random moments, and often
+    words = words_of(repository, fragile, "workers", "--workers", "1", "--seeds", "2", NETWORK)
+    second = "os.environ['PL_GLOBAL_SEED'] == '1' and not Path('told').exists()"
+    doing = f"{second} and (Path('told').touch(), os.killpg(int(os.environ['STUDY']), signal.SIGKILL))"
+    code = (
+        f"import os; os.setsid(); os.environ.update(STUDY=str(os.getpid()), DO={doing!r});"
+        f"from dmaml_pl.__main__ import main; main({words!r})"
+    )
+    assert server().fork(dict(os.environ), partial(exec, code)).wait(200) == -signal.SIGKILL
+    done = Studied(fragile, "workers", words, main(words), "".join(capsys.readouterr()))
+    assert done.code == 0
+    assert "1 of 2 trainings are known already" in done.printed
+    made = sorted((run.data.params["seed_everything"], run.info.status) for run in done.children)
+    assert made == [("0", "FINISHED"), ("1", "FINISHED"), ("1", "KILLED")]
+
+
 # -- scaling -------------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval Trainer")
     # Lightning calls a function of PyTorch that is on its way out.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Lightning sees SLURM's commands, where a study or a person on its machines has not started the training by them.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     # MLflow's progress bars want more of a notebook than ours.
     warnings.filterwarnings("ignore", message="IProgress not found")
     # Lightning asks for devices=1 in tests because its own sampler repeats samples to even the shares; ours does not.
