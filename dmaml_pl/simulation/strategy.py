@@ -29,8 +29,8 @@ Averages = Literal["weights", "gradients"]
 
 _FOR = "for simulated workers"
 
-AT_ONCE = 256
-"""Tasks that are computed at once: of sinusoid these took least time each, small convolutions never more."""
+AT_ONCE = 64
+"""Tasks that are computed at once: small convolutions of more take longer each, in memory; sinusoid little less."""
 
 
 class SimulatedStrategy(DMAMLStrategy):

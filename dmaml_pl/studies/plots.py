@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from dmaml_pl.studies.results import AXES, Group
 
@@ -21,8 +21,13 @@ def colours_of(count: int) -> Iterable[Any]:
     return COLOURS[:count] if count <= len(COLOURS) else colormaps["viridis"](np.linspace(0, 0.92, count))
 
 
-def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title: str, path: Path) -> None:
-    """Plot the metric of each group, mean over seeds and a band, over several axes (`results.AXES`), a panel each."""
+def plot_curves(
+    groups: Sequence[Group], axes: Sequence[str], metric: str, title: str, path: Path, *, log: Sequence[str] = ()
+) -> None:
+    """Plot the metric of each group, mean over seeds and a band, over several axes (`results.AXES`), a panel each.
+
+    The axes in `log` are logarithmic.
+    """
     rows, columns = (2, 2) if len(axes) == 4 else (1, len(axes))
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
@@ -33,7 +38,9 @@ def plot_curves(groups: Sequence[Group], axes: Sequence[str], metric: str, title
             if len(group.curves) > 1:
                 panel.fill_between(places, *group.band, color=colour, alpha=0.18, linewidth=0)
         panel.set_xlabel(AXES[axis])
-        if axis == "env_steps":
+        if axis in log:
+            panel.set_xscale("log")
+        elif axis == "env_steps":
             panel.xaxis.set_major_formatter(EngFormatter())
         elif not axis.endswith("seconds"):
             panel.locator_params(axis="x", integer=True)
@@ -99,8 +106,10 @@ def plot_predicted(
         panel.plot(counts, [first / count for count in counts], ":", color="#999999", label="one worker's / W")
         panel.set(xscale="log", yscale="log", xlabel="workers", title=name)
         panel.title.set_size(10)
-        for level in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-            level(LogFormatter(minor_thresholds=(1, 0.4)))  # as plain numbers
+        low, high = table[column].min(), table[column].max()
+        panel.set_ylim(*((low / 2, high * 2) if low > 0 else (None, None)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter() if high > 5 * low else "{x:g}")
         ticks = counts if len(counts) <= 6 else counts[::2]
         panel.set_xticks(ticks, [str(count) for count in ticks], minor=False)
         panel.xaxis.set_minor_formatter(NullFormatter())

@@ -174,7 +174,7 @@ def _report(
     usual = [group for case, group, _ in made if case.name == made[0][0].name]
     named = f"{study.base.experiment_name}: {title}"
     plots = {
-        "workers.png": partial(plot_curves, usual, PLOTTED, metric, named),
+        "workers.png": partial(plot_curves, usual, PLOTTED, metric, named, log=["tasks_seen"]),
         "predicted.png": partial(
             plot_predicted, table, [network.name for network in plan.networks], metric, target, named
         ),
