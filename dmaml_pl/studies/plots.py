@@ -109,7 +109,7 @@ def plot_predicted(
         low, high = table[column].min(), table[column].max()
         panel.set_ylim(*((low / 2, high * 2) if low > 0 else (None, None)))
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter(NullFormatter() if high > 5 * low else "{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter() if high > 100 * low else _twos_and_fives)
         ticks = counts if len(counts) <= 6 else counts[::2]
         panel.set_xticks(ticks, [str(count) for count in ticks], minor=False)
         panel.xaxis.set_minor_formatter(NullFormatter())
@@ -119,3 +119,8 @@ def plot_predicted(
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
     figure.suptitle(f"{title}: to {metric} {target:.4g}", fontsize=10)
     figure.savefig(path)
+
+
+def _twos_and_fives(value: float, _: Any) -> str:
+    """Labels of a logarithmic axis between those of its powers of ten."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
