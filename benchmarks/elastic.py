@@ -178,7 +178,7 @@ class Chaos:
         self.pace = pace
         self.training, self.merges = training, merges
         self.random = random.Random(seed)  # noqa: S311 - a schedule
-        places = sorted(self.random.sample(range(max(merges // 25, 2), int(merges * 0.92)), faults))
+        places = sorted(self.random.sample(range(max(merges // 25, 2), int(merges * 0.85)), faults))
         kinds = [KINDS[number % len(KINDS)] for number in range(faults)]
         self.random.shuffle(kinds)
         if "kill" in kinds:  # of worker 0, first
@@ -225,8 +225,8 @@ class Chaos:
             del self.comes_back[machine]
             self.start(machine)
         if self.schedule and merge >= self.schedule[0][0]:
-            there = {line["machine"] for line in lines if line["merge"] >= merge - 1}
-            if len(there) == 2:  # else the fault would end the training, or nothing
+            since = max(merge - 1, self.done[-1][1] + 2 if self.done else 0)
+            if len({line["machine"] for line in lines if line["merge"] >= since}) == 2:  # else it would end all
                 self._hurt(self.schedule.pop(0)[1], lines, merge)
 
     def _hurt(self, kind: str, lines: list[dict[str, Any]], merge: int) -> None:
