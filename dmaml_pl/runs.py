@@ -15,6 +15,8 @@ from dmaml_pl.errors import NonFiniteError
 CHECKPOINT_KEY = "dmaml"
 """Where a checkpoint holds what the strategy keeps: the number of workers, each one's moments, its own state."""
 
+IN_MIND = "in_mind"
+"""Where a worker that joins finds what each logger of the others has logged, and may not have sent."""
 
 ENV_STEPS, SAMPLING_SECONDS = "env_steps", "sampling_seconds"
 """In `TaskBatch.metrics`: steps in environments that a worker made for a meta-iteration, and how long they took."""

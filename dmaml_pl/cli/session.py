@@ -26,8 +26,10 @@ from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.launching.supervisor import supervise
 from dmaml_pl.modules import MetaLearning
+from dmaml_pl.runs import IN_MIND
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
+from dmaml_pl.tracking.tracker import MLflowTracker
 
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class Session:
         self.launched = launched
         self.folder = resume.checkpoint_folder(trainer)
         self._handed: Path | None = None
+        self._in_mind: list[Any] = []
 
     def carry_out(self, stage: str, wanted: str | None, call: Callable[[str | None], T]) -> T:
         """Check everything, then do it; what fails outside the Trainer leaves no MLflow run that seems to be running.
@@ -152,6 +155,7 @@ class Session:
         if stage == "fit" and getattr(self.trainer.strategy, "elastic", False) and not self.supervises:
             handed = self.trainer.strategy.join()
             if handed is not None:
+                self._in_mind = handed.pop(IN_MIND)
                 with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as file:
                     torch.save(handed, file)
                 wanted = os.environ[resume.RESOLVED_CHECKPOINT] = file.name
@@ -168,5 +172,7 @@ class Session:
             if stage == "fit":
                 restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))
         quorum: Any = getattr(self.trainer.strategy, "quorum", None)
-        for tracker in trackers(self.trainer) if quorum is not None else ():
-            tracker.attend(quorum, tracker.version or origin.mlflow_run_id)
+        for number, logger in enumerate(self.trainer.loggers if quorum is not None else ()):
+            if isinstance(logger, MLflowTracker):
+                in_mind = self._in_mind[number] if self._in_mind else ()
+                logger.attend(quorum, logger.version or origin.mlflow_run_id, in_mind)

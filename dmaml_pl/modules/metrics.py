@@ -99,5 +99,5 @@ def _learning_rate(module: Any) -> float:
 def _log(module: Any, metrics: dict[str, float], step: int) -> None:
     for logger in module.loggers:
         # Where worker 0 may be lost, every worker keeps in mind what may not have been sent.
-        if module.trainer.is_global_zero or getattr(logger, "attends", False):
+        if module.trainer.is_global_zero or getattr(logger, "relay", None) is not None:
             logger.log_metrics(metrics, step=step)

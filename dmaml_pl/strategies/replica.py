@@ -82,7 +82,7 @@ def new_group(here: str, timeout: timedelta) -> Any:
         def _create_pg(self, store: Any, rank: int, world_size: int) -> Any:
             group = ProcessGroup(store, rank, world_size)
             group._set_default_backend(ProcessGroup.BackendType.GLOO)  # noqa: SLF001 - as torchft does
-            options = ProcessGroupGloo._Options()  # noqa: SLF001 - PyTorch has no other way to name the interface
+            options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # noqa: SLF001 - the way to name a device
             options._timeout = timedelta(seconds=FORM_SECONDS)  # noqa: SLF001 - the same
             options._devices = [ProcessGroupGloo.create_device(hostname=here)]  # noqa: SLF001 - the same
             backend = ProcessGroupGloo(store, rank, world_size, options)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, NonFiniteError
-from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
+from dmaml_pl.runs import CHECKPOINT_KEY, IN_MIND, RunReport
 from dmaml_pl.strategies.exchange import SIGNALS, Exchange, Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.group import WorkerGroupStrategy
@@ -258,4 +258,5 @@ def _at_beginning_of_run(trainer: Any) -> dict[str, Any]:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for count in (progress["total"], progress["current"]):
         count["ready"] = count["started"] = count["processed"] = count["completed"]
+    checkpoint[IN_MIND] = [list(getattr(getattr(logger, "relay", None), "logged", ())) for logger in trainer.loggers]
     return checkpoint

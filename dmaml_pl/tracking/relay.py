@@ -8,6 +8,7 @@ bit, and one row in MLflow's store.
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -41,11 +42,15 @@ class Relay:
 
     Args:
         meetings: of the workers.
+        logged: what the others keep in mind, where this worker joins them.
+
+    Attributes:
+        logged: what may not be in the store, and after which meeting it was logged.
     """
 
-    def __init__(self, meetings: Meetings) -> None:
+    def __init__(self, meetings: Meetings, logged: Iterable[tuple[int, Operation]] = ()) -> None:
         self.meetings = meetings
-        self._logged: deque[tuple[int, Operation]] = deque()
+        self.logged = deque(logged)
         self._sent_to = 0
         self._prepared = False
 
@@ -56,10 +61,10 @@ class Relay:
 
     def add(self, operation: Operation) -> None:
         """Keep something in mind."""
-        self._logged.append((self.meetings.step, operation))
+        self.logged.append((self.meetings.step, operation))
         if not self.leads:
-            while self._logged[0][0] <= self.meetings.kept and len(self._logged) > 1:
-                self._logged.popleft()
+            while self.logged[0][0] <= self.meetings.kept and len(self.logged) > 1:
+                self.logged.popleft()
 
     def prepare(self, store: Store) -> None:
         """Let the next in line load in the background what sending takes, so that nobody waits for it then."""
@@ -71,8 +76,8 @@ class Relay:
         """Send what the others are known to know, or at the end all of it."""
         if not sender.outbox.waits:
             self.meetings.kept = max(self.meetings.kept, self._sent_to)
-        while self._logged and (all_of_it or self._logged[0][0] < self.meetings.step):
-            self._sent_to, operation = self._logged.popleft()
+        while self.logged and (all_of_it or self.logged[0][0] < self.meetings.step):
+            self._sent_to, operation = self.logged.popleft()
             sender.put(operation)
 
 

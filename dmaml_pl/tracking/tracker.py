@@ -54,6 +54,9 @@ class MLflowTracker(Logger):
         tags: further tags, to search by.
         system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 10 seconds.
 
+    Attributes:
+        relay: what this worker keeps in mind of the log, where workers come and go.
+
     Examples:
         >>> tracker = MLflowTracker("sines", tags={"data": "mine"})
     """
@@ -87,7 +90,7 @@ class MLflowTracker(Logger):
         self._ending: Ending | None = None
         self._monitor: SystemMetrics | None = None
         self._configured = False
-        self._relay: Relay | None = None
+        self.relay: Relay | None = None
         self._tries_again = 0.0
         register_after_fork(self, MLflowTracker._leave_to_worker_zero)
 
@@ -101,7 +104,7 @@ class MLflowTracker(Logger):
     @property
     def version(self) -> str | None:
         """Id of the MLflow run; None before it is opened, and off rank zero, unless workers come and go."""
-        return (self._run_id if self.attends else None) if self._run is None else self._run.run_id
+        return (self._run_id if self.relay else None) if self._run is None else self._run.run_id
 
     @property
     def save_dir(self) -> str:
@@ -223,10 +226,10 @@ class MLflowTracker(Logger):
         Sending takes half a percent of the time at most, so metrics arrive one by one where a run takes seconds, and in
         bundles where it takes milliseconds. `flush` sends them in any case.
         """
-        if self._relay is None:
+        if self.relay is None:
             self._log_now(metrics, step or 0)
         else:
-            self._relay.add(operations.metrics(metrics, step or 0, self._relay.meetings.time_ms))
+            self.relay.add(operations.metrics(metrics, step or 0, self.relay.meetings.time_ms))
             self._take_turn()
 
     def _log_now(self, metrics: Mapping[str, float], step: int) -> None:
@@ -235,18 +238,13 @@ class MLflowTracker(Logger):
         if self._ending is not None:
             self._ending.figures.update(metrics)
 
-    @property
-    def attends(self) -> bool:
-        """Whether this worker keeps in mind what is logged, as it may have to send it."""
-        return self._relay is not None
-
-    def attend(self, meetings: Meetings, run_id: str | None) -> None:
+    def attend(self, meetings: Meetings, run_id: str | None, logged: Any = ()) -> None:
         """Log what all workers log alike, into the MLflow run that the first of them has opened, or ready to do so."""
-        self._relay, self._run_id = Relay(meetings), run_id
+        self.relay, self._run_id = Relay(meetings, logged), run_id
         self._configured = self._configured or self._run is None
 
     def _take_turn(self, *, all_of_it: bool = False) -> None:
-        relay, now = self._relay, time.monotonic()
+        relay, now = self.relay, time.monotonic()
         if relay is not None and relay.leads and self._run is None and now >= self._tries_again:
             try:
                 self.open(self._run_id)
@@ -293,7 +291,7 @@ class MLflowTracker(Logger):
                 requeues) mean a stop from outside, KILLED. Once FAILED or KILLED, the status stays until the next
                 trainer function starts.
         """
-        if self._relay is not None and isinstance(sys.exc_info()[1], LeftBehindError):
+        if self.relay is not None and isinstance(sys.exc_info()[1], LeftBehindError):
             self._withdraw()
         self._take_turn(all_of_it=True)
         if self._ending is not None:
