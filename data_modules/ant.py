@@ -49,7 +49,7 @@ class AntDirection(EnvironmentDataModule):
         100
     """
 
-    def __init__(self, *, action_scale: float = 0.3, **settings: Any) -> None:
+    def __init__(self, *, action_scale: float = 0.1, **settings: Any) -> None:
         super().__init__(**settings)
         require_positive(**{"data.action_scale": action_scale})
         self.action_scale = action_scale
