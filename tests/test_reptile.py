@@ -76,6 +76,7 @@ class TestReptile(AlgorithmPromises):
 
     def test_the_loss_that_is_shown_is_that_of_the_query_sets(self) -> None:
         learner, batch, engine = self.learner(), self.batch(), VectorizedEngine(self.objective())
+        assert isinstance(learner.algorithm, Reptile)
         learner.algorithm.whole_tasks = False
         curve = engine.adaptation_curve(learner, batch, 3)
         torch.testing.assert_close(engine.meta_gradient(learner, batch).loss, curve.loss[:, 3].mean(), **TIGHT)
