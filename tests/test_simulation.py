@@ -113,8 +113,8 @@ def test_simulated_workers_have_the_weights_and_merges_of_as_many_processes(of: 
 
 
 def test_simulated_averages_of_gradients_are_those_of_parallel_tasks() -> None:
-    real, _ = in_workers(train, 2, TaskParallelStrategy, 2, RUNS, "mean")[0]
-    found, told = simulate(2, RUNS, "mean", averages="gradients")
+    real, _ = in_workers(train, 2, TaskParallelStrategy, 2, 10, "mean")[0]
+    found, told = simulate(2, 10, "mean", averages="gradients")
     assert max(map(far, found, real)) < 1e-9
     parameters = sum(tensor.numel() for tensor in found[0].values())
     assert told[0]["merge/gradient_bytes"] == 8 * (parameters + 1 + 2), "the loss, and a flag of each worker"
@@ -127,8 +127,8 @@ def test_a_simulation_repeats_to_the_bit() -> None:
 
 @pytest.mark.parametrize("of", ["mean", "outer"])
 def test_one_simulated_worker_is_a_training_by_one(of: str) -> None:
-    real, _ = in_workers(train, 1, DMAMLStrategy, 1, 10, of)[0]
-    assert max(map(far, simulate(1, 10, of)[0], real)) < 1e-9
+    real, _ = in_workers(train, 1, DMAMLStrategy, 1, 5, of)[0]
+    assert max(map(far, simulate(1, 5, of)[0], real)) < 1e-9
 
 
 LETTERS = {

@@ -107,7 +107,8 @@ def plot_predicted(
         panel.set(xscale="log", yscale="log", xlabel="workers", title=name)
         panel.title.set_size(10)
         low, high = table[column].min(), table[column].max()
-        panel.set_ylim(*((low / 2, high * 2) if low > 0 else (None, None)))
+        if low > 0:
+            panel.set_ylim(low / 2, high * 2)
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter(NullFormatter() if high > 100 * low else _twos_and_fives)
         ticks = counts if len(counts) <= 6 else counts[::2]
