@@ -48,6 +48,10 @@ class SimulatedStrategy(DMAMLStrategy):
 
     Raises:
         ConfigError: a setting out of its range, or one that cannot be simulated.
+
+    Examples:
+        >>> SimulatedStrategy(workers=64, run_length=10).workers
+        64
     """
 
     strategy_name = "simulated"
