@@ -20,9 +20,10 @@ from tests.trainings import environment
 CTRL_C = b"\x03"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
-# So that Ctrl-C reaches all its processes.
+# So that Ctrl-C reaches all its processes, also where the tests run in the background of a script, which ignores it.
 _TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, '-m', 'dmaml_pl', *sys.argv[1:]])"
 )
 

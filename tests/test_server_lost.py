@@ -19,7 +19,7 @@ from tests.servers import Server, serving
 pytestmark = pytest.mark.slow  # a server takes its time to start, and starts three times
 
 WORDS = ["--trainer.max_steps=20", "--trainer.val_check_interval=1", "--meta_test=true", "--data.test_tasks=4"]
-TIMED = ("seconds", "tasks_per_second")
+TIMED = ("seconds", "tasks_per_second", "peak_memory_mib")
 """Metrics that measure time, and so differ between any two trainings."""
 
 
