@@ -320,7 +320,7 @@ def disturb(arguments: argparse.Namespace) -> int:
         code = chaos.run()
     finally:
         for machine in (0, 1):
-            subprocess.run(["ip", "netns", "delete", name_of(machine)], check=False)  # noqa: S603, S607
+            subprocess.run(["ip", "netns", "delete", name_of(machine)], check=False)  # noqa: S603, S607 - the system's own
     runs, more, states, metric = chaos.training.logged()
     print(f"exit code {code}; MLflow runs and their states: {states}; final loss {metric:.4f}")
     print(f"faults made: {len(chaos.done)}; merged runs lost: {merges - runs}; values logged twice: {more}")

@@ -35,7 +35,7 @@ FORK = multiprocessing.get_context("fork")
 
 def ip(*words: str, check: bool = True) -> None:
     """Run `ip`."""
-    subprocess.run(["ip", *words], check=check)  # noqa: S603, S607
+    subprocess.run(["ip", *words], check=check)  # noqa: S603, S607 - the system's own
 
 
 @contextmanager

@@ -86,6 +86,11 @@ class RunStrategy(Protocol):
     run_seconds: float | None
     validation_tasks: int
 
+    @property
+    def workers_may_change(self) -> bool:
+        """Whether workers come and go, any of whom may have to go on as worker 0."""
+        ...
+
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], loss: Tensor, failure: NonFiniteError | None
     ) -> NonFiniteError | None:

@@ -89,7 +89,7 @@ def _algorithms(*, small: bool) -> list[str]:
 
 
 def _compare_algorithm(name: str, engine: EngineName, device: str) -> Row:
-    from tests.test_all_algorithms import CASES  # noqa: PLC0415
+    from tests.test_all_algorithms import CASES  # noqa: PLC0415 - as above
 
     case = CASES[name]
     batch = case.data().sample(worker=0, run=0, iteration=0)

@@ -178,7 +178,8 @@ class RunCheckpoint(ModelCheckpoint):
 
         Never raises: the process is ending already, and a reason that stands in the way is told in one line.
         """
-        alone = trainer.world_size == 1 or getattr(trainer.strategy, "quorum", None) is not None
+        strategy = strategy_of_runs(trainer)
+        alone = trainer.world_size == 1 or (strategy is not None and strategy.workers_may_change)
         if isinstance(exception, LeftBehindError):
             return  # what the others have kept is newer
         if alone or getattr(trainer.strategy, "stopped_together", False):

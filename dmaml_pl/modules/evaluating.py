@@ -231,17 +231,17 @@ class EvaluatedModule(pl.LightningModule):
             if strategy is None:
                 return in_order([own])
             everyone += strategy.gather(own)
-            missing = self._missing(split, everyone)
+            missing = self._missing(split, everyone) if strategy.workers_may_change else []
             if not missing:
                 return in_order(everyone)
             for number in missing[self.trainer.global_rank :: self.trainer.world_size]:
                 step(data.evaluation_tasks(split, [number]).to(self.device), 0)
 
     def _missing(self, split: str, everyone: list[list[TaskScores]]) -> list[int]:
-        """Tasks of which no worker tells, where workers may be lost."""
+        """Tasks of which no worker tells."""
         trainer: Any = self.trainer
         limit = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}[split]
-        if getattr(trainer.strategy, "quorum", None) is None or limit != 1.0 or trainer.sanity_checking:
+        if limit != 1.0 or trainer.sanity_checking:
             return []
         known = {int(number) for own in everyone for scores in own for number in scores.numbers}
         return sorted(set(range(getattr(trainer.datamodule, f"{split}_tasks"))) - known)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmaml_pl.evaluation.curves import TaskScores, half_width, join
-from dmaml_pl.runs import ENV_STEPS, SAMPLING_SECONDS, RunReport
+from dmaml_pl.runs import ENV_STEPS, SAMPLING_SECONDS, RunReport, strategy_of_runs
 
 COUNTED = {ENV_STEPS, SAMPLING_SECONDS}
 """What is logged for a whole run."""
@@ -49,7 +49,9 @@ def log_run(module: Any, report: RunReport) -> None:
         last["train/env_steps_per_second"] = env_steps_of(report) / max(report["seconds"], 1e-9)
         sampling = float(report["series"][SAMPLING_SECONDS].nansum())
         last["train/sampling_share"] = sampling / max(report["seconds"], 1e-9)
-    if getattr(trainer.strategy, "quorum", None) is None and (peak := module.memory.mib()) is not None:
+    strategy = strategy_of_runs(trainer)
+    logs_its_own = strategy is None or not strategy.workers_may_change  # else all log the same
+    if logs_its_own and (peak := module.memory.mib()) is not None:
         last["train/peak_memory_mib"] = peak
     for step, metrics in rows.items():
         _log(module, metrics, step)

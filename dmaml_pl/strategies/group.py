@@ -88,6 +88,11 @@ class WorkerGroupStrategy(DDPStrategy):
         self._at_once = False
         self._validation_is_stale = False
 
+    @property
+    def workers_may_change(self) -> bool:
+        """See `RunStrategy`."""
+        return self.quorum is not None
+
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def join(self) -> dict[str, Any] | None:
