@@ -1,13 +1,11 @@
-"""A soak: hundreds of merges of four workers, some of which are killed at random moments.
+"""A soak: hundreds of merges of four workers under torchrun, some of which are killed at random moments.
 
     python benchmarks/soak.py --merges 500 --seed 0
 
-Two trainings on sinusoid regression:
-
-- *restart*: under `torchrun --max-restarts`, where SIGKILL hits any worker at any moment, and the training starts again
-  from its last merge. It must lose no merged run: every run is logged (one that was merged and logged, but not yet
-  kept, is made again and logged again), and the weights at the end are, to the bit, those of an undisturbed training.
-- *continue*: with `on_worker_failure: continue`, where three of the four workers are killed and the others go on.
+Two trainings on sinusoid regression under `torchrun --max-restarts`, one undisturbed. In the other SIGKILL hits any
+worker at any moment, and the training starts again from its last merge. It must lose no merged run: every run is logged
+(one that was merged and logged, but not yet kept, is made again and logged again), and the weights at the end are, to
+the bit, those of the undisturbed training. `benchmarks/elastic.py` does the like to workers that come and go.
 
 In both the memory of the workers is watched: over the longest stretch that nobody disturbed it must not grow.
 Exits non-zero if a promise was broken; prints a table, and writes it to `--output`.
@@ -69,12 +67,10 @@ def main() -> int:
         folder = Path(place)
         undisturbed = train(folder / "undisturbed", given.merges, restarts=given.kills, kills=0, chance=chance)
         disturbed = train(folder / "restart", given.merges, restarts=given.kills, kills=given.kills, chance=chance)
-        left = train(folder / "continue", given.merges, restarts=None, kills=WORKERS - 1, chance=chance)
         same = same_weights(folder / "undisturbed", folder / "restart")
         rows = [
             ("undisturbed", undisturbed, account(folder / "undisturbed"), "reference"),
             ("restart", disturbed, account(folder / "restart"), "yes" if same else "NO"),
-            ("continue", left, account(folder / "continue"), "other workers, other weights"),
         ]
     lines = [
         "| training | merges logged | logged again | MLflow status | killed after merge | s | same bits | growth |",
@@ -100,8 +96,8 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def train(folder: Path, merges: int, *, restarts: int | None, kills: int, chance: random.Random) -> Watch:
-    """One training; with `restarts` under torchrun, else with the workers that are left."""
+def train(folder: Path, merges: int, *, restarts: int, kills: int, chance: random.Random) -> Watch:
+    """One training."""
     folder.mkdir()
     settings = [
         "--config",
@@ -116,17 +112,13 @@ def train(folder: Path, merges: int, *, restarts: int | None, kills: int, chance
         "--meta_test=false",
         f"--trainer.devices={WORKERS}",
     ]
-    command = [sys.executable, "-m", "dmaml_pl", "fit", *settings]
-    if restarts is None:
-        command.append("--trainer.strategy.on_worker_failure=continue")
-    else:
-        launcher = [
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={WORKERS}",
-            f"--max-restarts={restarts}",
-        ]
-        command = [sys.executable, "-m", *launcher, "-m", "dmaml_pl", "fit", *settings]
+    launcher = [
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={WORKERS}",
+        f"--max-restarts={restarts}",
+    ]
+    command = [sys.executable, "-m", *launcher, "-m", "dmaml_pl", "fit", *settings]
     watch, began = Watch(), time.monotonic()
     with (folder / "log").open("w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "60"}
@@ -134,7 +126,7 @@ def train(folder: Path, merges: int, *, restarts: int | None, kills: int, chance
         quiet_until, seen = 0, 0.0
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            workers = workers_of(process.pid, with_first=restarts is not None)
+            workers = workers_of(process.pid)
             watch.memory += [(time.monotonic(), one.pid, size) for one in workers if (size := resident(one))]
             if len(watch.kills) >= kills or time.monotonic() < seen:
                 continue
@@ -153,16 +145,14 @@ def train(folder: Path, merges: int, *, restarts: int | None, kills: int, chance
     return watch
 
 
-def workers_of(launcher: int, *, with_first: bool) -> list[psutil.Process]:
+def workers_of(launcher: int) -> list[psutil.Process]:
     """The worker processes that a launcher has started and that are alive."""
     try:
         children = psutil.Process(launcher).children()
-        if not with_first:  # this one's child is the server that has forked the others
-            children = [worker for server in children for worker in server.children()]
         alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     except psutil.NoSuchProcess:
         return []
-    return sorted(alive, key=lambda child: child.pid)[: WORKERS if with_first else WORKERS - 1]
+    return sorted(alive, key=lambda child: child.pid)[:WORKERS]
 
 
 def resident(process: psutil.Process) -> int:

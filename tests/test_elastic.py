@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from pytorch_lightning import seed_everything
 
+from data_modules import Sinusoid
+from dmaml_pl import MLP
 from dmaml_pl.cli.fitting import fit
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.strategies import DMAMLStrategy
 from dmaml_pl.tracking.relay import Relay
+from tests.by_hand import ByHand
 from tests.recipes import small_data, small_maml
 from tests.trainings import SMALL, Training, dmaml, flags, same_weights
 
@@ -20,12 +26,17 @@ needs_torchft = pytest.mark.skipif(find_spec("torchft") is None, reason="torchft
 MORTAL = '''
 """Sinusoid tasks that kill a worker, once, in a run of it or in the validation after one."""
 
-import os, signal
+import os, signal, sys
 
 from data_modules import Sinusoid
 
 
 class Mortal(Sinusoid):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        if "DMAML_STARTED_AGAIN" in os.environ and "FOR_GOOD" in os.environ:
+            sys.exit(3)
+
     def sample(self, *, worker, run, iteration, act=None):
         self.perish(f"{worker} {run} {iteration}")
         return super().sample(worker=worker, run=run, iteration=iteration)
@@ -82,6 +93,41 @@ def test_worker_0_and_another_are_killed_and_come_again_and_no_merge_is_lost_or_
     assert training.checkpoint("last")["runs"]["done"] == 12
 
 
+@pytest.mark.slow
+@needs_torchft
+def test_the_others_merge_without_a_killed_worker_and_finish_as_written_out_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    monkeypatch.setenv("PERILS", "1 1 3")
+    monkeypatch.setenv("FOR_GOOD", "1")
+    training = train(tmp_path, config, **{"trainer.max_steps": 30, "trainer.strategy.moments": "keep"})
+    assert training.result.returncode == 0, training.result.stderr
+    assert training.run.info.status == "FINISHED"
+    assert list(training.history("merge/workers").values()) == [3, 2, 2, 2, 2, 2]
+    assert list(training.history("train/tasks_seen").values()) == [25 * n for n in (3, 5, 7, 9, 11, 13)]
+
+    data = Sinusoid(shots=10, queries=10, meta_batch=5, seed=0, val_tasks=10)
+    reference = ByHand(3, lambda params: torch.optim.Adam(params, lr=0.005), data, network=MLP())
+    reference.weights = initial(config).expand(3, -1)
+    for run in range(6):
+        if run == 1:
+            reference.without(1)
+        reference.run(run, 5, streams=[0, 2] if run == 1 else None)
+        reference.merge()
+    last = training.checkpoint("last")
+    trained = torch.cat([value.reshape(-1) for value in last["state_dict"].values()])
+    assert last["dmaml"]["workers"] == 2
+    assert torch.allclose(trained, reference.weights[0], rtol=1e-3, atol=1e-5)
+    evaluated = sum(reference.losses(range(10))[:1])
+    assert training.history("val/loss")[30] == pytest.approx(evaluated, rel=1e-3)
+
+
+def initial(config: str) -> torch.Tensor:
+    """The weights that a training of this config starts from."""
+    seed_everything(yaml.safe_load(Path(config).read_text())["seed_everything"], verbose=False)
+    return torch.cat([parameter.detach().reshape(-1) for parameter in MLP().parameters()])
+
+
 @needs_torchft
 def test_without_faults_weights_are_those_of_the_plain_strategy_to_the_bit(tmp_path: Path, config: str) -> None:
     settings: dict[str, Any] = {"trainer.devices": 2, "trainer.max_steps": 20}
@@ -110,13 +156,9 @@ def test_torchft_missing_is_one_line() -> None:
 
 
 @needs_torchft
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [({"overlap": True, "moments": "keep"}, "overlap"), ({"on_worker_failure": "continue"}, "on_worker_failure")],
-)
-def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=f"elastic is true and trainer.strategy.{named}"):
-        DMAMLStrategy(elastic=True, **settings)
+def test_overlap_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"elastic is true and trainer.strategy.overlap is true"):
+        DMAMLStrategy(elastic=True, overlap=True, moments="keep")
 
 
 @needs_torchft

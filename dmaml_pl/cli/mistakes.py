@@ -29,6 +29,7 @@ from dmaml_pl.errors import ConfigError
 # Private names of argparse and jsonargparse below: neither has a public way to ask a parser what it knows.
 
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
+_REPLACED = {"on_worker_failure": "elastic"}
 
 
 def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoReturn:
@@ -136,6 +137,8 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
 
 def _unknown(known: list[str], name: str, prefix: str, owner: str) -> str:
     groups = list(dict.fromkeys(each.partition(".")[0] for each in known))
+    if name in _REPLACED:
+        raise ConfigError(f"{prefix}{name} is no more: leave it out, or set {prefix}{_REPLACED[name]} instead.")
     if owner:
         has = f" It has: {', '.join(groups)}." if groups else ""
         return f"{prefix}{name} is not a setting of {owner}.{suggest(name, groups)}{has}"

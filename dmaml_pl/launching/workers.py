@@ -176,15 +176,6 @@ class WorkerLauncher(_SubprocessScriptLauncher):
         self._done.set()
         self.kill(signal.SIGKILL)
 
-    def is_alive(self, worker: int) -> bool:
-        """Whether the process of a worker still runs; worker 0 is this one."""
-        return worker == 0 or self.procs[worker - 1].poll() is None
-
-    def end_worker(self, worker: int) -> None:
-        """Kill a worker that did not come in time."""
-        self.procs[worker - 1].kill()
-        self.procs[worker - 1].wait()
-
     def _watch(self, done: threading.Event) -> None:
         while any(process.poll() is None for process in self.procs) and not done.wait(POLL_SECONDS):
             self.look()

@@ -63,6 +63,10 @@ class DMAMLStrategy(WorkerStrategy):
     """
 
     strategy_name = "dmaml"
+    remedy = (
+        WorkerStrategy.remedy
+        + " With --trainer.strategy.elastic true (pip install dmaml_pl[elastic]) the others go on without it."
+    )
 
     def __init__(
         self,
@@ -91,14 +95,14 @@ class DMAMLStrategy(WorkerStrategy):
                 f"trainer.strategy.overlap is true and trainer.strategy.moments is {moments}, which would undo the "
                 "steps made meanwhile: set moments to keep, or overlap to false."
             )
-        if overlap and self.on_worker_failure == "continue":
+        if elastic and overlap:
             raise ConfigError(
-                "trainer.strategy.overlap is true and trainer.strategy.on_worker_failure is continue, which do not go "
-                "together: set on_worker_failure to stop, or overlap to false."
+                "trainer.strategy.elastic is true and trainer.strategy.overlap is true, which do not go together: set "
+                "one of them to false."
             )
-        self.elastic = elastic
         if elastic:
-            self._check_elastic(overlap)
+            check_installed()
+        self.elastic = elastic
         self.merge_rule = MeanMerge() if merge is None else merge
         self.validation_tasks = self.merge_rule.validation_tasks
         self.moments = moments
@@ -108,15 +112,6 @@ class DMAMLStrategy(WorkerStrategy):
         )
         self.overlap = overlap
         self._under_way: Sent | None = None
-
-    def _check_elastic(self, overlap: bool) -> None:
-        check_installed()
-        if overlap or self.on_worker_failure == "continue":
-            other = "overlap is true" if overlap else "on_worker_failure is continue"
-            raise ConfigError(
-                f"trainer.strategy.elastic is true and trainer.strategy.{other}, which do not go together: set "
-                f"{'overlap to false' if overlap else 'on_worker_failure to stop'}, or elastic to false."
-            )
 
     def _acts_alone(self) -> bool:
         return self.merge_rule.acts_alone

@@ -1,7 +1,7 @@
 """The workers of a training as a group: started, met, watched over, and heard together.
 
-A worker that has died, or that does not come within `timeout` seconds, ends the training on every other, or is left
-behind. Every collective call goes through `WorkerGroupStrategy.together`, which decides that.
+A worker that has died, or that does not come within `timeout` seconds, ends the training on every other. Every
+collective call goes through `WorkerGroupStrategy.together`, which tells that in one line.
 """
 
 import os
@@ -21,7 +21,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 from torch.distributed import DistNetworkError
 
 from dmaml_pl.checks import require_one_of, require_positive
@@ -29,12 +28,10 @@ from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts, supervisor
 from dmaml_pl.launching.signals import forget_terminal
 from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher
-from dmaml_pl.strategies.elastic import Membership
 from dmaml_pl.strategies.loopback import LOOPBACK, LOOPBACK_INTERFACE, own_store
 from dmaml_pl.strategies.quorum import Quorum
 from dmaml_pl.strategies.replica import member_name
 
-WorkerFailure = Literal["stop", "continue"]
 StartMethod = Literal["popen", "fork"]
 
 T = TypeVar("T")
@@ -45,8 +42,6 @@ class WorkerGroupStrategy(DDPStrategy):
 
     Args:
         timeout: seconds that a worker waits for the others, in a merge or a meta-iteration, before it gives up.
-        on_worker_failure: whether the training is to "stop" or to "continue" with the others when a worker other than
-            worker 0 is lost. To continue, dmaml itself must start the workers, on one machine.
         process_group_backend: PyTorch's communication backend; by default "gloo" on CPUs and "nccl" on GPUs.
         start_method: how the other workers of this machine come to be. "popen": they run the same command again;
             "fork": they are forked from worker 0 for each thing that the Trainer is asked for. By default the latter
@@ -55,6 +50,7 @@ class WorkerGroupStrategy(DDPStrategy):
     Attributes:
         elastic: whether workers come and go (torchft), each started anew by dmaml when it is lost.
         quorum: those who are there, in a training where workers come and go.
+        remedy: what a user whose training a lost worker has stopped can do.
         stopped_together: whether the training was ended by what every worker was told at the same merge.
 
     Raises:
@@ -62,23 +58,23 @@ class WorkerGroupStrategy(DDPStrategy):
     """
 
     elastic = False
+    remedy = (
+        "The last checkpoint, if there was one yet, is kept: --ckpt_path last goes on from it, and so does auto, with "
+        "--checkpoint.dirpath FOLDER, whenever the same command is started again."
+    )
 
     def __init__(
         self,
         timeout: float = 600.0,
-        on_worker_failure: WorkerFailure = "stop",
         process_group_backend: str | None = None,
         start_method: StartMethod | None = None,
     ) -> None:
         require_positive(**{"trainer.strategy.timeout": timeout})
-        require_one_of("trainer.strategy.on_worker_failure", on_worker_failure, ("stop", "continue"))
         if start_method is not None:
             require_one_of("trainer.strategy.start_method", start_method, ("popen", "fork"))
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
         self.start_method = start_method
         self.timeout = timeout
-        self.on_worker_failure = on_worker_failure
-        self.membership: Membership | None = None
         self.quorum: Quorum | None = None
         self.stopped_together = False
         self._run = 0
@@ -118,12 +114,6 @@ class WorkerGroupStrategy(DDPStrategy):
                 "trainer.strategy.elastic is true, for which dmaml itself starts the workers of each machine: start "
                 "`dmaml fit` there without torchrun, srun or the like, or set it to false."
             )
-        if self.on_worker_failure == "continue" and not (ours and self.num_nodes == 1):
-            raise ConfigError(
-                "trainer.strategy.on_worker_failure is continue, for which dmaml itself must start all workers, on one "
-                "machine (--trainer.devices W): with torchrun, SLURM or several machines set it to stop, and let the "
-                "launcher restart the training (torchrun --max-restarts)."
-            )
         forks = None if self.start_method is None else self.start_method == "fork"
         self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes, forks)
 
@@ -131,24 +121,6 @@ class WorkerGroupStrategy(DDPStrategy):
     def _workers(self) -> WorkerLauncher | None:
         """The processes of the other workers, where they are ours to watch over."""
         return self._launcher if isinstance(self._launcher, WorkerLauncher) else None
-
-    def setup_environment(self) -> None:
-        """Meet the other workers, all of whom must have come this far.
-
-        Raises:
-            WorkerLostError: one has ended before.
-        """
-        if not torch.distributed.is_initialized():
-            self.membership = None  # of a group that is gone
-        super().setup_environment()
-        if self.on_worker_failure == "continue" and self.world_size > 1 and self.membership is None:
-            self.membership = Membership(
-                me=self.global_rank,
-                workers=self.world_size,
-                timeout=self.timeout,
-                launcher=cast("WorkerLauncher", self._launcher),
-                check=self.check_workers,
-            )
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Lightning's; workers that come and go have read their weights from the same file."""
@@ -163,11 +135,10 @@ class WorkerGroupStrategy(DDPStrategy):
     def set_world_ranks(self) -> None:
         """Lightning's; where workers are lost or join, the ranks of those who are there."""
         super().set_world_ranks()
-        there = self.quorum or self.membership
-        if there is not None and self.cluster_environment is not None:
-            self.cluster_environment.set_global_rank(there.rank)
-            self.cluster_environment.set_world_size(there.size)
-            rank_zero_only.rank = there.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
+        if self.quorum is not None and self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.quorum.rank)
+            self.cluster_environment.set_world_size(self.quorum.size)
+            rank_zero_only.rank = self.quorum.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
 
     def _follow_quorum(self, quorum: Quorum) -> None:
         """Take notice of who came to the last meeting."""
@@ -220,18 +191,17 @@ class WorkerGroupStrategy(DDPStrategy):
         In a run of several workers a signal raises nothing here: it is told to all at the run's end, which comes now.
 
         Raises:
-            WorkerLostError: a worker that this process started has ended, and the others are not to continue.
+            WorkerLostError: a worker that this process started has ended.
             SIGTERMException: this process was asked to end.
             KeyboardInterrupt: Ctrl-C was pressed.
         """
-        lost = self._workers is not None and self.membership is None and self._workers.lost
+        lost = self._workers is not None and self._workers.lost
         alone = self.world_size == 1 or self.quorum is not None  # nobody needs to be told
         if self._asked_to_stop is not None and (lost or alone or not self._in_run):
             raise self._asked_to_stop
         if lost:
             raise WorkerLostError(
-                f"{lost[0]} while run {self._run} was under way. Training has stopped on every worker;"
-                " the last checkpoint, if there was one yet, is kept, and --ckpt_path last goes on from it."
+                f"{lost[0]} while run {self._run} was under way. Training has stopped on every worker. {self.remedy}"
             )
 
     # -- signals ---------------------------------------------------------------------------------------------------
@@ -308,40 +278,20 @@ class WorkerGroupStrategy(DDPStrategy):
     # -- calls that all workers make together ----------------------------------------------------------------------
 
     def together(self, call: Callable[[], T]) -> T:
-        """Make a collective call; where workers may be lost, again with those who are left, until all have made it.
+        """Make a collective call.
 
         Raises:
             WorkerLostError: a worker has died or did not come in time.
         """
-        while True:
-            succeeded = False
-            result: T
-            try:
-                result = call()
-                succeeded = True
-            except RuntimeError as error:
-                if self.membership is None:
-                    self.await_verdict()
-                    raise WorkerLostError(
-                        f"worker {self.global_rank} lost contact with another worker in run {self._run}: it has died, "
-                        f"or did not come within trainer.strategy.timeout ({self.timeout:g} s). Training has stopped; "
-                        "the last checkpoint is kept. The lost worker's own message, if any, stands above."
-                    ) from error
-            if self.membership is None or self.membership.agree(succeeded):
-                return result
-            self._go_on_without_the_lost(self.membership)
-
-    def _go_on_without_the_lost(self, membership: Membership) -> None:
-        membership.regroup()
-        self.set_world_ranks()
-        self._validation_is_stale = True  # its tasks are to be shared among those who are left
-        workers = cast("WorkerLauncher", self._launcher)
-        workers.look()
-        rank_zero_info(
-            f"{'; '.join(workers.lost) or 'contact was lost'}, in run {self._run}: training goes on with "
-            f"{self.world_size} worker{'s' if self.world_size > 1 else ''}."
-        )
-        workers.lost.clear()
+        try:
+            return call()
+        except RuntimeError as error:
+            self.await_verdict()
+            raise WorkerLostError(
+                f"worker {self.global_rank} lost contact with another worker in run {self._run}: it has died, or did "
+                f"not come within trainer.strategy.timeout ({self.timeout:g} s). Its own message, if any, stands above."
+                f" {self.remedy}"
+            ) from error
 
     def gather(self, own: Any) -> list[Any]:
         """What every worker gave, by worker, on every worker."""
@@ -364,21 +314,16 @@ class WorkerGroupStrategy(DDPStrategy):
         return decision if self.quorum is not None else super().reduce_boolean_decision(decision, all)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, among those who are left."""
+        """Lightning's."""
         self.together(lambda: super(WorkerGroupStrategy, self).barrier(*args, **kwargs))
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """Lightning's, among those who are left."""
+        """Lightning's."""
         return self.together(lambda: super(WorkerGroupStrategy, self).broadcast(obj, src))
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Lightning's, among those who are left."""
-        # Lightning's works in place, and may have to be made again.
-        return self.together(
-            lambda: super(WorkerGroupStrategy, self).reduce(
-                tensor.clone() if isinstance(tensor, Tensor) else tensor, group, reduce_op
-            )
-        )
+        """Lightning's."""
+        return self.together(lambda: super(WorkerGroupStrategy, self).reduce(tensor, group, reduce_op))
 
     def await_verdict(self) -> None:
         """A broken connection is noticed before the launcher has seen who died; it tells more.

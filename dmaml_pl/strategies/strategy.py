@@ -172,7 +172,7 @@ class WorkerStrategy(WorkerGroupStrategy):
             self._stop_together(told)
         for failure in merged.failures:
             self._tell_of(failure)
-        if self.membership is not None or self.quorum is not None:
+        if self.quorum is not None:
             merged.report["merge"]["merge/workers"] = float(self.world_size)
         self._module().tasks_seen += merged.report["tasks"] - sent.offer.report["tasks"]
         if self.run_seconds is not None or merged.failures:
