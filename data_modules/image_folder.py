@@ -28,7 +28,8 @@ class ImageFolder(PictureTasks):
     Args:
         root: the folder.
         splits: folder with the lists `train`, `val` and `test`, as .csv files with the columns `filename` and `label`,
-            or as .txt files with the name of a class folder in each line; None where there are none.
+            or as .txt files with the name of a class folder in each line; None where there are none. A listed file may
+            lie in any folder below `root`.
         val_share: share of the classes that is dealt to validation, where neither folders nor lists say so. This and
             the next are by default those of mini-ImageNet.
         test_share: share of the classes that is dealt to meta-testing; the others are for meta-training.

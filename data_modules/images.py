@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from data_modules.augmenting import augmented
 from data_modules.class_images import ClassImages
 from data_modules.samplers import Sampler, SamplerName, WithinGroups, sampler_named
+from dmaml_pl.checks import require_positive
 from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import LabelledSamples, Samples, TaskBatch, derive_seed
@@ -50,6 +51,8 @@ class ImageTasks(TaskDataModule):
         meta_batch: T, tasks in the meta-batch of one worker.
         test_ways: N of validation and meta-test, where that is another: for algorithms that take any number of ways,
             such as `ProtoNet`, which learns more from tasks of more classes than it is to tell apart.
+        test_queries: Q of validation and meta-test, where that is another; the MAML paper's code has 15 in training on
+            mini-ImageNet, and as many as shots in the test.
         augment: transforms of torchvision.transforms.v2 (or modules of one's own), applied one after another to each
             picture (C, H, W), from 0 to 1, of a training task, and of the baseline's training; they draw anew for each.
         augment_support: the same for the support pictures of every task, those of validation and meta-test, too.
@@ -69,6 +72,7 @@ class ImageTasks(TaskDataModule):
         queries: int = 15,
         meta_batch: int = 4,
         test_ways: int | None = None,
+        test_queries: int | None = None,
         augment: Sequence[nn.Module] | None = None,
         augment_support: Sequence[nn.Module] | None = None,
         sampler: SamplerName = "batched",
@@ -76,7 +80,10 @@ class ImageTasks(TaskDataModule):
     ) -> None:
         super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
         self.ways = ways
+        if test_queries is not None:
+            require_positive(**{"data.test_queries": test_queries})
         self.test_ways = test_ways
+        self.test_queries = test_queries
         self.augment = list(augment or ())
         self.augment_support = list(augment_support or ())
         self.sampler: SamplerName = sampler
@@ -113,8 +120,9 @@ class ImageTasks(TaskDataModule):
             self._images[split] = images.pixels
             self._rows[split] = (images.starts, images.samples)
             make = sampler if images.groups is None else partial(WithinGroups, sampler, images.groups)
+            ways, queries = self._ways_of(split)[1], self._queries_of(split)[1]
             self._samplers[split] = make(
-                images.samples, starts=images.starts, ways=self._ways_of(split)[1], per_class=self.shots + self.queries
+                images.samples, starts=images.starts, ways=ways, per_class=self.shots + queries
             )
         if self.augment or self.augment_support:
             self.sample_task("train", 0)  # what cannot be applied is refused before the training
@@ -124,6 +132,12 @@ class ImageTasks(TaskDataModule):
         if split == "train" or self.test_ways is None:
             return "data.ways", self.ways
         return "data.test_ways", self.test_ways
+
+    def _queries_of(self, split: Split) -> tuple[str, int]:
+        """Q of a split, and the setting that says it."""
+        if split == "train" or self.test_queries is None:
+            return "data.queries", self.queries
+        return "data.test_queries", self.test_queries
 
     def _check(self, split: Split, images: ClassImages) -> None:
         name, classes, of = type(self).__name__, len(images.starts), ""
@@ -136,14 +150,15 @@ class ImageTasks(TaskDataModule):
                 f"{f'choose 2 to {classes}' if classes > 1 else 'it needs more'}{self.split_remedy}."
             )
         smallest = int(images.samples.argmin())
-        samples, wanted = int(images.samples[smallest]), self.shots + self.queries
+        setting, queries = self._queries_of(split)
+        samples, wanted = int(images.samples[smallest]), self.shots + queries
         if wanted > samples:
             few = [images.names[number] for number in np.flatnonzero(images.samples < wanted)] if images.names else []
             named = f"the class {images.names[smallest]}" if few else f"a class of {name}"
             others = f", and {len(few) - 1} further classes too few" if len(few) > 1 else ""
             leave_out = ", or leave such classes out" if few else ""
             raise ConfigError(
-                f"data.shots + data.queries is {self.shots} + {self.queries}, but {named} has {samples} "
+                f"data.shots + {setting} is {self.shots} + {queries}, but {named} has {samples} "
                 f"samples{others}: choose them to be at most {samples} together{leave_out}."
             )
 

@@ -18,7 +18,8 @@ class MiniImageNet(Benchmark):
     `root` holds one of these, looked for in this order:
 
     - learn2learn's `mini-imagenet-cache-train.pkl`, `-validation.pkl` and `-test.pkl`, which `download` fetches;
-    - `images` with the pictures, and Ravi and Larochelle's `train.csv`, `val.csv` and `test.csv`;
+    - Ravi and Larochelle's `train.csv`, `val.csv` and `test.csv`, and the pictures: in `images`, or sorted into any
+      folders;
     - `train`, `val` and `test`, in each of them a folder of pictures a class.
 
     Pictures of another size are squeezed to 84x84, as in the MAML paper's code. The arguments are those of `Benchmark`.
@@ -31,8 +32,8 @@ class MiniImageNet(Benchmark):
     title = "mini-ImageNet"
     size = 84
     expected = (
-        "learn2learn's mini-imagenet-cache-train.pkl, -validation.pkl and -test.pkl, or images with train.csv, "
-        "val.csv and test.csv, or train, val and test with class folders"
+        "learn2learn's mini-imagenet-cache-train.pkl, -validation.pkl and -test.pkl, or train.csv, val.csv and "
+        "test.csv with the pictures in any folders, or train, val and test with class folders"
     )
 
     def find(self, root: Path) -> Packed | tuple[Path, Path] | None:

@@ -81,13 +81,14 @@ def mini_pickles(root: Path) -> None:
         dump(content, root / f"mini-imagenet-cache-{LONG[split]}.pkl", protocol=2)
 
 
-def mini_lists(root: Path) -> None:
+def mini_lists(root: Path, home: str = "images") -> None:
     for split in SPLITS:
         rows = ["filename,label"]
         for label in range(CLASSES):
             for sample in range(SAMPLES):
                 name = f"{split}{label}{sample}.png"
-                save(pixels(split, label, sample, 84), root / "images" / name)
+                folder = root / home.format(label=f"{split}{label}", half="val" if sample else "train")
+                save(pixels(split, label, sample, 84), folder / name)
                 rows.append(f"{name},{split}{label}")
         (root / f"{split}.csv").write_text("\n".join(rows))
 
@@ -155,6 +156,8 @@ Forms = list[tuple[type[Benchmark], Callable[[Path], None]]]
 FORMS: Forms = [
     (MiniImageNet, mini_pickles),
     (MiniImageNet, mini_lists),
+    # As for a classifier: pictures of every class in both folders.
+    (MiniImageNet, lambda root: mini_lists(root, "{half}/{label}")),
     (MiniImageNet, lambda root: folders(root, 84)),
     (TieredImageNet, tiered_pickles),
     (TieredImageNet, lambda root: folders(root, 84)),

@@ -276,6 +276,25 @@ def test_lists_of_files_and_labels_are_the_splits(place: str, tmp_path: Path) ->
     assert store.pixels[store.starts[1], :, 0, 0].tolist() == list(colour_of(3))
 
 
+def test_listed_files_are_found_in_whatever_folders_they_are_sorted_into(tmp_path: Path) -> None:
+    root, lists = tmp_path / "mini", tmp_path / "lists"
+    lists.mkdir()
+    for number in range(24):
+        part = "train" if number % 4 else "val"  # pictures of every class in both, as of another split
+        paint(root / part / f"class{number // 4}" / f"n{number:02}.png", colour_of(number // 4))
+    for split, first in (("train", 0), ("val", 8), ("test", 16)):
+        rows = [f"n{number:02}.png,class{number // 4}" for number in range(first, first + 8)]
+        (lists / f"{split}.csv").write_text("filename,label\n" + "\n".join(rows) + "\n")
+
+    data = ready(root, splits=str(lists), shots=2, queries=2)
+
+    assert names(data) == {"train": ["class0", "class1"], "val": ["class2", "class3"], "test": ["class4", "class5"]}
+    store = data.load_splits()["test"]
+    assert store.samples.tolist() == [4, 4]
+    for row, colour in zip(store.starts.tolist(), (4, 5), strict=True):
+        assert (store.pixels[row : row + 4, :, 0, 0] == torch.tensor(colour_of(colour))).all()
+
+
 def test_lists_of_class_names_are_the_splits(root: Path, tmp_path: Path) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()
@@ -605,6 +624,7 @@ def test_a_folder_of_two_classes_is_too_few_to_deal(tmp_path: Path) -> None:
         ("val.csv", None, r"data\.splits is .*, but val\.csv \(or val\.txt\) is not in it"),
         ("val.csv", "file,class\na.png,b\n", r"val\.csv begins with file,class, but must with filename,label"),
         ("val.csv", "filename,label\nnone.png,b\n", r"val\.csv, line 2: there is no none\.png in data\.root"),
+        ("val.csv", "filename,label\na.png,b\n", r"val\.csv, line 2: a\.png is there more than once: .*and .*a\.png"),
         ("val.csv", "filename,label\nb.JPG\n", r"val\.csv, line 2: a file name and a label are expected"),
         ("val.csv", "filename,label\na.png,class02\na.png,class02\n", r"val\.csv, line 3: a\.png stands in line 2"),
         ("val.csv", "filename,label\n", r"val\.csv lists nothing"),

@@ -1,4 +1,4 @@
-"""Other ways in validation and test than in training: whose algorithm takes them, from training to adapting."""
+"""Other ways and queries in validation and test than in training, and whose algorithm takes such ways."""
 
 from __future__ import annotations
 
@@ -67,6 +67,25 @@ def test_the_ways_of_validation_and_test_may_be_others_than_those_of_training(sa
     for split in ("val", "test"):
         tasks = data.evaluation_tasks(split, range(2))
         assert (tasks.ways, tasks.query_x.shape[1], int(tasks.query_y.max())) == (3, 6, 2)
+
+
+@pytest.mark.parametrize("sampler", ["batched", "learn2learn"])
+def test_the_queries_of_validation_and_test_may_be_others_than_those_of_training(sampler: Any) -> None:
+    data = glyphs(sampler=sampler, shots=2, test_queries=7)
+    data.setup()
+    sampled = data.sample(worker=0, run=0, iteration=0)
+    assert (sampled.support_x.shape[1], sampled.query_x.shape[1]) == (2 * 6, 2 * 6)
+    for split in ("val", "test"):
+        tasks = data.evaluation_tasks(split, range(2))
+        assert (tasks.support_x.shape[1], tasks.query_x.shape[1]) == (2 * 3, 7 * 3)
+        assert tasks.query_y[0].bincount().tolist() == [7, 7, 7]
+
+
+def test_queries_that_a_class_has_not_are_refused_by_the_name_of_their_setting() -> None:
+    with pytest.raises(ConfigError, match=r"data.test_queries is 0, but must be greater than 0"):
+        glyphs(test_queries=0)
+    with pytest.raises(ConfigError, match=r"data.shots \+ data.test_queries is 1 \+ 24, but a class of Glyphs has 24"):
+        glyphs(test_queries=24).setup()
 
 
 def test_ways_that_a_split_cannot_have_are_refused_by_the_name_of_their_setting() -> None:

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def read_lists(root: Path, lists: Path) -> Files:
         root: where the pictures are.
         lists: folder with `train`, `val` and `test` as .csv files with the columns `filename` and `label`, as Ravi and
             Larochelle's of mini-ImageNet, or as .txt files with the name of a class folder in each line, as CIFAR-FS's.
-            A file name is looked for in `root`, in the folder `images` there, and in that of the label.
+            A file name is looked for in `root`, in the folder `images` there, in that of the label, and else anywhere
+            below `root`: so pictures that are sorted otherwise, as by another split, need not be moved.
 
     Raises:
         DataError: a list is missing or broken, or a picture is not there; names the file and the line.
@@ -104,12 +106,13 @@ def read_lists(root: Path, lists: Path) -> Files:
         raise DataError(f"data.root is {root}, but there is no such folder.")
     found: Files = {}
     chosen: dict[str, str] = {}
+    anywhere = _Anywhere(root)
     for split in SPLITS:
         path = next((lists / f"{split}{suffix}" for suffix in (".csv", ".txt") if _exists(lists, split, suffix)), None)
         if path is None:
             raise DataError(f"data.splits is {lists}, but {split}.csv (or {split}.txt) is not in it: one a split is.")
         try:
-            found[split] = _read_csv(root, path) if path.suffix == ".csv" else _read_names(root, path)
+            found[split] = _read_csv(root, path, anywhere) if path.suffix == ".csv" else _read_names(root, path)
         except (OSError, csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({error}).") from error
         if not found[split]:
@@ -123,7 +126,31 @@ def _exists(folder: Path, split: str, suffix: str) -> bool:
     return (folder / f"{split}{suffix}").is_file()
 
 
-def _read_csv(root: Path, path: Path) -> dict[str, list[Path]]:
+class _Anywhere:
+    """The pictures below a folder by their file names, read when the first is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def _places(self) -> dict[str, list[Path]]:
+        places: dict[str, list[Path]] = {}
+        for files in _pictures_below(self.root, suffixes(), [], ()).values():
+            for file in files:
+                places.setdefault(file.name, []).append(file)
+        return places
+
+    def find(self, name: str, where: str) -> Path:
+        """The one picture of a name that stands in a list `where`."""
+        places = self._places.get(name, [])
+        if not places:
+            raise DataError(f"{where}: there is no {name} in data.root {self.root}, nor in any folder below it.")
+        if len(places) > 1:
+            raise DataError(f"{where}: {name} is there more than once: {places[0]} and {places[1]}.")
+        return places[0]
+
+
+def _read_csv(root: Path, path: Path, anywhere: _Anywhere) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     seen: dict[Path, int] = {}
     with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -136,9 +163,7 @@ def _read_csv(root: Path, path: Path) -> dict[str, list[Path]]:
             if not name or not label:
                 raise DataError(f"{where}: a file name and a label are expected.")
             candidates = (root / name, root / "images" / name, root / label / name)
-            file = next((each for each in candidates if each.is_file()), None)
-            if file is None:
-                raise DataError(f"{where}: there is no {name} in data.root {root}, in its images or in its {label}.")
+            file = next((each for each in candidates if each.is_file()), None) or anywhere.find(name, where)
             if file in seen:
                 raise DataError(f"{where}: {name} stands in line {seen[file]} already.")
             seen[file] = reader.line_num
