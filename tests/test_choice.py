@@ -163,6 +163,42 @@ def test_compiling_is_for_trainings_that_are_long_enough_unless_it_is_set(
     assert len(said) == (1 if compiled == "auto" and "compiled" in expected else 0)
 
 
+@pytest.mark.parametrize(
+    ("meta_iterations", "compiled", "expected"),
+    [(10, "auto", "per_task"), (60_000, "auto", "compiled vectorized"), (None, True, "compiled vectorized")],
+)
+def test_what_is_executed_task_by_task_is_compiled_for_all_tasks_where_that_pays_or_is_asked_for(
+    meta_iterations: float | None, compiled: Any, expected: str
+) -> None:
+    choice = EngineChoice("auto", objective_of("regression"), compiled=compiled)
+    choice.meta_iterations = meta_iterations
+    learner = MetaLearner(MLP(hidden=[1024, 1024]), MAML())
+    assert choice.for_training(learner, points(2)).name == expected
+
+
+def test_the_larger_a_network_the_shorter_a_training_that_is_compiled() -> None:
+    def shortest(hidden: list[int]) -> int:
+        """To a power of two."""
+        learner, batch = MetaLearner(MLP(hidden=hidden), MAML()), points(25)
+        for power in range(20):
+            choice = EngineChoice("auto", objective_of("regression"), compiled="auto")
+            choice.meta_iterations = 2**power
+            if choice.for_training(learner, batch).name == "compiled vectorized":
+                return 2**power
+        raise AssertionError(hidden)
+
+    assert shortest([40, 40]) > shortest([256, 256]) > shortest([1024, 1024])
+
+
+def test_a_graph_for_all_tasks_that_do_not_fit_into_memory_at_once_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choose, "MOST_ELEMENTS", 0)
+    choice = EngineChoice("auto", objective_of("regression"), compiled="auto")
+    choice.meta_iterations = float("inf")
+    assert choice.for_training(MetaLearner(MLP(), MAML()), points(25)).name == "per_task"
+
+
 def test_convolutions_are_never_compiled_on_cpus_by_auto() -> None:
     choice = EngineChoice("auto", objective_of("classification"), compiled="auto")
     choice.meta_iterations = float("inf")

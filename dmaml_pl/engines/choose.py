@@ -19,7 +19,7 @@ from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.engines.native import NativeEngine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.vectorized import VectorizedEngine
-from dmaml_pl.engines.work import work_of
+from dmaml_pl.engines.work import Work, work_of
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
@@ -39,8 +39,13 @@ convolutions, multilayer perceptrons, adapting wholly and in part (`make benchma
 MOST_ELEMENTS = 500_000_000
 """Elements of all tasks' operations, in 2 GB of float32, up to which `auto` has all tasks in memory at once."""
 
-SAVED_S = 15e-6
-"""Seconds that compiling saves of each operation of a meta-gradient: 16 to 20 µs of sinusoid's on an Intel Xeon."""
+SAVED_OPERATION_S, SAVED_ELEMENT_S = 15e-6, 0.7e-9
+"""Seconds that compiling saves of a meta-gradient: for each operation that is not started, and for each element that is
+not written and read again.
+
+15 µs and 1.9 ns beside all tasks at once, for 1 and 25 tasks of sinusoid and for layers of 256; 0.8 ns beside tasks one
+by one, for layers of 1024, where these are faster.
+"""
 
 SAVED_FLOPS_S = 50e9
 """Floating-point operations of a meta-gradient in which the native engine saves a second of a core."""
@@ -56,15 +61,16 @@ class EngineChoice:
     """Chooses engines for learners by network, algorithm and batch, the same at every start, and remembers.
 
     With "auto" it is the fastest engine that can run the network where it is. On CPUs convolutions are trained by the
-    native engine where the training is long enough for it to pay, other networks with large operations are executed
-    per task, and all others vectorized. What one cannot run is left to the next, learn2learn the last. Each engine is
-    tried on one task first.
+    native engine, and all else by a compiled graph, where the training is long enough for compiling to pay. Where it is
+    not, networks with large operations are executed per task, and all others vectorized. What one cannot run is left to
+    the next, learn2learn the last. Each engine is tried on one task first.
 
     Args:
         name: the value of `model.engine`.
         objective: the losses and the metric.
         compiled: compile the meta-gradient where the vectorized engine is chosen. With "auto" where that pays within
-            `meta_iterations`, and never convolutions on CPUs, which take minutes to compile.
+            `meta_iterations`, also of networks that it is not chosen for otherwise; and never convolutions on CPUs,
+            which take minutes to compile.
         task_chunk: tasks that are in memory at a time, at most; by default as the engine finds best.
 
     Attributes:
@@ -117,9 +123,13 @@ class EngineChoice:
         """
         chosen, key = self._trains.setdefault(learner, {}), (self.meta_iterations, *_key(learner, batch))
         if key not in chosen:
-            first = ["native"] if self._gains_natively(learner, batch) else []
+            takes = self._gains_compiled(learner, batch)
+            first = ["native"] if self._gains_natively(learner, batch) else ["vectorized"] if takes is not None else []
             engine = self._first_that_can(learner, batch, first)
-            is_compiled = engine is self._engines["vectorized"] and self._compiles(learner, batch)
+            is_compiled = engine is self._engines["vectorized"] and (takes is not None or self._compiled is True)
+            if is_compiled and self._compiled == "auto":
+                lasts = f"may take {takes:.0f} s and saves more"
+                self._say(f"model.compile is auto: the meta-gradient is compiled, which {lasts}.")
             chosen[key] = self._compiling if is_compiled else engine
         return chosen[key]
 
@@ -172,31 +182,30 @@ class EngineChoice:
             self.meta_iterations * batch.tasks * work.flops > SAVED_FLOPS_S * COMPILING_NATIVE_S
         )
 
+    def _gains_compiled(self, learner: MetaLearner, batch: TaskBatch) -> float | None:
+        """Seconds that compiling takes, where they are fewer than it saves, or where it is asked for; else None."""
+        on_cpu = _device_of(learner) == "cpu"
+        if self._compiled is False or self.asked not in ("auto", "vectorized"):
+            return None
+        if on_cpu and any(isinstance(layer, _ConvNd) for layer in learner.network.modules()):
+            return None
+        work = work_of(learner, self._objective, batch)
+        if work is None or (on_cpu and self.asked == "auto" and not self._fits_at_once(work, batch)):
+            return None
+        takes = COMPILING_S + COMPILING_OPERATION_S * work.operations
+        saves = SAVED_OPERATION_S * work.operations + SAVED_ELEMENT_S * batch.tasks * work.elements
+        pays = self.meta_iterations is not None and self.meta_iterations * saves > takes
+        return takes if pays or self._compiled is True else None
+
     def _gains_at_once(self, learner: MetaLearner, batch: TaskBatch) -> bool:
         """Whether all tasks at once are faster than one by one, and fit into memory."""
         if _device_of(learner) != "cpu":
             return True
         work = work_of(learner, self._objective, batch)
-        if work is None:
-            return True
-        tasks = min(batch.tasks, self.task_chunk or batch.tasks)
-        return work.size <= LARGE_OPERATION and tasks * work.elements <= MOST_ELEMENTS
+        return work is None or (work.size <= LARGE_OPERATION and self._fits_at_once(work, batch))
 
-    def _compiles(self, learner: MetaLearner, batch: TaskBatch) -> bool:
-        """Whether meta-gradients are compiled, which "auto" says where they are."""
-        if self._compiled != "auto":
-            return self._compiled
-        on_cpu, network = _device_of(learner) == "cpu", learner.network
-        if self.meta_iterations is None or (on_cpu and any(isinstance(layer, _ConvNd) for layer in network.modules())):
-            return False
-        work = work_of(learner, self._objective, batch)
-        if work is None:
-            return False
-        takes = COMPILING_S + COMPILING_OPERATION_S * work.operations
-        if self.meta_iterations * SAVED_S * work.operations <= takes:
-            return False
-        self._say(f"model.compile is auto: the meta-gradient is compiled, which may take {takes:.0f} s and saves more.")
-        return True
+    def _fits_at_once(self, work: Work, batch: TaskBatch) -> bool:
+        return min(batch.tasks, self.task_chunk or batch.tasks) * work.elements <= MOST_ELEMENTS
 
     def _refusal(self, name: str, learner: MetaLearner, batch: TaskBatch) -> str | None:
         known, key = self._refusals.setdefault(learner, {}), (name, _device_of(learner), learner.network.training)
