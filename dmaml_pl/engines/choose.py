@@ -40,15 +40,15 @@ MOST_ELEMENTS = 500_000_000
 """Elements of all tasks' operations, in 2 GB of float32, up to which `auto` has all tasks in memory at once."""
 
 SAVED_OPERATION_S, SAVED_ELEMENT_S = 15e-6, 0.7e-9
-"""Seconds that compiling saves of a meta-gradient: for each operation that is not started, and for each element that is
-not written and read again.
+"""Seconds of a core that compiling saves of a meta-gradient: for each operation that is not started, for each element
+that is not written and read again.
 
 15 µs and 1.9 ns beside all tasks at once, for 1 and 25 tasks of sinusoid and for layers of 256; 0.8 ns beside tasks one
-by one, for layers of 1024, where these are faster.
+by one, for layers of 1024, where these are faster. The native engine saves as much of convolutions.
 """
 
 SAVED_FLOPS_S = 50e9
-"""Floating-point operations of a meta-gradient in which the native engine saves a second of a core."""
+"""Floating-point operations of convolutions in which the native engine saves a second of a core beyond that."""
 
 COMPILING_NATIVE_S = 40.0
 """What compiling the native engine takes, where nothing was compiled before and other processes run."""
@@ -178,9 +178,10 @@ class EngineChoice:
         if _device_of(learner) != "cpu" or not any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
             return False
         work = None if adapts_head_alone(learner) else work_of(learner, self._objective, batch)
-        return work is not None and (
-            self.meta_iterations * batch.tasks * work.flops > SAVED_FLOPS_S * COMPILING_NATIVE_S
-        )
+        if work is None:
+            return False
+        saves = _saved(work, batch) + batch.tasks * work.flops / SAVED_FLOPS_S
+        return self.meta_iterations * saves > COMPILING_NATIVE_S
 
     def _gains_compiled(self, learner: MetaLearner, batch: TaskBatch) -> float | None:
         """Seconds that compiling takes, where they are fewer than it saves, or where it is asked for; else None."""
@@ -193,8 +194,7 @@ class EngineChoice:
         if work is None or (on_cpu and self.asked == "auto" and not self._fits_at_once(work, batch)):
             return None
         takes = COMPILING_S + COMPILING_OPERATION_S * work.operations
-        saves = SAVED_OPERATION_S * work.operations + SAVED_ELEMENT_S * batch.tasks * work.elements
-        pays = self.meta_iterations is not None and self.meta_iterations * saves > takes
+        pays = self.meta_iterations is not None and self.meta_iterations * _saved(work, batch) > takes
         return takes if pays or self._compiled is True else None
 
     def _gains_at_once(self, learner: MetaLearner, batch: TaskBatch) -> bool:
@@ -244,6 +244,11 @@ class EngineChoice:
         if learner.algorithm.first_order or self._engines["per_task"].refusal(first_order, batch) is not None:
             return ""
         return "; it has no second derivative, without which it can be: set model.algorithm.first_order to true"
+
+
+def _saved(work: Work, batch: TaskBatch) -> float:
+    """Seconds of a core that are saved where operations are neither started nor leave what they give."""
+    return SAVED_OPERATION_S * work.operations + SAVED_ELEMENT_S * batch.tasks * work.elements
 
 
 def _key(learner: MetaLearner, batch: TaskBatch) -> tuple[Hashable, ...]:
