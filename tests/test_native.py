@@ -237,13 +237,23 @@ def test_auto_takes_it_for_convolutions_in_trainings_that_are_long_enough() -> N
         (10**9, strided, MAML, True),
         (10, strided, MAML, False),
         (None, strided, MAML, False),
-        (10**9, strided, ANIL, False),
+        (10**9, strided, ANIL, True),
         (10**9, Shortcut, MAML, False),
     ):
         choice, learner = EngineChoice("auto", objective), learner_of(network(), algorithm(inner_lr=0.1))
         choice.meta_iterations = iterations
         assert (choice.for_training(learner, batch).name == "native") is expected
         assert choice.for_evaluation(learner, batch).name != "native"
+
+
+def test_auto_leaves_a_large_body_that_does_not_adapt_to_those_who_compute_no_more_of_it_than_is_needed() -> None:
+    objective, batch = objective_of("classification"), images(kind=torch.float32)
+    for steps, frozen, expected in ((1, False, True), (10, False, False), (1, True, False)):
+        network = Conv4(image_size=16, filters=128, ways=2)
+        network.features.requires_grad_(not frozen)
+        choice, learner = EngineChoice("auto", objective), MetaLearner(network, ANIL(inner_lr=0.1, inner_steps=steps))
+        choice.meta_iterations = 10**9
+        assert (choice.for_training(learner, batch).name == "native") is expected
 
 
 def test_a_training_and_its_validation_run_with_it() -> None:
