@@ -180,11 +180,12 @@ def test_the_larger_a_network_the_shorter_a_training_that_is_compiled() -> None:
     def shortest(hidden: list[int]) -> int:
         """To a power of two."""
         learner, batch = MetaLearner(MLP(hidden=hidden), MAML()), points(25)
-        for power in range(20):
+        lengths = [1 << power for power in range(20)]
+        for length in lengths:
             choice = EngineChoice("auto", objective_of("regression"), compiled="auto")
-            choice.meta_iterations = 2**power
+            choice.meta_iterations = length
             if choice.for_training(learner, batch).name == "compiled vectorized":
-                return 2**power
+                return length
         raise AssertionError(hidden)
 
     assert shortest([40, 40]) > shortest([256, 256]) > shortest([1024, 1024])
