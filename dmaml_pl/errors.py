@@ -96,3 +96,7 @@ class WorkerLostError(DmamlError):
 
 class LeftBehindError(DmamlError):
     """The other workers have gone on without this one, which can join them anew."""
+
+
+class NobodyLeftError(LeftBehindError):
+    """There are no other workers any more for this one to join."""

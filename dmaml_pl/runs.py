@@ -16,7 +16,7 @@ CHECKPOINT_KEY = "dmaml"
 """Where a checkpoint holds what the strategy keeps: the number of workers, each one's moments, its own state."""
 
 IN_MIND = "in_mind"
-"""Where a worker that joins finds what each logger of the others has logged, and may not have sent."""
+"""Where a checkpoint of workers that come and go holds what each logger was given, and may not have sent."""
 
 ENV_STEPS, SAMPLING_SECONDS = "env_steps", "sampling_seconds"
 """In `TaskBatch.metrics`: steps in environments that a worker made for a meta-iteration, and how long they took."""
@@ -80,16 +80,13 @@ class RunStrategy(Protocol):
         run_length: H, or None to leave it to the module.
         run_seconds: seconds after which a run ends, whatever its length; None where the length decides.
         validation_tasks: tasks on which every worker evaluates its own weights at the end of a run; 0 for none.
+        workers_may_change: whether workers come and go, any of whom may have to go on as worker 0.
     """
 
     run_length: int | None
     run_seconds: float | None
     validation_tasks: int
-
-    @property
-    def workers_may_change(self) -> bool:
-        """Whether workers come and go, any of whom may have to go on as worker 0."""
-        ...
+    workers_may_change: bool
 
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], loss: Tensor, failure: NonFiniteError | None

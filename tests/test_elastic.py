@@ -27,6 +27,7 @@ MORTAL = '''
 """Sinusoid tasks that kill a worker, once, in a run of it or in the validation after one."""
 
 import os, signal, sys
+from pathlib import Path
 
 from data_modules import Sinusoid
 
@@ -39,6 +40,8 @@ class Mortal(Sinusoid):
 
     def sample(self, *, worker, run, iteration, act=None):
         self.perish(f"{worker} {run} {iteration}")
+        if worker and f"{worker} {run} {iteration} SIGTERM" in os.environ.get("PERILS", "").split(","):
+            os.kill(os.getpid(), signal.SIGTERM)  # in the midst of a meta-iteration
         return super().sample(worker=worker, run=run, iteration=iteration)
 
     def sample_tasks(self, split, seeds):
@@ -48,7 +51,8 @@ class Mortal(Sinusoid):
         return super().sample_tasks(split, seeds)
 
     def perish(self, place):
-        if place in os.environ.get("PERILS", "").split(",") and "DMAML_STARTED_AGAIN" not in os.environ:
+        if place in os.environ.get("PERILS", "").split(",") and not Path(place).exists():
+            Path(place).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 '''
 
@@ -91,6 +95,40 @@ def test_worker_0_and_another_are_killed_and_come_again_and_no_merge_is_lost_or_
     assert workers.count(3) > 4, "whoever was started again takes part"
     assert list(training.history("val/loss")) == [15, 30, 45, 60]
     assert training.checkpoint("last")["runs"]["done"] == 12
+
+
+@pytest.mark.slow
+@needs_torchft
+def test_where_all_workers_are_killed_at_once_they_go_on_from_the_last_checkpoint_in_the_same_mlflow_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    monkeypatch.setenv("PERILS", "0 8 3,1 8 3")
+    training = train(tmp_path, config, **{"trainer.devices": 2, "checkpoint.every_n_runs": 1})
+    assert training.result.returncode == 0, training.result.stderr
+    assert training.result.stderr.count("All workers were lost: they are started again") == 1
+    assert training.run.info.status == "FINISHED"
+    assert training.run.data.tags["dmaml.resumed"] == "1"
+    points = training.client.get_metric_history(training.run.info.run_id, "train/run")
+    assert [(point.step, point.value) for point in points] == [(5 * run, run) for run in range(1, 13)]
+    assert list(training.history("merge/workers").values()) == [2] * 12
+    assert training.checkpoint("last")["runs"]["done"] == 12
+
+
+@pytest.mark.slow
+@needs_torchft
+def test_whoever_joins_is_handed_the_memory_of_the_merge_rule_and_a_signal_to_one_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    monkeypatch.setenv("PERILS", "1 2 3,1 9 2 SIGTERM")
+    rule = '{"class_path": "dmaml_pl.OuterOptimizerMerge"}'
+    training = train(tmp_path, config, **{"trainer.strategy.merge": rule, "trainer.devices": 2})
+    assert training.result.returncode == 0, training.result.stderr
+    assert training.run.info.status == "FINISHED"
+    assert "left behind" not in training.result.stderr, "its weights would differ from the others' after a merge"
+    workers = list(training.history("merge/workers").values())
+    assert len(workers) == 12
+    assert workers[-1] == 1
+    assert workers.count(2) > 2
 
 
 @pytest.mark.slow

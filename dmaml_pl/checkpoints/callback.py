@@ -202,7 +202,8 @@ class RunCheckpoint(ModelCheckpoint):
             if keep is not None:
                 keep()
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        if trainer.is_global_zero and not self._told_of_last:
+        changes = getattr(trainer.strategy, "workers_may_change", False)  # and with them who is worker 0
+        if (trainer.is_global_zero or changes) and not self._told_of_last:
             restarts.remember(restarts.LAST, str(Path(self.last_model_path).absolute()))
             self._told_of_last = True
         if self.every_n_runs is None:

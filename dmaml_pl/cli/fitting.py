@@ -28,12 +28,8 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.launching.workers import WorkerLauncher
 from dmaml_pl.modules import MetaLearning
+from dmaml_pl.strategies.elastic import COMMAND_ONLY
 from dmaml_pl.tracking.tracker import MLflowTracker
-
-_ELASTIC = (
-    "trainer.strategy.elastic is true, for which a process of its own watches the workers: train by the command "
-    "dmaml fit, or set it to false."
-)
 
 
 def fit(
@@ -92,7 +88,7 @@ def fit(
         made = _trainer(model, trainer)
         session = Session(made, model, data, meta_test=meta_test)
         if session.supervises:
-            raise ConfigError(_ELASTIC)
+            raise ConfigError(COMMAND_ONLY)
 
         def train(checkpoint: str | None) -> TrainingResult:
             return among_workers(made, lambda: _train(session, checkpoint))
@@ -166,7 +162,7 @@ class _Called(DmamlCLI):
 
     def _supervise(self, wanted: str | None) -> None:
         """Workers that come and go are no part of this process."""
-        raise ConfigError(_ELASTIC)
+        raise ConfigError(COMMAND_ONLY)
 
     def after_fit(self) -> None:
         """Meta-test, and keep what came of all."""

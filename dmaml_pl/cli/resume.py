@@ -16,6 +16,7 @@ from dmaml_pl.cli.recorder import RUN_ID_KEY, trackers
 from dmaml_pl.errors import CheckpointError, ConfigError
 from dmaml_pl.launching.restarts import Origin, current
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
+from dmaml_pl.runs import IN_MIND
 
 AUTO = "auto"
 """The `--ckpt_path` of a job that may be started again: `last` in `checkpoint.dirpath`, if there is one."""
@@ -25,7 +26,13 @@ RESOLVED_CHECKPOINT = "DMAML_RESOLVED_CHECKPOINT"
 
 
 def find_origin(
-    wanted: str | None, stage: str, trainer: pl.Trainer, model: pl.LightningModule, optimizer: torch.optim.Optimizer
+    wanted: str | None,
+    stage: str,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    optimizer: torch.optim.Optimizer,
+    *,
+    joins: bool = False,
 ) -> Origin:
     """Find and check the checkpoint to go on with, or to evaluate, and the MLflow run that it belongs to.
 
@@ -35,13 +42,15 @@ def find_origin(
         trainer: of the command.
         model: what is to get the weights.
         optimizer: the meta-optimizer that is to go on.
+        joins: whether `wanted` is a training that others are making, and not one that is started again.
 
     Raises:
         CheckpointError: there is none, or it does not fit.
         ConfigError: the training has been made already.
     """
-    restart = current() if stage == "fit" else None
-    path = _find(wanted, stage, trainer) if restart is None else restart.checkpoint
+    restart = current() if stage == "fit" and not joins else None
+    path = restart.checkpoint if restart is not None else None
+    path = path or _find(wanted, stage, trainer)
     if path is None:
         return restart or Origin(None, None)
     os.environ[RESOLVED_CHECKPOINT] = str(path)
@@ -60,7 +69,7 @@ def find_origin(
     if is_worker_zero():
         print(f"Using checkpoint {path}", file=sys.stderr)
     run_id = checkpoint.get(RUN_ID_KEY)
-    return Origin(path, run_id if isinstance(run_id, str) else None)
+    return Origin(path, run_id if isinstance(run_id, str) else None, checkpoint.get(IN_MIND, ()))
 
 
 def _check_schedule(checkpoint: dict[str, Any], limit: int, path: Path) -> None:

@@ -14,9 +14,9 @@ from dmaml_pl.cli.command_line import check_command, check_config_files
 from dmaml_pl.cli.messages import explain_interpolation
 from dmaml_pl.cli.resume import is_worker_zero
 from dmaml_pl.cli.training import DmamlCLI
-from dmaml_pl.errors import DmamlError, LeftBehindError, NonFiniteError, WorkerLostError
+from dmaml_pl.errors import DmamlError, LeftBehindError, NobodyLeftError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
-from dmaml_pl.launching.supervisor import LEFT_BEHIND
+from dmaml_pl.launching.supervisor import LEFT_BEHIND, NOBODY_LEFT
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells give them."""
@@ -55,7 +55,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
             print("dmaml: error:", *text.split(), file=sys.stderr, flush=True)
             if not prepared.is_set():
                 restarts.remember(restarts.REFUSED)
-        return LEFT_BEHIND if left_behind else 1
+        return NOBODY_LEFT if isinstance(error, NobodyLeftError) else LEFT_BEHIND if left_behind else 1
     finally:
         sys.argv = words
     return 0

@@ -26,9 +26,10 @@ from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.launching.supervisor import supervise
 from dmaml_pl.modules import MetaLearning
-from dmaml_pl.runs import IN_MIND
 from dmaml_pl.strategies import WorkerStrategy
+from dmaml_pl.strategies.elastic import ElasticStrategy, among_those_who_come_and_go
 from dmaml_pl.tracking.mlflow_run import ERROR as ERROR_TAG
+from dmaml_pl.tracking.relay import Relay, RelayedTracker
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Session:
         self.launched = launched
         self.folder = resume.checkpoint_folder(trainer)
         self._handed: Path | None = None
-        self._in_mind: list[Any] = []
+        self._elastic: ElasticStrategy | None = None
 
     def carry_out(self, stage: str, wanted: str | None, call: Callable[[str | None], T]) -> T:
         """Check everything, then do it; what fails outside the Trainer leaves no MLflow run that seems to be running.
@@ -153,16 +154,17 @@ class Session:
         meta_test = stage == "test" or (stage == "fit" and self.meta_test)
         check_before(stage, self.trainer, self.model, self.data, meta_test=meta_test)
         if stage == "fit" and getattr(self.trainer.strategy, "elastic", False) and not self.supervises:
-            handed = self.trainer.strategy.join()
+            self._elastic = among_those_who_come_and_go(self.trainer.strategy)
+            handed = self._elastic.join()
             if handed is not None:
-                self._in_mind = handed.pop(IN_MIND)
                 with tempfile.NamedTemporaryFile(suffix=".ckpt", delete=False) as file:
                     torch.save(handed, file)
                 wanted = os.environ[resume.RESOLVED_CHECKPOINT] = file.name
                 self._handed = Path(file.name)
         optimizers = self.model.configure_optimizers()
         optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
-        return resume.find_origin(wanted, stage, self.trainer, self.model, optimizer)
+        joins = self._handed is not None
+        return resume.find_origin(wanted, stage, self.trainer, self.model, optimizer, joins=joins)
 
     def _open_trackers(self, stage: str, origin: restarts.Origin) -> None:
         if resume.is_worker_zero():
@@ -171,8 +173,15 @@ class Session:
                 tracker.open(origin.mlflow_run_id, visits=stage != "fit" and origin.mlflow_run_id is not None)
             if stage == "fit":
                 restarts.remember(restarts.BEGUN, json.dumps(opened[0].version if opened else None))
-        quorum: Any = getattr(self.trainer.strategy, "quorum", None)
-        for number, logger in enumerate(self.trainer.loggers if quorum is not None else ()):
-            if isinstance(logger, MLflowTracker):
-                in_mind = self._in_mind[number] if self._in_mind else ()
-                logger.attend(quorum, logger.version or origin.mlflow_run_id, in_mind)
+        elif self._elastic is not None:  # whose machine may never have had a worker 0
+            restarts.remember(restarts.BEGUN, json.dumps(origin.mlflow_run_id))
+        if self._elastic is not None:
+            loggers = self.trainer.loggers
+            for number, logger in enumerate(loggers):
+                if isinstance(logger, MLflowTracker):
+                    in_mind = origin.in_mind[number] if number < len(origin.in_mind) else ()
+                    # Another training's meetings have other numbers.
+                    logged = in_mind if self._handed else [(0, operation) for _, operation in in_mind]
+                    relay = Relay(self._elastic.quorum, logged)
+                    loggers[number] = RelayedTracker(logger, relay, origin.mlflow_run_id)
+            self.trainer.loggers = loggers

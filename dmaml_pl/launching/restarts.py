@@ -2,20 +2,21 @@
 
 `torchrun --max-restarts N` starts every worker again when one has died. The key-value store of its agent outlives the
 workers, so there a training leaves which MLflow run it belongs to and where its last checkpoint is: a restart goes on
-with this very training, whatever other trainings of the experiment there are, and needs no file that says so.
+with this very training, whatever other trainings of the experiment there are, and needs no file that says so. Where
+workers come and go, `supervisor.py` keeps such a store for those of its machine.
 """
 
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from dmaml_pl.errors import CheckpointError, WorkerLostError
 
@@ -29,20 +30,28 @@ BEGUN, LAST, REFUSED = "begun", "last", "refused"
 mistake, which a restart does not mend."""
 
 
+MEMORY = "DMAML_MEMORY"
+"""The variable with the file of the store that `supervisor.py` keeps."""
+
+
 class Origin(NamedTuple):
     """What a command starts from.
 
     Attributes:
         checkpoint: the file; None: from the beginning.
         mlflow_run_id: the MLflow run that it belongs to, if one is known.
+        in_mind: for each logger, what it was given and may not have sent.
     """
 
     checkpoint: Path | None
     mlflow_run_id: str | None
+    in_mind: Sequence[Any] = ()
 
 
 def agent_store() -> Any:
-    """The store of torchrun's agent; None where there is no agent that outlives this process."""
+    """The store of torchrun's agent, or of ours; None where there is no agent that outlives this process."""
+    if MEMORY in os.environ:
+        return PrefixStore("dmaml", FileStore(os.environ[MEMORY], -1))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not torch.distributed.is_available():
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -63,7 +72,7 @@ def was_refused() -> bool:
 
 
 def current() -> Origin | None:
-    """The training that torchrun is restarting; None at its first start, or without torchrun.
+    """The training that torchrun, or our own agent, is restarting; None at its first start, or without such.
 
     Raises:
         CheckpointError: its checkpoint cannot be seen from this machine.
@@ -77,7 +86,7 @@ def current() -> Origin | None:
     path = Path(store.get(LAST).decode())
     if not path.is_file():
         raise CheckpointError(
-            f"torchrun has restarted this training, but its last checkpoint {path} is not on this machine: set "
+            f"This training is started again, but its last checkpoint {path} is not on this machine: set "
             "checkpoint.dirpath (or trainer.logger.init_args.save_dir) to a folder on a disk that all machines share."
         )
     return Origin(path, run_id)

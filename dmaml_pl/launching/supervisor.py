@@ -1,13 +1,15 @@
 """Workers of this machine that come and go: started, and started again when they are lost.
 
 The command itself does not train: it watches its workers, and so none of them is special. Where no lighthouse of
-torchft's is given, by which workers of all machines find each other, it keeps one for those of this machine.
+torchft's is given, by which workers of all machines find each other, it keeps one for those of this machine. Where all
+of them were lost at once, those who are started again go on from the last checkpoint.
 """
 
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from multiprocessing.connection import wait
@@ -15,15 +17,18 @@ from typing import Any
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from dmaml_pl.launching import server
+from dmaml_pl.launching import restarts, server
 from dmaml_pl.launching.server import PATIENCE_S
 
 LIGHTHOUSE = "TORCHFT_LIGHTHOUSE"
 """The variable with the lighthouse's address, which is torchft's own."""
 
 _AGAIN = "DMAML_STARTED_AGAIN"
-LEFT_BEHIND = 75
-"""Exit code of a worker that the others have gone on without: it is to be started again (sysexits.h: EX_TEMPFAIL)."""
+LEFT_BEHIND, NOBODY_LEFT = 75, 76
+"""Exit codes of a worker that the others have gone on without: it is to be started again (sysexits.h: EX_TEMPFAIL); and
+of one that was, and has found nobody."""
+
+_ALL_LOST = "All workers were lost: they are started again, and go on from the last checkpoint, if there was one yet."
 
 POLL_SECONDS = 0.2
 HEARTBEAT_MS = 5000
@@ -50,10 +55,24 @@ def supervise(workers: int, timeout: float) -> int:
     """
     lighthouse = None if LIGHTHOUSE in os.environ else _own_lighthouse(timeout)
     address = os.environ[LIGHTHOUSE] if lighthouse is None else lighthouse[1]
-    environment = os.environ | {LIGHTHOUSE: address}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            memory = os.path.join(folder, "memory")  # noqa: PTH118 - a variable of the environment
+            codes = _keep(workers, os.environ | {LIGHTHOUSE: address, restarts.MEMORY: memory})
+    finally:
+        if lighthouse is not None:
+            lighthouse[0].shutdown()
+    if 0 in codes:
+        return 0
+    return max(code if code > 0 else 128 - code for code in codes)
+
+
+def _keep(workers: int, environment: dict[str, str]) -> list[int]:
+    """Start workers, again when they are lost, until none is left; returns their exit codes."""
     processes = {rank: _start(environment, rank) for rank in range(workers)}
     lost: dict[int, list[float]] = defaultdict(list)
     codes: list[int] = []
+    alone: list[int] = []  # were started again, and have found nobody
     try:
         while processes:
             wait([process.sentinel for process in processes.values() if hasattr(process, "sentinel")], POLL_SECONDS)
@@ -64,22 +83,20 @@ def supervise(workers: int, timeout: float) -> int:
                 del processes[rank]
                 lost[rank] = [one for one in lost[rank] if time.monotonic() - one < WITHIN_S] + [time.monotonic()]
                 comes_again = (code < 0 or code == LEFT_BEHIND) and 0 not in codes and len(lost[rank]) < AT_MOST
-                if comes_again:
+                if code == NOBODY_LEFT:
+                    alone.append(rank)
+                elif comes_again:
                     processes[rank] = _start(environment | {_AGAIN: "1"}, rank)
                     _tell(rank, process.pid, code)
                 else:
                     codes.append(code)
-            if lighthouse is None:
-                time.sleep(POLL_SECONDS)
+            if alone and not processes and 0 not in codes:
+                print(_ALL_LOST, file=sys.stderr, flush=True)
+                processes, alone = {rank: _start(environment, rank) for rank in alone}, []
     except (KeyboardInterrupt, SIGTERMException):
         _end(list(processes.values()))
         raise
-    finally:
-        if lighthouse is not None:
-            lighthouse[0].shutdown()
-    if 0 in codes:
-        return 0
-    return max(code if code > 0 else 128 - code for code in codes)
+    return codes
 
 
 def _own_lighthouse(timeout: float) -> tuple[Any, str]:

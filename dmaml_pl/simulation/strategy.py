@@ -65,6 +65,7 @@ class SimulatedStrategy(DMAMLStrategy):
             ("transfer_dtype", settings.get("transfer_dtype", "float32"), "float32"),
             ("overlap", self.overlap, False),
             ("on_non_finite", self.on_non_finite, "stop"),
+            ("elastic", self.elastic, False),
         ):
             if value != must:
                 be = "null" if must is None else str(must).lower()

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from dmaml_pl.checks import require_one_of, require_positive
@@ -49,7 +50,7 @@ class DMAMLStrategy(WorkerStrategy):
             Zhou et al. 2020, arXiv:2006.00441). Before a validation or a checkpoint the merge is waited for, so it
             pays only where these do not follow every run.
         elastic: whether workers may be lost, restarted and added while the training runs, on any number of machines,
-            none of them special (docs/elastic.md). Needs the extra `dmaml_pl[elastic]`.
+            none of them special (docs/elastic.md, `elastic.py`). Needs the extra `dmaml_pl[elastic]`.
         settings: those of `WorkerStrategy`. `timeout` must exceed the time by which the slowest worker's run is longer
             than the fastest's, and the start-up of all workers.
 
@@ -113,6 +114,18 @@ class DMAMLStrategy(WorkerStrategy):
         self.overlap = overlap
         self._under_way: Sent | None = None
 
+    def check(self, trainer: Any, module: Any, data: Any) -> None:
+        """Refuse workers that come and go where something else than dmaml has started them.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if self.elastic and not isinstance(self.cluster_environment, LightningEnvironment):
+            raise ConfigError(
+                "trainer.strategy.elastic is true, for which dmaml itself starts the workers of each machine: start "
+                "`dmaml fit` there without torchrun, srun or the like, or set it to false."
+            )
+
     def _acts_alone(self) -> bool:
         return self.merge_rule.acts_alone
 
@@ -120,7 +133,7 @@ class DMAMLStrategy(WorkerStrategy):
         return FlatState(self._module())
 
     def _end_of_run(self, state: FlatState, start: Tensor, report: RunReport) -> RunReport:
-        if self.world_size == 1 and self.quorum is None:
+        if self._alone:
             state.unpack_floats(self._apply_rule(start, state.pack_floats(), state.parameter_size))
             return report
         if self.overlap:
@@ -204,8 +217,6 @@ class DMAMLStrategy(WorkerStrategy):
     def on_train_end(self) -> None:
         """End with merged weights."""
         self.wait_for_merge()
-        if self.quorum is not None:
-            self.gather(None)  # so that all are known to have made the last merge
         super().on_train_end()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

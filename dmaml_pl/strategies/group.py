@@ -12,25 +12,19 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.distributed import _init_dist_connection
-from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistNetworkError
 
 from dmaml_pl.checks import require_one_of, require_positive
-from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
-from dmaml_pl.launching import restarts, supervisor
+from dmaml_pl.errors import NonFiniteError, WorkerLostError
+from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import forget_terminal
 from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher
 from dmaml_pl.strategies.loopback import LOOPBACK, LOOPBACK_INTERFACE, own_store
-from dmaml_pl.strategies.quorum import Quorum
-from dmaml_pl.strategies.replica import member_name
 
 StartMethod = Literal["popen", "fork"]
 
@@ -48,8 +42,7 @@ class WorkerGroupStrategy(DDPStrategy):
             in notebooks, and in `dmaml_pl.fit`.
 
     Attributes:
-        elastic: whether workers come and go (torchft), each started anew by dmaml when it is lost.
-        quorum: those who are there, in a training where workers come and go.
+        workers_may_change: whether workers come and go (`elastic.py`).
         remedy: what a user whose training a lost worker has stopped can do.
         stopped_together: whether the training was ended by what every worker was told at the same merge.
 
@@ -57,7 +50,7 @@ class WorkerGroupStrategy(DDPStrategy):
         ConfigError: a setting out of its range.
     """
 
-    elastic = False
+    workers_may_change = False
     remedy = (
         "The last checkpoint, if there was one yet, is kept: --ckpt_path last goes on from it, and so does auto, with "
         "--checkpoint.dirpath FOLDER, whenever the same command is started again."
@@ -75,45 +68,16 @@ class WorkerGroupStrategy(DDPStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
         self.start_method = start_method
         self.timeout = timeout
-        self.quorum: Quorum | None = None
         self.stopped_together = False
         self._run = 0
         self._in_run = False
-        self._in_group = False
         self._asked_to_stop: BaseException | None = None
         self._at_once = False
-        self._validation_is_stale = False
-
-    @property
-    def workers_may_change(self) -> bool:
-        """See `RunStrategy`."""
-        return self.quorum is not None
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
-    def join(self) -> dict[str, Any] | None:
-        """Become one of the workers that come and go; returns the training to go on with, None if this one begins it.
-
-        Raises:
-            WorkerLostError: the training that it was to join has ended.
-        """
-        assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
-        lighthouse, rank = os.environ[supervisor.LIGHTHOUSE], self.cluster_environment.local_rank()
-        self._listen()
-        self._at_once = True
-        self.quorum = Quorum(lighthouse, member_name(rank), self.timeout, self.check_workers)
-        handed = self.quorum.join(self.num_processes * self.num_nodes, may_begin=supervisor.may_begin())
-        self.set_world_ranks()
-        return handed
-
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None, "Lightning sets it first"  # noqa: S101
-        ours = isinstance(self.cluster_environment, LightningEnvironment)
-        if self.elastic and not ours:
-            raise ConfigError(
-                "trainer.strategy.elastic is true, for which dmaml itself starts the workers of each machine: start "
-                "`dmaml fit` there without torchrun, srun or the like, or set it to false."
-            )
         forks = None if self.start_method is None else self.start_method == "fork"
         self._launcher = WorkerLauncher(self.cluster_environment, self.num_processes, self.num_nodes, forks)
 
@@ -122,40 +86,12 @@ class WorkerGroupStrategy(DDPStrategy):
         """The processes of the other workers, where they are ours to watch over."""
         return self._launcher if isinstance(self._launcher, WorkerLauncher) else None
 
-    def setup(self, trainer: pl.Trainer) -> None:
-        """Lightning's; workers that come and go have read their weights from the same file."""
-        if self.quorum is None or trainer.state.fn == TrainerFn.FITTING:
-            super().setup(trainer)
-            return
-        self.accelerator.setup(trainer)  # type: ignore[union-attr]  # Lightning sets it first
-        self.precision_plugin.convert_module(self._module())
-        self.model_to_device()
-        self.setup_precision_plugin()
-
-    def set_world_ranks(self) -> None:
-        """Lightning's; where workers are lost or join, the ranks of those who are there."""
-        super().set_world_ranks()
-        if self.quorum is not None and self.cluster_environment is not None:
-            self.cluster_environment.set_global_rank(self.quorum.rank)
-            self.cluster_environment.set_world_size(self.quorum.size)
-            rank_zero_only.rank = self.quorum.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
-
-    def _follow_quorum(self, quorum: Quorum) -> None:
-        """Take notice of who came to the last meeting."""
-        before, now = (self.global_rank, self.world_size), (quorum.rank, quorum.size)
-        if before != now:
-            self.set_world_ranks()
-            self._validation_is_stale = True  # its tasks are to be shared among those who are there
-            rank_zero_info(f"In run {self._run} the number of workers goes from {before[1]} to {now[1]}.")
-
     def setup_distributed(self) -> None:
         """Lightning's, by a key-value store that no other machine reaches where all workers are on this one.
 
         Under torchrun the store is its agent's. Only when all workers are there are they handed to PyTorch, whose own
         waiting for a worker that has died cannot be interrupted, neither by a signal nor by a thread.
         """
-        if self.quorum is not None:
-            return
         if not torch.distributed.is_initialized():
             self.set_world_ranks()
             environment, device = cast("ClusterEnvironment", self.cluster_environment), self.root_device
@@ -196,8 +132,8 @@ class WorkerGroupStrategy(DDPStrategy):
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         lost = self._workers is not None and self._workers.lost
-        alone = self.world_size == 1 or self.quorum is not None  # nobody needs to be told
-        if self._asked_to_stop is not None and (lost or alone or not self._in_run):
+        nobody_to_tell = self.world_size == 1 or not self._in_run
+        if self._asked_to_stop is not None and (lost or nobody_to_tell):
             raise self._asked_to_stop
         if lost:
             raise WorkerLostError(
@@ -225,12 +161,6 @@ class WorkerGroupStrategy(DDPStrategy):
             return super().validation_step(*args, **kwargs)
         finally:
             self._at_once = False
-
-    def on_test_end(self) -> None:
-        """Know that all workers have what the test found."""
-        super().on_test_end()
-        if self.quorum is not None:
-            self.gather(None)
 
     def on_test_start(self) -> None:
         """Answer signals at once: a test has nothing to lose."""
@@ -267,8 +197,6 @@ class WorkerGroupStrategy(DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """End the other workers too; they may be waiting for this one."""
         super().on_exception(exception)
-        if self.quorum is not None:
-            self.quorum.leave()
         if self._workers is not None and not isinstance(exception, NonFiniteError):
             self._workers.look()  # before they are all ended from here
             self._workers.stop_workers()
@@ -301,17 +229,7 @@ class WorkerGroupStrategy(DDPStrategy):
             torch.distributed.all_gather_object(everyone, own)
             return everyone
 
-        if self.quorum is not None:
-            if not self._in_group:
-                return [own]
-            everyone = self.quorum.gather(own)
-            self._follow_quorum(self.quorum)
-            return everyone
         return [own] if self.world_size == 1 else self.together(call)
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002 - Lightning's name
-        """Lightning's; workers that come and go decide alike, by what they have gathered."""
-        return decision if self.quorum is not None else super().reduce_boolean_decision(decision, all)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's."""

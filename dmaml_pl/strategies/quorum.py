@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # PyTorch does not say that it exports it
 
-from dmaml_pl.errors import ConfigError, LeftBehindError, WorkerLostError
+from dmaml_pl.errors import ConfigError, LeftBehindError, NobodyLeftError, WorkerLostError
 from dmaml_pl.strategies.replica import address_towards, import_manager, new_group, no_transport
 
 POLL_SECONDS = 0.0002
@@ -134,7 +134,8 @@ class Quorum:
             may_begin: whether it may begin one; not where it was lost, and is to join those who are left.
 
         Raises:
-            WorkerLostError: the training that it was to join has ended.
+            NobodyLeftError: the training that it was to join has ended, or lost all its workers.
+            WorkerLostError: there was no meeting within the timeout.
         """
         begins = time.monotonic() + START_SECONDS
         deadline = time.monotonic() + self._timeout + START_SECONDS
@@ -153,7 +154,7 @@ class Quorum:
                     self._become_member(seats)
                     return handed
             elif under_way or max(seat.since for seat in seats) < 0:
-                raise WorkerLostError("the training that this worker was to join has ended, or lost all its workers.")
+                raise NobodyLeftError("the training that this worker was to join has ended, or lost all its workers.")
             elif self._group.rank() == _first_that_may(seats) and (len(seats) >= wanted or time.monotonic() > begins):
                 self._at_step(1)
                 self._since, self.guests = 1, len(seats) > 1

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from dmaml_pl.checks import require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, NonFiniteError
-from dmaml_pl.runs import CHECKPOINT_KEY, IN_MIND, RunReport
+from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
 from dmaml_pl.strategies.exchange import SIGNALS, Exchange, Merged, Offer, Sent
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.group import WorkerGroupStrategy
-from dmaml_pl.strategies.quorum import digest_of
 
 NonFinite = Literal["stop", "exclude"]
 
@@ -79,7 +78,7 @@ class WorkerStrategy(WorkerGroupStrategy):
                 f"trainer.strategy is {self.strategy_name}, but {type(module).__name__} does not train in runs: use a "
                 "model of dmaml_pl, such as dmaml_pl.MetaLearning."
             )
-        for tensor in [*module.parameters(), *module.buffers()] if self.quorum is None else ():
+        for tensor in [*module.parameters(), *module.buffers()]:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
     # -- a run -----------------------------------------------------------------------------------------------------
@@ -93,14 +92,7 @@ class WorkerStrategy(WorkerGroupStrategy):
         """
         module = self._module()
         self._run = module.runs_done
-        self._in_group = True
-        if self.quorum is not None and self.quorum.guests:
-            self.quorum.hand_over(lambda: _at_beginning_of_run(module.trainer))
-            self._follow_quorum(self.quorum)
-        if self._validation_is_stale:
-            self._validation_is_stale = False
-            module.trainer.fit_loop.epoch_loop.val_loop._combined_loader = None  # noqa: SLF001 - or it is kept
-        if self.world_size == 1 and self.quorum is None and not self._acts_alone():
+        if self._alone and not self._acts_alone():
             return super().training_step(*args, **kwargs)
         state = self._merged_state()
         start, self._steps_before = state.pack_floats(), module.trainer.global_step
@@ -109,9 +101,14 @@ class WorkerStrategy(WorkerGroupStrategy):
         began = time.perf_counter()
         merged = self._end_of_run(state, start, report)
         self._in_run = False
-        if self.world_size > 1 and self.quorum is None:  # there all log the same
+        if self.world_size > 1:
             merged.setdefault("merge", {})["merge/seconds"] = time.perf_counter() - began
         return merged
+
+    @property
+    def _alone(self) -> bool:
+        """Whether there is nobody to merge with."""
+        return self.world_size == 1
 
     def _acts_alone(self) -> bool:
         """Whether there is something to do at the end of a single worker's run."""
@@ -172,8 +169,6 @@ class WorkerStrategy(WorkerGroupStrategy):
             self._stop_together(told)
         for failure in merged.failures:
             self._tell_of(failure)
-        if self.quorum is not None:
-            merged.report["merge"]["merge/workers"] = float(self.world_size)
         self._module().tasks_seen += merged.report["tasks"] - sent.offer.report["tasks"]
         if self.run_seconds is not None or merged.failures:
             self._count_alike(sent.offer.steps + merged.report["iterations"])
@@ -181,19 +176,7 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     def _exchange(self, offer: Offer) -> Merged:
         """One all-reduce; everything that follows it is the same arithmetic on every worker."""
-        quorum = self.quorum
-        if quorum is None:
-            return self._accept(self.together(lambda: self.exchange.wait(self._send(offer))))
-        sent: list[Sent] = []
-
-        def payload() -> Tensor:
-            sent[:] = [self.exchange.pack(offer, quorum.rank, quorum.size)]
-            return sent[0].payload
-
-        summed = quorum.sum(payload, digest_of(offer.base))
-        self._follow_quorum(quorum)
-        sent[0].payload = summed
-        return self._accept(sent[0])
+        return self._accept(self.together(lambda: self.exchange.wait(self._send(offer))))
 
     def _send(self, offer: Offer) -> Sent:
         return self.exchange.send(offer, self.global_rank, self.world_size)
@@ -216,33 +199,37 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:
         """Write one file that holds what every worker needs: the merged weights, and each worker's own moments."""
-        workers: dict[str, Any] = {"workers": self.world_size}
-        if self.world_size > 1 and self.quorum is None:
-            own = apply_to_collection(checkpoint.get("optimizer_states", []), Tensor, Tensor.cpu)
-
-            def gather() -> list[Any] | None:
-                everyone = [None] * self.world_size if self.global_rank == 0 else None
-                torch.distributed.gather_object(own, everyone)
-                return everyone
-
-            workers["optimizer_states"] = self.together(gather)
+        workers = {"workers": self.world_size} | self._moments_to_keep(checkpoint)
         checkpoint[CHECKPOINT_KEY] = workers | checkpoint.get(CHECKPOINT_KEY, self.state_to_keep())
         super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
+    def _moments_to_keep(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        if self.world_size == 1:
+            return {}
+        own = apply_to_collection(checkpoint.get("optimizer_states", []), Tensor, Tensor.cpu)
+
+        def gather() -> list[Any] | None:
+            everyone = [None] * self.world_size if self.global_rank == 0 else None
+            torch.distributed.gather_object(own, everyone)
+            return everyone
+
+        return {"optimizer_states": self.together(gather)}
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give this worker its own moments back; with another number of workers, everyone takes worker 0's."""
-        kept = checkpoint.get(CHECKPOINT_KEY, {"workers": 1})
-        if self.quorum is not None:
-            pass  # whoever comes and goes takes those of whoever kept it
-        elif kept["workers"] != self.world_size:
-            rank_zero_info(
-                f"The checkpoint was made by {kept['workers']} worker(s), and there are {self.world_size} now: training"
-                " goes on from the merged weights, every worker with the optimizer moments of worker 0."
-            )
-        elif self.world_size > 1:
-            checkpoint = {**checkpoint, "optimizer_states": kept["optimizer_states"][self.global_rank]}
-        self._load_kept_state(kept)
-        super().load_optimizer_state_dict(checkpoint)
+        """Give this worker its own moments back, and the strategy its memory."""
+        self._load_kept_state(checkpoint.get(CHECKPOINT_KEY, {}))
+        super().load_optimizer_state_dict(self._with_own_moments(checkpoint))
+
+    def _with_own_moments(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """This worker's own; with another number of workers than those who kept them, everyone takes worker 0's."""
+        everyone = checkpoint.get(CHECKPOINT_KEY, {}).get("optimizer_states", [checkpoint["optimizer_states"]])
+        if len(everyone) == self.world_size:
+            return {**checkpoint, "optimizer_states": everyone[self.global_rank]}
+        rank_zero_info(
+            f"The checkpoint has the optimizer moments of {len(everyone)} worker(s), and there are {self.world_size} "
+            "now: training goes on from the merged weights, every worker with those of worker 0."
+        )
+        return checkpoint
 
     def state_to_keep(self) -> dict[str, Any]:
         """What a strategy keeps of itself in a checkpoint: tensors and plain values."""
@@ -250,13 +237,3 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     def _load_kept_state(self, kept: Mapping[str, Any]) -> None:
         """Take back what `state_to_keep` gave."""
-
-
-def _at_beginning_of_run(trainer: Any) -> dict[str, Any]:
-    """A checkpoint of a training whose next run has begun, as if it had not."""
-    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for count in (progress["total"], progress["current"]):
-        count["ready"] = count["started"] = count["processed"] = count["completed"]
-    checkpoint[IN_MIND] = [list(getattr(getattr(logger, "relay", None), "logged", ())) for logger in trainer.loggers]
-    return checkpoint

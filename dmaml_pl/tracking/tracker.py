@@ -7,7 +7,6 @@ training that has begun: what the store does not take is kept on this machine's 
 
 import logging
 import sys
-import time
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from dmaml_pl.errors import LeftBehindError, TrackingError
+from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.description import NOTE
@@ -29,14 +28,13 @@ from dmaml_pl.tracking.ending import Ending, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
-from dmaml_pl.tracking.relay import Meetings, Relay
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import SETTING, Store, reason, told_in_one_line
 from dmaml_pl.tracking.system import SystemMetrics
 
-_TRY_AGAIN_S = 30.0  # where a store is away that another worker's MLflow run is in
-_AT_MOST_S = 10.0  # that a single file or tag, logged while the store answers, may hold up a training
 _log = logging.getLogger(__name__)
+AT_MOST_S = 10.0
+"""Seconds that a single file or tag, logged while the store answers, may hold up a training."""
 _of_worker_zero: list[Any] = []
 """In a forked worker: what it has inherited, and must neither use nor close."""
 
@@ -53,9 +51,6 @@ class MLflowTracker(Logger):
         run_id: id of an MLflow run to continue instead of starting a new one.
         tags: further tags, to search by.
         system_metrics: whether to sample the load of CPU, memory, disk, network and GPU every 10 seconds.
-
-    Attributes:
-        relay: what this worker keeps in mind of the log, where workers come and go.
 
     Examples:
         >>> tracker = MLflowTracker("sines", tags={"data": "mine"})
@@ -90,8 +85,6 @@ class MLflowTracker(Logger):
         self._ending: Ending | None = None
         self._monitor: SystemMetrics | None = None
         self._configured = False
-        self.relay: Relay | None = None
-        self._tries_again = 0.0
         register_after_fork(self, MLflowTracker._leave_to_worker_zero)
 
     # What and where
@@ -103,8 +96,8 @@ class MLflowTracker(Logger):
 
     @property
     def version(self) -> str | None:
-        """Id of the MLflow run; None before it is opened, and off rank zero, unless workers come and go."""
-        return (self._run_id if self.relay else None) if self._run is None else self._run.run_id
+        """Id of the MLflow run; None before it is opened, and off rank zero."""
+        return None if self._run is None else self._run.run_id
 
     @property
     def save_dir(self) -> str:
@@ -166,7 +159,7 @@ class MLflowTracker(Logger):
         if sender.outbox.waits:  # what a process left that was killed, or whose store was away until its end
             if not visits:
                 sender.put({"do": "restart"})
-            sender.wait(_AT_MOST_S)
+            sender.wait(AT_MOST_S)
         with self._required("the environment"):
             if not visits:
                 run.set_tags(self._tags)
@@ -226,44 +219,13 @@ class MLflowTracker(Logger):
         Sending takes half a percent of the time at most, so metrics arrive one by one where a run takes seconds, and in
         bundles where it takes milliseconds. `flush` sends them in any case.
         """
-        if self.relay is None:
-            self._log_now(metrics, step or 0)
-        else:
-            self.relay.add(operations.metrics(metrics, step or 0, self.relay.meetings.time_ms))
-            self._take_turn()
+        self._log_now(metrics, step or 0)
 
     def _log_now(self, metrics: Mapping[str, float], step: int) -> None:
         if self._sender is not None:
             self._sender.put(operations.metrics(metrics, step))
         if self._ending is not None:
             self._ending.figures.update(metrics)
-
-    def attend(self, meetings: Meetings, run_id: str | None, logged: Any = ()) -> None:
-        """Log what all workers log alike, into the MLflow run that the first of them has opened, or ready to do so."""
-        self.relay, self._run_id = Relay(meetings, logged), run_id
-        self._configured = self._configured or self._run is None
-
-    def _take_turn(self, *, all_of_it: bool = False) -> None:
-        relay, now = self.relay, time.monotonic()
-        if relay is not None and relay.leads and self._run is None and now >= self._tries_again:
-            try:
-                self.open(self._run_id)
-            except TrackingError as error:
-                _log.warning("Worker 0 was lost, and its MLflow run cannot be gone on with yet: %s", error)
-                self._tries_again = now + _TRY_AGAIN_S
-        if relay is not None and self._sender is not None:
-            relay.hand_to(self._sender, all_of_it=all_of_it)
-        elif relay is not None:
-            relay.prepare(self._store)
-
-    def _withdraw(self) -> None:
-        """Leave the MLflow run to the others, who have gone on without this worker."""
-        if self._monitor is not None:
-            self._monitor.stop()
-        if self._sender is not None:
-            self._sender.wait(0, _AT_MOST_S)
-            self._sender.stop()
-        self._run = self._sender = self._ending = self._monitor = None
 
     def flush(self) -> bool:
         """Send now all that waits, and return whether that is done; where the store is away, it goes on waiting."""
@@ -291,9 +253,6 @@ class MLflowTracker(Logger):
                 requeues) mean a stop from outside, KILLED. Once FAILED or KILLED, the status stays until the next
                 trainer function starts.
         """
-        if self.relay is not None and isinstance(sys.exc_info()[1], LeftBehindError):
-            self._withdraw()
-        self._take_turn(all_of_it=True)
         if self._ending is not None:
             if self._monitor is not None:
                 self._monitor.stop()
@@ -308,7 +267,6 @@ class MLflowTracker(Logger):
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a file or folder with the MLflow run, in a folder of its artifacts."""
-        self._take_turn()
         if self._sender is not None:
             self._sender.put_file(Path(path), folder)
             self._send_at_once()
@@ -360,14 +318,13 @@ class MLflowTracker(Logger):
 
     def _put(self, wanted: Operation) -> None:
         """Log something at once, where the store answers; else it waits, and nobody waits for it."""
-        self._take_turn()
         if self._sender is not None:
             self._sender.put(wanted)
             self._send_at_once()
 
     def _send_at_once(self) -> None:
         sender, ending = self._sender, self._ending
-        sent = sender is not None and sender.wait(0, _AT_MOST_S)
+        sent = sender is not None and sender.wait(0, AT_MOST_S)
         if sender is not None and ending is not None and sent and ending.outcome != EndStatus.RUNNING:
             sender.stop()  # the training is over, and nothing may be left behind
 
