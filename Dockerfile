@@ -46,9 +46,11 @@ FROM builder AS trainer-packages
 # Empty: PyTorch as the package index has it, on Linux with CUDA, which runs on CPUs as well. "cpu": without CUDA, from
 # PyTorch's own index, which uv knows; or a version of CUDA, such as cu130.
 ARG TORCH_BACKEND=""
+# Any word here puts in what workers that come and go need, which is there for x86-64 only.
+ARG ELASTIC=""
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --constraints requirements.txt --requirements pyproject.toml --extra onnx --extra learn2learn \
-      learn2learn \
+      ${ELASTIC:+--extra elastic} learn2learn \
       ${TORCH_BACKEND:+--torch-backend "${TORCH_BACKEND}"}
 
 FROM builder AS package

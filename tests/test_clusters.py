@@ -151,11 +151,13 @@ def test_torchrun_without_arguments_tells_its_usage(repository: Path) -> None:
 def command_of(file: Path) -> list[str]:
     """What follows `-m dmaml_pl` in a file of deploy/."""
     if file.suffix == ".yaml":
-        spec = yaml.safe_load(file.read_text())["spec"]
+        *_, job = yaml.safe_load_all(file.read_text())
+        spec = job["spec"]
         if "trainer" in spec:
             words = spec["trainer"]["command"]
         else:
-            (container,) = spec["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+            pods = spec["template"] if "template" in spec else spec["pytorchReplicaSpecs"]["Worker"]["template"]
+            (container,) = pods["spec"]["containers"]
             words = container["command"]
         return list(words[words.index("dmaml_pl") + 1 :])
     text = file.read_text().replace("\\\n", " ")
@@ -163,13 +165,14 @@ def command_of(file: Path) -> list[str]:
     return shlex.split(line.replace("${CONFIG:-configs/sinusoid.yaml}", "configs/sinusoid.yaml").replace(' "$@"', ""))
 
 
-FILES = ["torchrun.sh", "slurm.sbatch", "pytorchjob.yaml", "trainjob.yaml"]
+FILES = ["torchrun.sh", "slurm.sbatch", "pytorchjob.yaml", "trainjob.yaml", "elastic.yaml"]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_command_in_every_file_goes_on_with_its_own_training(name: str, repository: Path) -> None:
     words = " ".join(command_of(repository / "deploy" / name)).replace("=", " ")
-    assert words.startswith("fit --config configs/sinusoid.yaml --checkpoint.dirpath ")
+    assert words.startswith("fit --config configs/sinusoid.yaml --")
+    assert "--checkpoint.dirpath " in words
     assert words.endswith("--ckpt_path auto")
 
 
@@ -193,6 +196,15 @@ def test_the_manifests_have_the_fields_that_their_operators_ask_for(repository: 
     job = yaml.safe_load((repository / "deploy" / "trainjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     assert job["spec"]["runtimeRef"]["name"] == "torch-distributed"
+    service, lighthouse, job = yaml.safe_load_all((repository / "deploy" / "elastic.yaml").read_text())
+    assert [each["kind"] for each in (service, lighthouse, job)] == ["Service", "Deployment", "Job"]
+    assert service["spec"]["selector"] == lighthouse["spec"]["template"]["metadata"]["labels"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    told = {entry["name"]: entry.get("value") for entry in container["env"]}
+    address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert told["TORCHFT_LIGHTHOUSE"] == address
+    assert f"--trainer.num_nodes={job['spec']['parallelism']}" in container["command"]
+    job = yaml.safe_load((repository / "deploy" / "trainjob.yaml").read_text())
     reserved = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
     assert not reserved & {entry["name"] for entry in job["spec"]["trainer"]["env"]}
 
