@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from pytorch_lightning import seed_everything
 from data_modules import Sinusoid
 from dmaml_pl import MLP
 from dmaml_pl.cli.fitting import fit
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, LeftBehindError
 from dmaml_pl.strategies import DMAMLStrategy
-from dmaml_pl.tracking.relay import Relay
+from dmaml_pl.tracking.relay import Relay, RelayedTracker
+from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.by_hand import ByHand
 from tests.recipes import small_data, small_maml
 from tests.trainings import SMALL, Training, dmaml, flags, same_weights
@@ -174,6 +176,10 @@ def test_without_faults_weights_are_those_of_the_plain_strategy_to_the_bit(tmp_p
     assert elastic.result.returncode == plain.result.returncode == 0, elastic.result.stderr
     assert same_weights(elastic.checkpoint("last"), plain.checkpoint("last"))
     assert elastic.history("val/loss") == plain.history("val/loss")
+    onwards = {"trainer.strategy.elastic": "false", "trainer.max_steps": 30, "ckpt_path": "last"}
+    again = train(tmp_path / "elastic", config, **settings | onwards)
+    assert again.result.returncode == 0, again.result.stderr
+    assert again.checkpoint("last")["runs"]["done"] == 6
 
 
 @needs_torchft
@@ -217,6 +223,22 @@ class Sender:
     def __init__(self) -> None:
         self.outbox, self.waits, self.sent = self, False, list[dict[str, Any]]()
         self.put = self.sent.append
+
+
+def test_who_was_left_behind_as_worker_0_leaves_the_mlflow_run_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    meetings: Any = Meetings(0)
+    tracker = RelayedTracker(MLflowTracker(), Relay(meetings), "an-id")
+    opened: list[str | None] = []
+    monkeypatch.setattr(tracker, "open", opened.append)
+    with suppress(LeftBehindError):
+        try:
+            raise LeftBehindError("the others have gone on without this worker.")
+        finally:
+            tracker.finalize("failed")
+    assert opened == []
+    assert tracker.version == "an-id"
+    tracker.finalize("success")
+    assert opened == ["an-id"], "else it is worker 0 who ends it"
 
 
 def test_whoever_takes_worker_0s_place_sends_what_the_store_may_not_have() -> None:
