@@ -70,7 +70,7 @@ def test_the_servers_port_is_open_to_this_machine_only(services: dict[str, Any])
     assert "ports" not in services["postgres"]
 
 
-def test_two_trainers_under_torchrun_and_the_gpu_are_profiles(services: dict[str, Any]) -> None:
+def test_trainers_under_torchrun_or_torchft_and_the_gpu_are_profiles(services: dict[str, Any]) -> None:
     profiles = {name: service.get("profiles", []) for name, service in services.items()}
     assert profiles == {
         "postgres": [],
@@ -78,6 +78,9 @@ def test_two_trainers_under_torchrun_and_the_gpu_are_profiles(services: dict[str
         "trainer": [],
         "worker-0": ["torchrun"],
         "worker-1": ["torchrun"],
+        "lighthouse": ["elastic"],
+        "elastic-0": ["elastic"],
+        "elastic-1": ["elastic"],
         "gpu": ["gpu"],
     }
     (device,) = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
