@@ -301,7 +301,7 @@ def test_another_number_of_workers_goes_on_from_the_merged_weights_and_says_so(b
     start, end, said = in_workers(_train_with, now, now, 8, "kept.ckpt")[0]
     assert same(start, merged)
     assert not same(end, merged)
-    assert any(f"made by {before} worker(s), and there are {now} now" in line for line in said)
+    assert any(f"moments of {before} worker(s), and there are {now} now" in line for line in said)
 
 
 # -- real trainings, ended at any moment ---------------------------------------------------------------------------
