@@ -46,7 +46,7 @@ class NativeEngine(PerTaskEngine):
 
     def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
         super().__init__(objective, task_chunk=task_chunk)
-        self._chains: Tried[dict[Hashable, Chain]] = Tried()
+        self._plans: Tried[dict[Hashable, _Plan]] = Tried()
         self._machines: Tried[dict[Hashable, _Machine]] = Tried()
         self._own_refusals: Tried[str | None] = Tried()
 
@@ -66,11 +66,11 @@ class NativeEngine(PerTaskEngine):
         if of != "loss" or torch.is_autocast_enabled("cpu"):
             return super().meta_gradient(learner, batch, backward, of)
         threads = torch.get_num_threads()
+        plan = self._plan(learner, batch)
         with limited_threads(1):  # what surrounds the C++ is small, and threads would wait for each other
-            found, losses, outputs = self._compute(learner, batch, threads)
+            found, losses, outputs = self._compute(learner, batch, threads, plan)
         metric = loop.metrics_of(self.objective, losses, outputs, batch.query).mean()
-        meta, loss = learner.meta(), losses.mean()
-        parameters, gradients = [meta[name] for name in found], list(found.values())
+        loss, parameters, gradients = losses.mean(), [plan.meta[name] for name in found], list(found.values())
         hand_out(MetaGradient(loss, metric, parameters, gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 
@@ -78,57 +78,44 @@ class NativeEngine(PerTaskEngine):
         """All: a thread computes whole tasks."""
         return None
 
-    def _compute(self, learner: MetaLearner, batch: TaskBatch, threads: int) -> tuple[Weights, Tensor, Tensor]:
+    def _compute(
+        self, learner: MetaLearner, batch: TaskBatch, threads: int, plan: "_Plan"
+    ) -> tuple[Weights, Tensor, Tensor]:
         """Meta-gradients by name, losses (T,), outputs (T, Q, N)."""
-        meta, chain = learner.meta(), self._chain(learner, batch)
-        tensors = dict(learner.network.named_buffers()) | meta
+        algorithm = learner.algorithm
         with torch.no_grad():
-            flat = torch.cat(
-                [*(tensors[name].flatten() for name in chain.names), tensors[chain.names[0]].new_tensor([0, 1])]
-            )
-            weights = flat[chain.index]
-        own = [name for name in loop.learned(meta) if name.startswith(OWN)]
-        with torch.enable_grad():
-            rates = [_rates(learner.algorithm, meta, number) for number in range(learner.algorithm.steps)]
-            laid = torch.stack([_laid_out(chain, tensors, each) for each in rates])
-            unused = [
-                each[name] for each in rates for name in chain.ignored if name in each and each[name].requires_grad
-            ]
-        machine = self._machine(learner, batch, chain)
-        gradient, of_rates, losses, outputs = machine.run(
+            weights = torch.cat([each.detach().view(-1) for each in plan.sources])[plan.chain.index]
+        laid, unused = plan.rates(algorithm)
+        gradient, of_rates, losses, outputs = self._machine(learner, batch, plan.chain).run(
             weights,
             laid.detach(),
             batch,
             threads,
-            second_order=not learner.algorithm.first_order,
+            second_order=not algorithm.first_order,
             with_rates=laid.requires_grad,
         )
-        found = {}
-        for name in loop.learned(meta):
-            if name in chain.places:
-                found[name] = (gradient[chain.places[name]] / batch.tasks).reshape(meta[name].shape)
-            elif name in chain.ignored:
-                found[name] = torch.zeros_like(meta[name])
+        parts = (gradient[plan.places] / batch.tasks).split(plan.sizes)
+        found = {name: part.view(plan.meta[name].shape) for name, part in zip(plan.learned, parts, strict=True)}
+        found |= {name: torch.zeros_like(plan.meta[name]) for name in plan.ignored}
         if laid.requires_grad:
-            zeros = [torch.zeros_like(rate) for rate in unused]
-            of = [meta[name] for name in own]
+            zeros, of = [torch.zeros_like(rate) for rate in unused], [plan.meta[name] for name in plan.own]
             by = torch.autograd.grad([laid, *unused], of, [of_rates / batch.tasks, *zeros], allow_unused=True)
-            found |= {name: g for name, g in zip(own, by, strict=True) if g is not None}
+            found |= {name: g for name, g in zip(plan.own, by, strict=True) if g is not None}
         return found, losses, outputs
 
-    def _chain(self, learner: MetaLearner, batch: TaskBatch) -> Chain:
-        """How the network is made.
+    def _plan(self, learner: MetaLearner, batch: TaskBatch) -> "_Plan":
+        """How the network is made, and where its weights are; made anew where they are others.
 
         Raises:
             UnknownLayerError: of what is not known.
         """
-        sample, kind = batch.query.x.shape[2:], next(learner.network.parameters()).dtype
-        chains = self._chains.setdefault(learner, {})
-        if (sample, kind) not in chains:
-            chain = read(learner.network, sample)
-            chain.lay_out(dict(learner.network.named_buffers()) | dict(learner.network.named_parameters()))
-            chains[sample, kind] = chain
-        return chains[sample, kind]
+        sample = batch.query.x.shape[2:]
+        tensors = [*learner.tensors(), *learner.network.buffers()]
+        key = [*map(id, tensors), *(tensor.requires_grad for tensor in tensors), tensors[0].dtype]
+        plans = self._plans.setdefault(learner, {})
+        if sample not in plans or plans[sample].key != key:
+            plans[sample] = _Plan(learner, sample, key)
+        return plans[sample]
 
     def _machine(self, learner: MetaLearner, batch: TaskBatch, chain: Chain) -> "_Machine":
         kind = next(learner.network.parameters()).dtype
@@ -159,7 +146,7 @@ class NativeEngine(PerTaskEngine):
         if unknown is not None:
             return f"native does not know {unknown}"
         try:
-            self._chain(learner, batch)
+            self._plan(learner, batch)
         except UnknownLayerError as reason:
             return f"native cannot compute {type(network).__name__} ({reason})"
         found = library()
@@ -176,7 +163,8 @@ class NativeEngine(PerTaskEngine):
             exact = copy.deepcopy(learner).double()
             if not _steps_by_rates(exact):
                 return f"native does not know the steps of {type(learner.algorithm).__name__}"
-            own, _, _ = NativeEngine(self.objective)._compute(exact, task, 1)  # noqa: SLF001 - with other caches
+            other = NativeEngine(self.objective)  # with other caches
+            own, _, _ = other._compute(exact, task, 1, other._plan(exact, task))
             meta = exact.meta()
             tasks = loop.NetworkTasks(
                 exact.network, dict(exact.network.named_buffers()), self.objective, task, loop.one_by_one
@@ -220,13 +208,66 @@ def _rates(algorithm: Algorithm, meta: Weights, number: int) -> Weights:
     return {name: -moved.squeeze(0) for name, moved in algorithm.step(meta, at, ones, number).items()}
 
 
-def _laid_out(chain: Chain, tensors: Weights, values: Weights) -> Tensor:
-    """Values of weights as the C++ has them, (P,); zero for those that have none."""
-    parts = [
-        values[name].flatten() if name in values else tensors[name].new_zeros(tensors[name].numel())
-        for name in chain.names
-    ]
-    return torch.cat([*parts, parts[0].new_zeros(2)])[chain.index]
+class _Plan:
+    """How a network is made, and where the weights of a learner are: what stays from one meta-iteration to the next.
+
+    Args:
+        learner: network and algorithm.
+        sample: shape of a sample.
+        key: what it holds for; kept.
+
+    Attributes:
+        chain: the stages.
+        meta: all meta-weights by name.
+        sources: the tensors that the stages have, in their order, followed by a zero and a one.
+        learned, ignored, own: names of the meta-weights that have a gradient: of the stages, of what changes nothing,
+            and of the algorithm.
+        places: of all elements of those `learned`, one after another, among the parameters of the C++.
+        sizes: how many elements each of them has.
+
+    Raises:
+        UnknownLayerError: the network is no chain.
+    """
+
+    def __init__(self, learner: MetaLearner, sample: tuple[int, ...], key: list[Any]) -> None:
+        network, self.meta, self.key = learner.network, learner.meta(), key
+        tensors = dict(network.named_buffers()) | self.meta
+        self.chain = read(network, sample)
+        self.chain.lay_out(tensors)
+        self.sources = [tensors[name] for name in self.chain.names]
+        self.sources.append(self.sources[0].new_tensor([0, 1]))
+        names = loop.learned(self.meta)
+        self.own = [name for name in names if name.startswith(OWN)]
+        self.learned = [name for name in names if name in self.chain.places]
+        self.ignored = [name for name in names if name in self.chain.ignored]
+        empty = torch.empty(0, dtype=torch.long)
+        self.places = torch.cat([empty, *(self.chain.places[name] for name in self.learned)])
+        self.sizes = [self.meta[name].numel() for name in self.learned]
+        self._fixed: tuple[Hashable, Tensor] | None = None
+
+    def rates(self, algorithm: Algorithm) -> tuple[Tensor, list[Tensor]]:
+        """The rate of each parameter of the C++ in each step, (I, P), zero for those that have none.
+
+        And those that are learned, of weights that change nothing.
+        """
+        settings = (algorithm.phase, *(v for v in vars(algorithm).values() if isinstance(v, bool | int | float | str)))
+        if self._fixed is not None and self._fixed[0] == settings:
+            return self._fixed[1], []
+        with torch.enable_grad():
+            steps = [_rates(algorithm, self.meta, number) for number in range(algorithm.steps)]
+            laid = torch.stack([self._laid_out(each) for each in steps])
+        if not any(name.startswith(OWN) for name in self.meta):  # with nothing of its own it always has the same
+            self._fixed = settings, laid.detach()
+        ignored = [each[name] for each in steps for name in self.chain.ignored if name in each]
+        return laid, [rate for rate in ignored if rate.requires_grad]
+
+    def _laid_out(self, values: Weights) -> Tensor:
+        """Values of weights as the C++ has them, (P,); zero for those that have none."""
+        parts = [
+            values[name].flatten() if name in values else torch.zeros_like(tensor).flatten()
+            for name, tensor in zip(self.chain.names, self.sources, strict=False)
+        ]
+        return torch.cat([*parts, parts[0].new_zeros(2)])[self.chain.index]
 
 
 class _Machine:

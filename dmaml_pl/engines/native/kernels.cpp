@@ -33,6 +33,8 @@ constexpr int BYTES = 16, MOST_COLUMNS = 4, ACCUMULATORS = 24;
 #else
 constexpr int BYTES = 16, MOST_COLUMNS = 2, ACCUMULATORS = 12;
 #endif
+#define INLINED inline __attribute__((always_inline))
+
 constexpr int PADDED_TO = 64;           // bytes: channels of all machines are padded alike
 constexpr int ROW_BLOCK = 96;           // rows of outputs whose sums stay in a cache from tap to tap
 constexpr int PIXEL_BLOCK = 96;         // pixels whose values stay in a cache from channel to channel
@@ -337,25 +339,41 @@ template <class R> void add_to_bias(const Stage<R> &s, const R *dy, R *g, int im
     for (int c = 0; c < s.cp; c++) g[s.bias + c] += dy[p * s.cp + c];
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+template <class R, int STEP> struct Crossing {  // places in two vectors: of what stays or comes above, and below
+  std::conditional_t<sizeof(R) == 4, int32_t, int64_t> upper[LANES<R>]{}, lower[LANES<R>]{};
+  constexpr Crossing() {
+    constexpr int L = LANES<R>;
+    for (int j = 0; j < L; j++) upper[j] = j & STEP ? L + j - STEP : j, lower[j] = j & STEP ? L + j : j + STEP;
+  }
+};
+
+template <class R, int STEP> inline void cross(Vec<R> *row) {  // swaps the blocks off the diagonal, and then within each block
+  if constexpr (STEP > 0) {
+    static constexpr Crossing<R, STEP> places;
+    typedef std::conditional_t<sizeof(R) == 4, int32_t, int64_t> Indices __attribute__((vector_size(BYTES)));
+    Indices upper, lower;
+    memcpy(&upper, places.upper, BYTES), memcpy(&lower, places.lower, BYTES);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES<R>; i++)
+      if (!(i & STEP)) {
+        const Vec<R> a = row[i], b = row[i + STEP];
+        row[i] = __builtin_shuffle(a, b, upper), row[i + STEP] = __builtin_shuffle(a, b, lower);
+      }
+    cross<R, STEP / 2>(row);
+  }
+}
+#endif
+
 // to[j * to_ld + i] = from[i * ld + j], for as many i and j as a vector has lanes
 template <class R> inline void transpose_tile(const R *from, int ld, R *to, int to_ld) {
   constexpr int L = LANES<R>;
 #if defined(__GNUC__) && !defined(__clang__)
-  typedef std::conditional_t<sizeof(R) == 4, int32_t, int64_t> Index;
-  typedef Index Indices __attribute__((vector_size(BYTES)));
   Vec<R> row[L];
-  for (int i = 0; i < L; i++) row[i] = load(from + i * ld);
-#pragma GCC unroll 4
-  for (int step = L / 2; step; step /= 2) {  // swaps the blocks off the diagonal, and then within each block
-    Indices upper, lower;
-    for (int j = 0; j < L; j++) upper[j] = j & step ? L + j - step : j, lower[j] = j & step ? L + j : j + step;
 #pragma GCC unroll 16
-    for (int i = 0; i < L; i++)
-      if (!(i & step)) {
-        const Vec<R> a = row[i], b = row[i + step];
-        row[i] = __builtin_shuffle(a, b, upper), row[i + step] = __builtin_shuffle(a, b, lower);
-      }
-  }
+  for (int i = 0; i < L; i++) row[i] = load(from + i * ld);
+  cross<R, L / 2>(row);
+#pragma GCC unroll 16
   for (int j = 0; j < L; j++) store<R>(to + j * to_ld, row[j]);
 #else
   for (int j = 0; j < L; j++)
@@ -390,7 +408,7 @@ template <class R> struct Kept {
   R *mean, *scale;       // of the norm, rows of cp
   R *sum, *sum_z;        // sums of the gradient behind activation and pooling, and of its product with z
   R *part, *part_z;      // of which the norm takes these parts away
-  Kept(const Stage<R> &s, int n, Memory<R> &memory) {
+  Kept(const Stage<R> &s, int n, Memory<R> &memory) {  // zeros, as the means and parts of what has no norm stay
     const int64_t outs = s.out() * n, rows = int64_t(s.rows_of_norm(n)) * s.cp;
     y = memory.take(s.y() * n), out = memory.take(outs), g = memory.take(outs);
     place = s.pool == MAX ? memory.take(outs) : nullptr, z = s.pool == MAX ? memory.take(outs) : nullptr;
@@ -451,12 +469,13 @@ template <class R> void statistics(const Stage<R> &s, const Kept<R> &k, int from
 }
 
 template <class R> void close_statistics(const Stage<R> &s, const Kept<R> &k, int n) {
+  if (s.norm == BIAS) return;
   const int size = s.norm == GROUP ? s.filters / s.groups : 1;
   for (int i = 0; i < s.rows_of_norm(n); i++)
     for (int c = 0; c < s.cp; c += size) {
       R *mean = k.mean + i * s.cp + c, *scale = k.scale + i * s.cp + c;
-      if (s.norm == BIAS || c >= s.filters) {
-        for (int f = c; f < std::min(c + size, s.cp); f++) k.mean[i * s.cp + f] = 0, k.scale[i * s.cp + f] = s.norm == BIAS;
+      if (c >= s.filters) {
+        for (int f = c; f < std::min(c + size, s.cp); f++) k.mean[i * s.cp + f] = k.scale[i * s.cp + f] = 0;
         continue;
       }
       R middle = 0, square = 0;
@@ -469,11 +488,12 @@ template <class R> void close_statistics(const Stage<R> &s, const Kept<R> &k, in
 
 // Sums over pixels as means over what is normalized together; `gamma` weighs channels, where given.
 template <class R> void means(const Stage<R> &s, int n, const R *sum, const R *gamma, R *to) {
+  if (s.norm == BIAS) return;
   const int size = s.norm == GROUP ? s.filters / s.groups : 1;
   for (int i = 0; i < s.rows_of_norm(n); i++)
     for (int c = 0; c < s.cp; c += size) {
       R all = 0;
-      if (s.norm != BIAS && c < s.filters)
+      if (c < s.filters)
         for (int f = c; f < c + size; f++) all += sum[i * s.cp + f] * (gamma ? gamma[f] : 1);
       const R mean = all / (R(s.px) * (s.norm == GROUP ? size : n));
       for (int f = c; f < std::min(c + size, s.cp); f++) to[i * s.cp + f] = mean;
@@ -492,7 +512,38 @@ template <class R> inline Vec<R> tanh_of(Vec<R> u) {
 // NaN passes, as in PyTorch.
 template <class R> inline Vec<R> cut(Vec<R> u, Vec<R> v) { return u <= 0 ? Vec<R>{} : v; }
 
-template <class R, int ACT, int POOL> struct Between {
+// Of one vector of channels: NORMED, or with a bias alone.
+template <class R, bool NORMED> struct Scaling {
+  Vec<R> mean, scale, gamma, beta;
+  Scaling(const Stage<R> &s, const R *w, const Kept<R> &k, int c, int row) : beta(load(w + s.beta + c)) {
+    if constexpr (NORMED) mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c);
+  }
+  INLINED Vec<R> z(Vec<R> y) const {
+    if constexpr (NORMED) return (y - mean) * scale;
+    else return y;
+  }
+  INLINED Vec<R> u(Vec<R> z) const {
+    if constexpr (NORMED) return z * gamma + beta;
+    else return z + beta;
+  }
+};
+// Its derivative along a direction v of the parameters.
+template <class R, bool NORMED> struct ScalingAlong {
+  Vec<R> m1, m2, gammaD, betaD;
+  ScalingAlong(const Stage<R> &s, const R *v, const Kept<R> &t, int c, int row) : betaD(load(v + s.beta + c)) {
+    if constexpr (NORMED) m1 = load(t.mean + row), m2 = load(t.scale + row), gammaD = load(v + s.gamma + c);
+  }
+  INLINED Vec<R> z(const Scaling<R, NORMED> &of, Vec<R> z, Vec<R> yD) const {
+    if constexpr (NORMED) return of.scale * (yD - m1 - z * m2);
+    else return yD;
+  }
+  INLINED Vec<R> u(const Scaling<R, NORMED> &of, Vec<R> z, Vec<R> zD) const {
+    if constexpr (NORMED) return of.gamma * zD + gammaD * z + betaD;
+    else return zD + betaD;
+  }
+};
+
+template <class R, int ACT, int POOL, bool NORMED> struct Between {
   static inline Vec<R> activated(Vec<R> u) {
     if constexpr (ACT == RELU) return cut<R>(u, u);
     else if constexpr (ACT == TANH) return tanh_of<R>(u);
@@ -502,14 +553,14 @@ template <class R, int ACT, int POOL> struct Between {
   // out = pool(act(norm(y)))
   static void finish(const Stage<R> &s, const R *w, const Kept<R> &k, int from, int to) {
     over(s, from, to, [&](int c, int i, int row) {
-      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+      const Scaling<R, NORMED> of(s, w, k, c, row);
       const R *y = k.y + i * s.y() + c;
       R *out = k.out + i * s.out() + c;
       if constexpr (POOL == NONE)
-        for (int p = 0; p < s.px; p++) store<R>(out + p * s.cp, activated((load(y + p * s.cp) - mean) * scale * gamma + beta));
+        for (int p = 0; p < s.px; p++) store<R>(out + p * s.cp, activated(of.u(of.z(load(y + p * s.cp)))));
       if constexpr (POOL == MEAN) {
         Vec<R> sum{};
-        for (int p = 0; p < s.px; p++) sum += activated((load(y + p * s.cp) - mean) * scale * gamma + beta);
+        for (int p = 0; p < s.px; p++) sum += activated(of.u(of.z(load(y + p * s.cp))));
         store<R>(out, sum / R(s.px));
       }
       if constexpr (POOL == MAX)
@@ -519,7 +570,7 @@ template <class R, int ACT, int POOL> struct Between {
             const R *corner = y + (a * s.ow + b) * s.window * s.cp;
             Vec<R> largest{}, best{}, place{};
             for (int j = 0; j < s.window * s.window; j++) {
-              const Vec<R> z = (load(corner + (j / s.window * s.ow + j % s.window) * s.cp) - mean) * scale, u = z * gamma + beta;
+              const Vec<R> z = of.z(load(corner + (j / s.window * s.ow + j % s.window) * s.cp)), u = of.u(z);
               const auto more = (u > largest) | (u != u);
               largest = j ? (more ? u : largest) : u, best = j ? (more ? z : best) : z;
               place = j ? (more ? Vec<R>{} + R(j) : place) : Vec<R>{};
@@ -553,28 +604,33 @@ template <class R, int ACT, int POOL> struct Between {
           sum += own, sum_z += own * load(k.z + at);
         }
       } else {
-        const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+        const Scaling<R, NORMED> of(s, w, k, c, row);
         const R *y = k.y + i * s.y() + c, *out = k.out + i * s.out() + c;
         for (int p = 0; p < s.px; p++) {
-          const Vec<R> z = (load(y + p * s.cp) - mean) * scale, u = z * gamma + beta;
+          const Vec<R> z = of.z(load(y + p * s.cp));
           const int64_t q = POOL == MEAN ? 0 : p * s.cp;
-          const Vec<R> own = through(s, load(g + q), u, out + q);
-          sum += own, sum_z += own * z;
+          const Vec<R> own = through(s, load(g + q), of.u(z), out + q);
+          sum += own;
+          if constexpr (NORMED) sum_z += own * z;
         }
       }
-      add<R>(k.sum + row, sum), add<R>(k.sum_z + row, sum_z);
+      add<R>(k.sum + row, sum);
+      if constexpr (NORMED) add<R>(k.sum_z + row, sum_z);
     });
   }
 
   // dy = the gradient by y, of images [from, to); `dy` is of the first of them.
   static void gradient(const Stage<R> &s, const R *w, const Kept<R> &k, int from, int to, R *dy) {
     over(s, from, to, [&](int c, int i, int row) {
-      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
+      const Scaling<R, NORMED> of(s, w, k, c, row);
       const Vec<R> part = load(k.part + row), part_z = load(k.part_z + row);
       const R *y = k.y + i * s.y() + c, *g = k.g + i * s.out() + c, *out = k.out + i * s.out() + c;
       R *d = dy + (i - from) * s.y() + c;
-      const auto put = [&](int64_t p, Vec<R> z, Vec<R> own) { store<R>(d + p, scale * (gamma * own - part - z * part_z)); };
-      const auto normalized = [&](int64_t p) { return (load(y + p) - mean) * scale; };
+      const auto put = [&](int64_t p, Vec<R> z, Vec<R> own) {
+        if constexpr (NORMED) store<R>(d + p, of.scale * (of.gamma * own - part - z * part_z));
+        else store<R>(d + p, own);
+      };
+      const auto normalized = [&](int64_t p) { return of.z(load(y + p)); };
       if constexpr (POOL == MAX)
         windows(
             s,
@@ -585,7 +641,7 @@ template <class R, int ACT, int POOL> struct Between {
         for (int64_t p = 0; p < s.y(); p += s.cp) {
           const int64_t q = POOL == MEAN ? 0 : p;
           const Vec<R> z = normalized(p);
-          put(p, z, through(s, load(g + q), z * gamma + beta, out + q));
+          put(p, z, through(s, load(g + q), of.u(z), out + q));
         }
     });
   }
@@ -593,8 +649,8 @@ template <class R, int ACT, int POOL> struct Between {
   // t.out = the derivative of k.out along a direction v of the parameters w, where t.y is that of k.y.
   static void finish_along(const Stage<R> &s, const R *w, const R *v, const Kept<R> &k, const Kept<R> &t, int from, int to) {
     over(s, from, to, [&](int c, int i, int row) {
-      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
-      const Vec<R> gammaD = load(v + s.gamma + c), betaD = load(v + s.beta + c), m1 = load(t.mean + row), m2 = load(t.scale + row);
+      const Scaling<R, NORMED> of(s, w, k, c, row);
+      const ScalingAlong<R, NORMED> along(s, v, t, c, row);
       const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c;
       Vec<R> sum{};
       if constexpr (POOL == MAX) {
@@ -605,14 +661,14 @@ template <class R, int ACT, int POOL> struct Between {
             Vec<R> chosen{};
             for (int j = 0; j < s.window * s.window; j++)
               chosen = place == R(j) ? load(yD + corner + (j / s.window * s.ow + j % s.window) * s.cp) : chosen;
-            const Vec<R> zD = scale * (chosen - m1 - z * m2), uD = gamma * zD + gammaD * z + betaD;
+            const Vec<R> zD = along.z(of, z, chosen), uD = along.u(of, z, zD);
             store<R>(t.out + at, place < 0 ? Vec<R>{} : uD), store<R>(t.z + at, zD);
           }
       } else {
         for (int p = 0; p < s.px; p++) {
-          const Vec<R> z = (load(y + p * s.cp) - mean) * scale, zD = scale * (load(yD + p * s.cp) - m1 - z * m2);
-          Vec<R> uD = gamma * zD + gammaD * z + betaD;
-          if constexpr (ACT == RELU) uD = cut<R>(z * gamma + beta, uD);
+          const Vec<R> z = of.z(load(y + p * s.cp));
+          Vec<R> uD = along.u(of, z, along.z(of, z, load(yD + p * s.cp)));
+          if constexpr (ACT == RELU) uD = cut<R>(of.u(z), uD);
           const int64_t at = i * s.out() + (POOL == MEAN ? 0 : p * s.cp) + c;
           if constexpr (ACT == TANH) {
             const Vec<R> o = load(k.out + at);
@@ -634,7 +690,7 @@ template <class R, int ACT, int POOL> struct Between {
   }
 
   // t.sum, t.sum_z += the derivatives of k's, of images [from, to)
-  static void sums_along(const Stage<R> &s, const R *w, const Kept<R> &k, const Kept<R> &t, int from, int to) {
+  static void sums_along(const Stage<R> &s, const R *w, const R *v, const Kept<R> &k, const Kept<R> &t, int from, int to) {
     over(s, from, to, [&](int c, int i, int row) {
       Vec<R> sum{}, sum_z{};
       const R *g = k.g + i * s.out() + c, *gD = t.g + i * s.out() + c;
@@ -646,51 +702,55 @@ template <class R, int ACT, int POOL> struct Between {
           sum += ownD, sum_z += ownD * load(k.z + at) + own * load(t.z + at);
         }
       } else {
-        const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
-        const Vec<R> m1 = load(t.mean + row), m2 = load(t.scale + row);
+        const Scaling<R, NORMED> of(s, w, k, c, row);
+        const ScalingAlong<R, NORMED> along(s, v, t, c, row);
         const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c, *out = k.out + i * s.out() + c, *outD = t.out + i * s.out() + c;
         for (int p = 0; p < s.px; p++) {
-          const Vec<R> z = (load(y + p * s.cp) - mean) * scale, zD = scale * (load(yD + p * s.cp) - m1 - z * m2), u = z * gamma + beta;
+          const Vec<R> z = of.z(load(y + p * s.cp)), u = of.u(z);
           const int64_t q = POOL == MEAN ? 0 : p * s.cp;
           const Vec<R> own = through(s, load(g + q), u, out + q);
           const Vec<R> ownD = through_along(s, load(g + q), load(gD + q), u, out + q, outD + q);
-          sum += ownD, sum_z += ownD * z + own * zD;
+          sum += ownD;
+          if constexpr (NORMED) sum_z += ownD * z + own * along.z(of, z, load(yD + p * s.cp));
         }
       }
-      add<R>(t.sum + row, sum), add<R>(t.sum_z + row, sum_z);
+      add<R>(t.sum + row, sum);
+      if constexpr (NORMED) add<R>(t.sum_z + row, sum_z);
     });
   }
 
   // dy, and dyD, its derivative, of images [from, to); both are of the first of them.
   static void gradient_along(const Stage<R> &s, const R *w, const R *v, const Kept<R> &k, const Kept<R> &t, int from, int to, R *dy, R *dyD) {
     over(s, from, to, [&](int c, int i, int row) {
-      const Vec<R> mean = load(k.mean + row), scale = load(k.scale + row), gamma = load(w + s.gamma + c), beta = load(w + s.beta + c);
-      const Vec<R> gammaD = load(v + s.gamma + c), m1 = load(t.mean + row), m2 = load(t.scale + row);
+      const Scaling<R, NORMED> of(s, w, k, c, row);
+      const ScalingAlong<R, NORMED> along(s, v, t, c, row);
       const Vec<R> part = load(k.part + row), part_z = load(k.part_z + row), partD = load(t.part + row), part_zD = load(t.part_z + row);
       const int64_t first = i * s.out() + c;
       const R *y = k.y + i * s.y() + c, *yD = t.y + i * s.y() + c;
       R *d = dy + (i - from) * s.y() + c, *dD = dyD + (i - from) * s.y() + c;
-      const auto normalized = [&](int64_t p) { return (load(y + p) - mean) * scale; };
+      const auto normalized = [&](int64_t p) { return of.z(load(y + p)); };
       const auto put = [&](int64_t p, Vec<R> z, Vec<R> own, Vec<R> ownD) {
-        const Vec<R> zD = scale * (load(yD + p) - m1 - z * m2), inner = gamma * own - part - z * part_z;
-        store<R>(d + p, scale * inner);
-        // The derivative of the scale is -scale^2 m2.
-        store<R>(dD + p, scale * (gammaD * own + gamma * ownD - partD - zD * part_z - z * part_zD - scale * m2 * inner));
+        if constexpr (NORMED) {
+          const Vec<R> zD = along.z(of, z, load(yD + p)), inner = of.gamma * own - part - z * part_z;
+          store<R>(d + p, of.scale * inner);
+          // The derivative of the scale is -scale^2 m2.
+          store<R>(dD + p, of.scale * (along.gammaD * own + of.gamma * ownD - partD - zD * part_z - z * part_zD - of.scale * along.m2 * inner));
+        } else store<R>(d + p, own), store<R>(dD + p, ownD);
       };
       if constexpr (POOL == MAX) {
         struct Window { Vec<R> place, g, gD; };
         windows(
             s,
             [&](int64_t q) { return Window{load(k.place + first + q), load(k.g + first + q), load(t.g + first + q)}; },
-            [&](int64_t p, int j, const Window &of) {
-              const auto chosen = of.place == R(j);
-              put(p, normalized(p), chosen ? of.g : Vec<R>{}, chosen ? of.gD : Vec<R>{});
+            [&](int64_t p, int j, const Window &at) {
+              const auto chosen = at.place == R(j);
+              put(p, normalized(p), chosen ? at.g : Vec<R>{}, chosen ? at.gD : Vec<R>{});
             },
             [&](int64_t p) { put(p, normalized(p), Vec<R>{}, Vec<R>{}); });
       } else
         for (int64_t p = 0; p < s.y(); p += s.cp) {
           const int64_t q = first + (POOL == MEAN ? 0 : p);
-          const Vec<R> z = normalized(p), u = z * gamma + beta, g = load(k.g + q);
+          const Vec<R> z = normalized(p), u = of.u(z), g = load(k.g + q);
           put(p, z, through(s, g, u, k.out + q), through_along(s, g, load(t.g + q), u, k.out + q, t.out + q));
         }
     });
@@ -712,18 +772,23 @@ template <class R> void statistics_along(const Stage<R> &s, const Kept<R> &k, co
   });
 }
 
-template <class R, class F> void between(const Stage<R> &s, const F &f) {
+template <class R, bool NORMED, class F> void between_of(const Stage<R> &s, const F &f) {
   if (s.pool == MAX) {
-    if (s.act == RELU) f(Between<R, RELU, MAX>());
-    else f(Between<R, LINEAR, MAX>());
+    if (s.act == RELU) f(Between<R, RELU, MAX, NORMED>());
+    else f(Between<R, LINEAR, MAX, NORMED>());
   } else if (s.pool == MEAN) {
-    if (s.act == RELU) f(Between<R, RELU, MEAN>());
-    else f(Between<R, LINEAR, MEAN>());
+    if (s.act == RELU) f(Between<R, RELU, MEAN, NORMED>());
+    else f(Between<R, LINEAR, MEAN, NORMED>());
   } else {
-    if (s.act == RELU) f(Between<R, RELU, NONE>());
-    else if (s.act == TANH) f(Between<R, TANH, NONE>());
-    else f(Between<R, LINEAR, NONE>());
+    if (s.act == RELU) f(Between<R, RELU, NONE, NORMED>());
+    else if (s.act == TANH) f(Between<R, TANH, NONE, NORMED>());
+    else f(Between<R, LINEAR, NONE, NORMED>());
   }
+}
+
+template <class R, class F> void between(const Stage<R> &s, const F &f) {
+  if (s.norm == BIAS) between_of<R, false>(s, f);
+  else between_of<R, true>(s, f);
 }
 
 // ---- A set of samples -----------------------------------------------------------------------------------------------
@@ -844,7 +909,8 @@ template <class R> struct Set {
       const Kept<R> &k = pass.kept[l];
       memset(gradient + (s.bias < 0 ? s.gamma : s.bias), 0, sizeof(R) * (s.beta + s.cp - (s.bias < 0 ? s.gamma : s.bias)));
       means(s, n, k.sum, w.flat + s.gamma, k.part), means(s, n, k.sum_z, w.flat + s.gamma, k.part_z);
-      add_rows(s, n, k.sum_z, gradient + s.gamma), add_rows(s, n, k.sum, gradient + s.beta);
+      if (s.norm != BIAS) add_rows(s, n, k.sum_z, gradient + s.gamma);
+      add_rows(s, n, k.sum, gradient + s.beta);
       chunks(s, [&](int from, int to) {
         fetch(s, k, from, to, n);
         between(s, [&](auto b) { b.gradient(s, w.flat, k, from, to, scratch); });
@@ -884,12 +950,13 @@ template <class R> struct Set {
     }
     between(stages[last], [&](auto b) { b.finish_along(stages[last], w.flat, v.flat, pass.kept[last], along.kept[last], 0, n); });
     loss_along(pass, along);
-    between(stages[last], [&](auto b) { b.sums_along(stages[last], w.flat, pass.kept[last], along.kept[last], 0, n); });
+    between(stages[last], [&](auto b) { b.sums_along(stages[last], w.flat, v.flat, pass.kept[last], along.kept[last], 0, n); });
     for (size_t l = last + 1; l-- > 0;) {
       const Stage<R> &s = stages[l];
       const Kept<R> &k = pass.kept[l], &t = along.kept[l];
-      add_rows(s, n, t.sum_z, to + s.gamma), add_rows(s, n, t.sum, to + s.beta);
-      for (int row = 0; row < s.rows_of_norm(n); row++)  // of gamma times the gradient
+      if (s.norm != BIAS) add_rows(s, n, t.sum_z, to + s.gamma);
+      add_rows(s, n, t.sum, to + s.beta);
+      for (int row = 0; s.norm != BIAS && row < s.rows_of_norm(n); row++)  // of gamma times the gradient
         for (int c = 0, j = row * s.cp; c < s.cp; c++, j++) {
           const R gamma = w.flat[s.gamma + c], gammaD = v.flat[s.gamma + c];
           t.sum[j] = gamma * t.sum[j] + gammaD * k.sum[j], t.sum_z[j] = gamma * t.sum_z[j] + gammaD * k.sum_z[j];
@@ -906,7 +973,7 @@ template <class R> struct Set {
         }
         convolve_weights<R, 2>(s, x, d, to + s.weights, until - from, false);
         convolve_back<R, 2>(s, d, turned, along.kept[l - 1].g + from * s.input, until - from);
-        between(stages[l - 1], [&](auto b) { b.sums_along(stages[l - 1], w.flat, pass.kept[l - 1], along.kept[l - 1], from, until); });
+        between(stages[l - 1], [&](auto b) { b.sums_along(stages[l - 1], w.flat, v.flat, pass.kept[l - 1], along.kept[l - 1], from, until); });
       });
       done(l);
     }
