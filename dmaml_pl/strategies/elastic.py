@@ -196,7 +196,7 @@ def _at_beginning_of_run(trainer: pl.Trainer) -> dict[str, Any]:
     """A checkpoint of a training whose next run has begun, as if it had not."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "handed.ckpt")
-        trainer.save_checkpoint(file)
+        trainer.save_checkpoint(file, weights_only=False)
         checkpoint: dict[str, Any] = torch.load(file, weights_only=False)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for count in (progress["total"], progress["current"]):
