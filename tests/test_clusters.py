@@ -187,6 +187,23 @@ def test_our_parser_takes_what_the_files_contain(repository: Path, capsys: pytes
         assert yaml.safe_load(capsys.readouterr().out)["checkpoint"]["dirpath"]
 
 
+def test_our_parser_takes_the_commands_of_the_compose_file(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dmaml_pl.cli.run import run
+
+    os.chdir(repository)
+    services = yaml.safe_load((repository / "compose.yaml").read_text())["services"]
+    for name in ("trainer", "elastic-0", "elastic-1", "gpu"):
+        words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in services[name]["command"]]
+        assert words[0] == "fit"
+        with pytest.raises(SystemExit) as stop:
+            run([*words, "--print_config"])
+        assert stop.value.code == 0
+        found = yaml.safe_load(capsys.readouterr().out)["trainer"]["strategy"]["init_args"]
+        assert found["elastic"] is name.startswith("elastic")
+
+
 def test_the_manifests_have_the_fields_that_their_operators_ask_for(repository: Path) -> None:
     job = yaml.safe_load((repository / "deploy" / "pytorchjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
