@@ -32,7 +32,8 @@ from dmaml_pl.algorithms import Algorithm
 from dmaml_pl.engines import EngineChoice
 from dmaml_pl.engines.asked import MetaIteration
 from dmaml_pl.engines.base import Engine
-from dmaml_pl.engines.loop import NetworkTasks, at_once, evaluate, learned
+from dmaml_pl.engines.curvature import Curvatures, linearize
+from dmaml_pl.engines.loop import NetworkTasks, at_once, evaluate, learned, one_by_one
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.optimizers.trust_region import conjugate_gradients
@@ -132,6 +133,60 @@ def test_the_first_order_curvature_is_that_of_a_first_order_inner_loop() -> None
     vector = noise(case)
     found = case.engine.curvature(case.learner, case.batch, exact=False, every=1)(vector)
     torch.testing.assert_close(found, second_derivative(case, vector), rtol=1e-7, atol=1e-10)
+
+
+def test_what_was_recorded_serves_other_weights_other_samples_and_other_settings() -> None:
+    case = case_of("MAML")
+    vector = noise(case)
+    case.engine.curvature(case.learner, case.batch, exact=True, every=1)(vector)
+    algorithm = case.learner.algorithm
+    assert isinstance(algorithm, MAML)
+    for inner_lr in (0.3, 0.1):
+        algorithm.inner_lr = inner_lr
+        with torch.no_grad():
+            for p in case.learner.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        case.batch = Navigation2D(meta_batch=3, rollouts=4, horizon=8, seed=1).sample(
+            worker=0, run=0, iteration=1, act=case
+        )
+        found = case.engine.curvature(case.learner, case.batch, exact=True, every=1)
+        torch.testing.assert_close(found(vector), second_derivative(case, vector), rtol=1e-7, atol=1e-10)
+        assert all(torch.equal(value, found(vector)[name]) for name, value in found(vector).items())
+
+
+class LooksAtValues(nn.Module):
+    """Doubles what it gives where its inputs are large, which a record would not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return 2 * out if float(x.detach().abs().max()) > 1e3 else out
+
+
+class DrawsAtRandom(nn.Module):
+    """Inputs with so little noise that nobody sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x + 1e-30 * torch.randn_like(x))
+        return out
+
+
+@pytest.mark.parametrize("kind", [LooksAtValues, DrawsAtRandom])
+def test_networks_that_cannot_be_recorded_have_the_same_curvature(kind: Callable[[], nn.Module]) -> None:
+    case = Case(lambda: GaussianPolicy(kind(), 2), MAML(inner_lr=0.3, inner_steps=2), engine="per_task")
+    first = next(iter(case.batch.chunks(1)))
+    tasks = NetworkTasks(case.learner.network, {}, OBJECTIVE, first, one_by_one)
+    vector, meta = noise(case), case.learner.meta()
+    found = Curvatures().linearize(case.learner, meta, tasks, exact=True, every=1)(vector)
+    directly = linearize(case.learner, meta, tasks, exact=True, every=1)(vector)
+    torch.testing.assert_close(found, directly, rtol=1e-9, atol=1e-12)
 
 
 def test_thinned_rollouts_have_the_curvature_of_those_that_they_stand_for() -> None:

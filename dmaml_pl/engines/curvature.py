@@ -4,12 +4,14 @@ With w(m) the tasks' weights after adaptation from the meta-weights m, J = dw/dm
 derivative of the objective's constraint (a KL) by the output, it is the mean over the tasks of J' N' F N J. That is the
 constraint's own second derivative where the output is that of the policy that acted, as the first one is zero there,
 and takes no third derivatives (Gauss-Newton). Each map is differentiated once, and then by what is linear in it, so
-that a product computes only what changes with the vector.
+that a product computes only what changes with the vector. What that comes to is recorded, where it can be, and repeated
+in every meta-iteration.
 
 Legend: T tasks, B rollouts, L time steps.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +19,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dmaml_pl.algorithms.base import OWN, Weights
-from dmaml_pl.engines.base import Product
+from dmaml_pl.engines.base import Product, Tried
+from dmaml_pl.engines.fusing import fuse
 from dmaml_pl.engines.loop import NetworkTasks, detached, learned
+from dmaml_pl.engines.recording import Record, record
 from dmaml_pl.learner import MetaLearner
 
 
@@ -79,6 +83,80 @@ def linearize(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, *, exact
         }
 
     return product
+
+
+class Curvatures:
+    """Linearizes by what was recorded of `linearize`, once for all meta-batches of the same shapes.
+
+    It is recorded of tensors without values, so networks that look at values, and those that draw at random or write
+    into buffers, are linearized directly.
+    """
+
+    def __init__(self) -> None:
+        self._records: Tried[dict[Any, Record | None]] = Tried()
+
+    def linearize(
+        self, learner: MetaLearner, meta: Weights, tasks: NetworkTasks, *, exact: bool, every: int
+    ) -> Product:
+        """See the function of that name."""
+        samples = tree_flatten((tasks.batch.support, tasks.batch.query))[0]
+        tensors = [*(weight.detach() for weight in meta.values()), *samples]
+        settings = [value for of in learner.modules() for value in vars(of).values() if isinstance(value, int | float)]
+        key = (
+            exact,
+            every,
+            learner.algorithm.phase,
+            *settings,
+            *learned(meta),
+            *((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors),
+        )
+        records = self._records.setdefault(learner, {})
+        if key not in records:
+            records[key] = _recorded(learner, meta, tasks, exact=exact, every=every)
+        known = records[key]
+        if known is None or torch.is_autocast_enabled(tensors[0].device.type):
+            return linearize(learner, meta, tasks, exact=exact, every=every)
+        with torch.no_grad():
+            kept = known.once(*tensors)
+
+        def product(vector: Weights) -> Weights:
+            names = learned(meta)
+            with torch.no_grad():
+                return dict(zip(names, known.each(*kept, *(vector[name] for name in names)), strict=True))
+
+        return product
+
+
+def _recorded(learner: MetaLearner, meta: Weights, tasks: NetworkTasks, *, exact: bool, every: int) -> Record | None:
+    """What linearizing and a product do; None where that depends on more than shapes."""
+    samples, form = tree_flatten((tasks.batch.support, tasks.batch.query))
+    names = learned(meta)
+
+    def call(*given: Tensor) -> list[Tensor]:
+        left = iter(given)
+        own = {name: next(left).requires_grad_(weight.requires_grad) for name, weight in meta.items()}
+        support, query = tree_unflatten([next(left) for _ in samples], form)
+        batch = tasks.batch._replace(support=support, query=query)
+        with torch.enable_grad():
+            found = linearize(learner, own, tasks.of(batch), exact=exact, every=every)(
+                dict(zip(names, left, strict=True))
+            )
+        return [found[name] for name in names]
+
+    def shaped(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    try:
+        found = record(
+            call,
+            [shaped(tensor) for tensor in (*meta.values(), *samples)],
+            [shaped(meta[name]) for name in names],
+            next(iter(meta.values())).device,
+            fuse,
+        )
+    except Exception:  # a network may refuse in any way, and all can be done without
+        return None
+    return found if found.pure else None
 
 
 class _Map:

@@ -22,7 +22,12 @@ class FunctionalEngine(Engine):
     """Base of the engines that run a network as a function of weights; see `Engine` for what the methods promise.
 
     Frozen and unused weights are left as they are, as by learn2learn.
+
+    Attributes:
+        linearize: how the curvature is found; see `engines/curvature.py`.
     """
+
+    linearize: Callable[..., Product] = staticmethod(curvature.linearize)
 
     @abstractmethod
     def each(self, learner: MetaLearner, batch: TaskBatch, work: loop.Work[loop.Found]) -> Iterator[loop.Found]:
@@ -44,7 +49,7 @@ class FunctionalEngine(Engine):
 
     def curvature(self, learner: MetaLearner, batch: TaskBatch, *, exact: bool, every: int) -> Product:
         """The curvature of the mean constraint; see `engines/curvature.py`."""
-        products = list(self.each(learner, batch, partial(curvature.linearize, exact=exact, every=every)))
+        products = list(self.each(learner, batch, partial(self.linearize, exact=exact, every=every)))
 
         def mean(vector: Weights) -> Weights:
             parts = [product(vector) for product in products]

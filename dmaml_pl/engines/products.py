@@ -39,11 +39,16 @@ def merge_products(graph: Graph) -> None:
     for node in graph.nodes:
         traced = node.meta.get("tensor_meta")
         node.meta = {"shape": tuple(getattr(traced, "shape", ())), "dtype": getattr(traced, "dtype", None)}
-    _drop_what_does_nothing(graph)
-    _swap_factors(graph)
+    simplify(graph)
     _join_what_is_summed(graph)
     _join_what_shares_a_matrix(graph)
     graph.lint()
+
+
+def simplify(graph: Graph) -> None:
+    """The first of the three, in place; every node of a tensor tells its "shape" and its "dtype" in `meta`."""
+    _drop_what_does_nothing(graph)
+    _swap_factors(graph)
 
 
 def _drop_what_does_nothing(graph: Graph) -> None:
@@ -197,5 +202,5 @@ def _call(
 ) -> Node:
     """A new node; its shape matters to what comes after only where it has three axes."""
     node = graph.call_function(target, tuple(arguments), dict(settings or {}))
-    node.meta = {"shape": shape}
+    node.meta = {"shape": shape, "dtype": node.all_input_nodes[0].meta["dtype"]}
     return node
