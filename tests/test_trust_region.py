@@ -167,26 +167,36 @@ class LooksAtValues(nn.Module):
 
 
 class DrawsAtRandom(nn.Module):
-    """Inputs with so little noise that nobody sees it."""
+    """Noise on its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x + 1e-30 * torch.randn_like(x))
+        out: Tensor = self.layer(x + torch.randn_like(x))
         return out
 
 
-@pytest.mark.parametrize("kind", [LooksAtValues, DrawsAtRandom])
-def test_networks_that_cannot_be_recorded_have_the_same_curvature(kind: Callable[[], nn.Module]) -> None:
-    case = Case(lambda: GaussianPolicy(kind(), 2), MAML(inner_lr=0.3, inner_steps=2), engine="per_task")
+def one_task(network: nn.Module) -> tuple[Case, NetworkTasks]:
+    case = Case(lambda: GaussianPolicy(network, 2), MAML(inner_lr=0.3, inner_steps=2), engine="per_task")
     first = next(iter(case.batch.chunks(1)))
-    tasks = NetworkTasks(case.learner.network, {}, OBJECTIVE, first, one_by_one)
+    return case, NetworkTasks(case.learner.network, {}, OBJECTIVE, first, one_by_one)
+
+
+def test_a_network_that_looks_at_values_is_not_recorded_and_has_the_same_curvature() -> None:
+    case, tasks = one_task(LooksAtValues())
     vector, meta = noise(case), case.learner.meta()
     found = Curvatures().linearize(case.learner, meta, tasks, exact=True, every=1)(vector)
     directly = linearize(case.learner, meta, tasks, exact=True, every=1)(vector)
     torch.testing.assert_close(found, directly, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_that_draws_at_random_draws_no_more_between_two_products() -> None:
+    case, tasks = one_task(DrawsAtRandom())
+    product = Curvatures().linearize(case.learner, case.learner.meta(), tasks, exact=True, every=1)
+    one, other = product(noise(case)), product(noise(case))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_thinned_rollouts_have_the_curvature_of_those_that_they_stand_for() -> None:
