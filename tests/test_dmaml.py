@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dmaml_pl import MLP, DMAMLStrategy
 from dmaml_pl.data import TrainingRuns
 from dmaml_pl.errors import ConfigError, NonFiniteError
+from dmaml_pl.strategies.dmaml import spread
 from dmaml_pl.tasks import Act
 from tests.recipes import (
     FreezingData,
@@ -116,6 +118,23 @@ def test_reports_tell_of_both_workers_and_are_the_same_on_both(two_workers: list
         assert torch.allclose(mine["series"]["loss"], mine["workers"]["loss"].mean(dim=0))
         assert mine["tasks"] == 2 * 4 * len(mine["series"]["loss"])
         assert mine["merge"]["merge/drift"] > 0
+
+
+@pytest.mark.parametrize(
+    ("ways", "drift", "agreement"),
+    [
+        ([[3.0, 0.0], [3.0, 0.0]], 0.0, 1.0),
+        ([[3.0, 0.0], [0.0, 3.0]], math.sqrt(4.5), 0.5),
+        ([[3.0, 0.0], [-3.0, 0.0]], 3.0, 0.0),
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0, 1.0),
+    ],
+)
+def test_agreement_is_one_where_all_go_the_same_way_and_one_over_the_workers_where_they_have_nothing_in_common(
+    ways: list[list[float]], drift: float, agreement: float
+) -> None:
+    moved = torch.tensor(ways)
+    found = spread({"weight": torch.ones(2), "squared_displacement": moved.square().sum(1)}, moved.mean(0))
+    assert found == {"merge/drift": pytest.approx(drift), "merge/agreement": pytest.approx(agreement)}
 
 
 def test_with_sgd_and_runs_of_one_the_merge_equals_averaging_the_meta_gradients() -> None:

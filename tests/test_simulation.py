@@ -109,7 +109,8 @@ def test_simulated_workers_have_the_weights_and_merges_of_as_many_processes(of: 
     assert max(map(far, found, real)) < 1e-9
     for ours, theirs in zip(said, told, strict=True):
         assert ours["merge/bytes"] == theirs["merge/bytes"]
-        assert ours["merge/drift"] == pytest.approx(theirs["merge/drift"], abs=1e-9)
+        for name in ("merge/drift", "merge/agreement"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-9)
 
 
 def test_simulated_averages_of_gradients_are_those_of_parallel_tasks() -> None:

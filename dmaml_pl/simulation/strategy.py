@@ -19,7 +19,7 @@ from dmaml_pl.modules.outer_step import OuterStep
 from dmaml_pl.optimizers import AskingOptimizer
 from dmaml_pl.runs import RunClock, RunReport
 from dmaml_pl.simulation.stacked import StackedWeights, check_gradients, check_steps
-from dmaml_pl.strategies.dmaml import DMAMLStrategy, drift
+from dmaml_pl.strategies.dmaml import DMAMLStrategy, spread
 from dmaml_pl.strategies.exchange import METRICS
 from dmaml_pl.strategies.flat import FlatState
 from dmaml_pl.strategies.moments import moments_of
@@ -205,7 +205,7 @@ class SimulatedStrategy(DMAMLStrategy):
         elif self.moments == "reset":
             self._forget_moments()
         squares = (rows - start).double().square().sum(1)
-        return told | {"merge/drift": drift({"weight": weights, "squared_displacement": squares}, mean - start)}
+        return told | spread({"weight": weights, "squared_displacement": squares}, mean - start)
 
     def _weights(self, state: FlatState, rows: Tensor, buffers: Tensor, report: RunReport) -> list[float]:
         """How much each worker counts."""

@@ -156,7 +156,7 @@ class DMAMLStrategy(WorkerStrategy):
         """Make the merged weights this worker's own."""
         state.unpack_floats(self._apply_rule(start, merged.mean, state.parameter_size))
         state.unpack_integers(merged.integers)
-        merged.report["merge"]["merge/drift"] = drift(merged.metrics, merged.mean - start)
+        merged.report["merge"] |= spread(merged.metrics, merged.mean - start)
 
     def _apply_rule(self, start: Tensor, mean: Tensor, size: int) -> Tensor:
         """The rule decides about the parameters, the first `size` values; buffers are averaged whatever the rule."""
@@ -234,11 +234,15 @@ class DMAMLStrategy(WorkerStrategy):
         self.merge_rule.load_state_dict(kept.get("merge", {}))
 
 
-def drift(metrics: Mapping[str, Tensor], displacement: Tensor) -> float:
-    """Root mean square distance of the workers' weights from their mean.
+def spread(metrics: Mapping[str, Tensor], displacement: Tensor) -> dict[str, float]:
+    """How far apart the workers have gone in a run, from their displacements d_i and the mean of these.
 
-    From mean |d_i|^2 - |mean d_i|^2 with d_i the displacement of worker i, which needs no second all-reduce.
+    `merge/drift` is the root mean square distance of their weights from the mean, from mean |d_i|^2 - |mean d_i|^2,
+    which needs no second all-reduce. `merge/agreement` is |mean d_i|^2 / mean |d_i|^2: 1 over the number of workers
+    where their ways have nothing in common, so that the mean takes away noise, and 1 where all go the same way.
     """
     weight, squared = metrics["weight"], metrics["squared_displacement"].double()
-    spread = ((weight / weight.sum()).double() * squared).sum() - displacement.double().square().sum()
-    return float(spread.clamp(min=0).sqrt())
+    own = ((weight / weight.sum()).double() * squared).sum()
+    common = displacement.double().square().sum()
+    agreement = common / own if own > 0 else torch.ones_like(common)
+    return {"merge/drift": float((own - common).clamp(min=0).sqrt()), "merge/agreement": float(agreement)}
