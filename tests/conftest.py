@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,12 @@ from dmaml_pl import _learn2learn
 from dmaml_pl.cli import quiet
 
 # PyTorch is not loaded here: pytest-xdist's own process, which runs no test, loads this file, too.
+
+
+def pytest_configure() -> None:
+    """Signals as in a terminal, which a script's background (`make test &`, nohup) ignores, and tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collectstart() -> None:
