@@ -10,20 +10,19 @@ Legend: T tasks, Q query samples, P parameters as the C++ has them, I adaptation
 """
 
 import copy
-import ctypes
-import weakref
 from collections.abc import Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmaml_pl.algorithms.base import OWN, Algorithm, Weights
+from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.engines import loop, trial
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
-from dmaml_pl.engines.native.blocks import Chain, UnknownLayerError, read
+from dmaml_pl.engines.native.blocks import Chain, UnknownLayerError
+from dmaml_pl.engines.native.layout import Layout, rates_of
 from dmaml_pl.engines.native.library import SUFFIX, library
+from dmaml_pl.engines.native.machine import Machine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.learner import MetaLearner
@@ -46,8 +45,8 @@ class NativeEngine(PerTaskEngine):
 
     def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
         super().__init__(objective, task_chunk=task_chunk)
-        self._plans: Tried[dict[Hashable, _Plan]] = Tried()
-        self._machines: Tried[dict[Hashable, _Machine]] = Tried()
+        self._layouts: Tried[dict[Hashable, Layout]] = Tried()
+        self._machines: Tried[dict[Hashable, Machine]] = Tried()
         self._own_refusals: Tried[str | None] = Tried()
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
@@ -66,11 +65,11 @@ class NativeEngine(PerTaskEngine):
         if of != "loss" or torch.is_autocast_enabled("cpu"):
             return super().meta_gradient(learner, batch, backward, of)
         threads = torch.get_num_threads()
-        plan = self._plan(learner, batch)
+        layout = self._layout(learner, batch)
         with limited_threads(1):  # what surrounds the C++ is small, and threads would wait for each other
-            found, losses, outputs = self._compute(learner, batch, threads, plan)
+            found, losses, outputs = self._compute(learner, batch, threads, layout)
         metric = loop.metrics_of(self.objective, losses, outputs, batch.query).mean()
-        loss, parameters, gradients = losses.mean(), [plan.meta[name] for name in found], list(found.values())
+        loss, parameters, gradients = losses.mean(), [layout.meta[name] for name in found], list(found.values())
         hand_out(MetaGradient(loss, metric, parameters, gradients, apart=True), backward)
         return MetaOutcome(loss, metric)
 
@@ -79,14 +78,14 @@ class NativeEngine(PerTaskEngine):
         return None
 
     def _compute(
-        self, learner: MetaLearner, batch: TaskBatch, threads: int, plan: "_Plan"
+        self, learner: MetaLearner, batch: TaskBatch, threads: int, layout: Layout
     ) -> tuple[Weights, Tensor, Tensor]:
         """Meta-gradients by name, losses (T,), outputs (T, Q, N)."""
         algorithm = learner.algorithm
         with torch.no_grad():
-            weights = torch.cat([each.detach().view(-1) for each in plan.sources])[plan.chain.index]
-        laid, unused = plan.rates(algorithm)
-        gradient, of_rates, losses, outputs = self._machine(learner, batch, plan.chain).run(
+            weights = torch.cat([each.detach().view(-1) for each in layout.sources])[layout.chain.index]
+        laid, unused = layout.rates(algorithm)
+        gradient, of_rates, losses, outputs = self._machine(learner, batch, layout.chain).run(
             weights,
             laid.detach(),
             batch,
@@ -94,16 +93,16 @@ class NativeEngine(PerTaskEngine):
             second_order=not algorithm.first_order,
             with_rates=laid.requires_grad,
         )
-        parts = (gradient[plan.places] / batch.tasks).split(plan.sizes)
-        found = {name: part.view(plan.meta[name].shape) for name, part in zip(plan.learned, parts, strict=True)}
-        found |= {name: torch.zeros_like(plan.meta[name]) for name in plan.ignored}
+        parts = (gradient[layout.places] / batch.tasks).split(layout.sizes)
+        found = {name: part.view(layout.meta[name].shape) for name, part in zip(layout.learned, parts, strict=True)}
+        found |= {name: torch.zeros_like(layout.meta[name]) for name in layout.ignored}
         if laid.requires_grad:
-            zeros, of = [torch.zeros_like(rate) for rate in unused], [plan.meta[name] for name in plan.own]
+            zeros, of = [torch.zeros_like(rate) for rate in unused], [layout.meta[name] for name in layout.own]
             by = torch.autograd.grad([laid, *unused], of, [of_rates / batch.tasks, *zeros], allow_unused=True)
-            found |= {name: g for name, g in zip(plan.own, by, strict=True) if g is not None}
+            found |= {name: g for name, g in zip(layout.own, by, strict=True) if g is not None}
         return found, losses, outputs
 
-    def _plan(self, learner: MetaLearner, batch: TaskBatch) -> "_Plan":
+    def _layout(self, learner: MetaLearner, batch: TaskBatch) -> Layout:
         """How the network is made, and where its weights are; made anew where they are others.
 
         Raises:
@@ -112,12 +111,12 @@ class NativeEngine(PerTaskEngine):
         sample = batch.query.x.shape[2:]
         tensors = [*learner.tensors(), *learner.network.buffers()]
         key = [*map(id, tensors), *(tensor.requires_grad for tensor in tensors), tensors[0].dtype]
-        plans = self._plans.setdefault(learner, {})
-        if sample not in plans or plans[sample].key != key:
-            plans[sample] = _Plan(learner, sample, key)
-        return plans[sample]
+        layouts = self._layouts.setdefault(learner, {})
+        if sample not in layouts or layouts[sample].key != key:
+            layouts[sample] = Layout(learner, sample, key)
+        return layouts[sample]
 
-    def _machine(self, learner: MetaLearner, batch: TaskBatch, chain: Chain) -> "_Machine":
+    def _machine(self, learner: MetaLearner, batch: TaskBatch, chain: Chain) -> Machine:
         kind = next(learner.network.parameters()).dtype
         key = (*(tensor.shape for tensor in batch.tensors()), kind, learner.algorithm.steps)
         machines = self._machines.setdefault(learner, {})
@@ -125,7 +124,7 @@ class NativeEngine(PerTaskEngine):
             if len(machines) >= MOST_MACHINES:
                 del machines[next(iter(machines))]
             is_classes = isinstance(self.objective, Classification)
-            machines[key] = _Machine(chain, batch, kind, learner.algorithm.steps, is_classes=is_classes)
+            machines[key] = Machine(chain, batch, kind, learner.algorithm.steps, is_classes=is_classes)
         return machines[key]
 
     def _try_native(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
@@ -146,7 +145,7 @@ class NativeEngine(PerTaskEngine):
         if unknown is not None:
             return f"native does not know {unknown}"
         try:
-            self._plan(learner, batch)
+            self._layout(learner, batch)
         except UnknownLayerError as reason:
             return f"native cannot compute {type(network).__name__} ({reason})"
         found = library()
@@ -164,7 +163,7 @@ class NativeEngine(PerTaskEngine):
             if not _steps_by_rates(exact):
                 return f"native does not know the steps of {type(learner.algorithm).__name__}"
             other = NativeEngine(self.objective)  # with other caches
-            own, _, _ = other._compute(exact, task, 1, other._plan(exact, task))
+            own, _, _ = other._compute(exact, task, 1, other._layout(exact, task))
             meta = exact.meta()
             tasks = loop.NetworkTasks(
                 exact.network, dict(exact.network.named_buffers()), self.objective, task, loop.one_by_one
@@ -195,122 +194,7 @@ def _steps_by_rates(learner: MetaLearner) -> bool:
     )
     with torch.no_grad():
         for number in range(algorithm.steps):
-            rates, moved = _rates(algorithm, meta, number), algorithm.step(meta, at, g, number)
+            rates, moved = rates_of(algorithm, meta, number), algorithm.step(meta, at, g, number)
             if not all(torch.allclose(moved[name], at[name] - rates[name] * g[name]) for name in at):
                 return False
     return True
-
-
-def _rates(algorithm: Algorithm, meta: Weights, number: int) -> Weights:
-    """The rate of each weight that adapts in a step: minus what a gradient of ones makes of zero."""
-    at = {name: torch.zeros_like(meta[name]).unsqueeze(0) for name in algorithm.adapts}
-    ones = {name: torch.ones_like(zeros) for name, zeros in at.items()}
-    return {name: -moved.squeeze(0) for name, moved in algorithm.step(meta, at, ones, number).items()}
-
-
-class _Plan:
-    """How a network is made, and where the weights of a learner are: what stays from one meta-iteration to the next.
-
-    Args:
-        learner: network and algorithm.
-        sample: shape of a sample.
-        key: what it holds for; kept.
-
-    Attributes:
-        chain: the stages.
-        meta: all meta-weights by name.
-        sources: the tensors that the stages have, in their order, followed by a zero and a one.
-        learned, ignored, own: names of the meta-weights that have a gradient: of the stages, of what changes nothing,
-            and of the algorithm.
-        places: of all elements of those `learned`, one after another, among the parameters of the C++.
-        sizes: how many elements each of them has.
-
-    Raises:
-        UnknownLayerError: the network is no chain.
-    """
-
-    def __init__(self, learner: MetaLearner, sample: tuple[int, ...], key: list[Any]) -> None:
-        network, self.meta, self.key = learner.network, learner.meta(), key
-        tensors = dict(network.named_buffers()) | self.meta
-        self.chain = read(network, sample)
-        self.chain.lay_out(tensors)
-        self.sources = [tensors[name] for name in self.chain.names]
-        self.sources.append(self.sources[0].new_tensor([0, 1]))
-        names = loop.learned(self.meta)
-        self.own = [name for name in names if name.startswith(OWN)]
-        self.learned = [name for name in names if name in self.chain.places]
-        self.ignored = [name for name in names if name in self.chain.ignored]
-        empty = torch.empty(0, dtype=torch.long)
-        self.places = torch.cat([empty, *(self.chain.places[name] for name in self.learned)])
-        self.sizes = [self.meta[name].numel() for name in self.learned]
-        self._fixed: tuple[Hashable, Tensor] | None = None
-
-    def rates(self, algorithm: Algorithm) -> tuple[Tensor, list[Tensor]]:
-        """The rate of each parameter of the C++ in each step, (I, P), zero for those that have none.
-
-        And those that are learned, of weights that change nothing.
-        """
-        settings = (algorithm.phase, *(v for v in vars(algorithm).values() if isinstance(v, bool | int | float | str)))
-        if self._fixed is not None and self._fixed[0] == settings:
-            return self._fixed[1], []
-        with torch.enable_grad():
-            steps = [_rates(algorithm, self.meta, number) for number in range(algorithm.steps)]
-            laid = torch.stack([self._laid_out(each) for each in steps])
-        if not any(name.startswith(OWN) for name in self.meta):  # with nothing of its own it always has the same
-            self._fixed = settings, laid.detach()
-        ignored = [each[name] for each in steps for name in self.chain.ignored if name in each]
-        return laid, [rate for rate in ignored if rate.requires_grad]
-
-    def _laid_out(self, values: Weights) -> Tensor:
-        """Values of weights as the C++ has them, (P,); zero for those that have none."""
-        parts = [
-            values[name].flatten() if name in values else torch.zeros_like(tensor).flatten()
-            for name, tensor in zip(self.chain.names, self.sources, strict=False)
-        ]
-        return torch.cat([*parts, parts[0].new_zeros(2)])[self.chain.index]
-
-
-class _Machine:
-    """The C++ with its memory for tasks of one shape."""
-
-    def __init__(self, chain: Chain, batch: TaskBatch, kind: torch.dtype, steps: int, *, is_classes: bool) -> None:
-        found, suffix = library(), SUFFIX[str(kind).removeprefix("torch.")]
-        assert not isinstance(found, str), "asked for before"  # noqa: S101
-        self.kind, self.parameters, self.steps = kind, len(chain.index), steps
-        self.outputs, self.is_classes = chain.stages[-1].filters, is_classes
-        support, query = batch.support_x.shape[1], batch.query.x.shape[1]
-        sizes = (ctypes.c_int64 * 8)(
-            len(chain.stages), self.parameters, batch.tasks, support, query, steps, self.outputs, is_classes
-        )
-        fields = [value for stage in chain.stages for value in stage.fields()]
-        eps = (ctypes.c_double * len(chain.stages))(*(stage.eps for stage in chain.stages))
-        self._handle = getattr(found, f"make_{suffix}")(sizes, (ctypes.c_int64 * len(fields))(*fields), eps)
-        self._run = getattr(found, f"run_{suffix}")
-        weakref.finalize(self, getattr(found, f"free_{suffix}"), self._handle)
-
-    def run(
-        self, weights: Tensor, rates: Tensor, batch: TaskBatch, threads: int, *, second_order: bool, with_rates: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums over the tasks of the gradients by weights (P,) and rates (I, P); losses (T,), outputs (T, Q, N)."""
-        query_y: Any = batch.query.y
-        samples = [batch.support_x, batch.support_y, batch.query.x, query_y]
-        given = [weights, rates, *(self._as_read(each, number % 2 == 1) for number, each in enumerate(samples))]
-        tasks, query = batch.query.x.shape[:2]
-        shapes: list[Any] = [self.parameters, (self.steps, self.parameters), tasks, (tasks, query, self.outputs)]
-        found = [torch.empty(shape, dtype=self.kind) for shape in shapes]
-        places = [tensor.data_ptr() for tensor in found]
-        if not with_rates:
-            places[1] = 0
-        self._run(
-            self._handle,
-            threads,
-            second_order,
-            (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given)),
-            (ctypes.c_void_p * len(found))(*places),
-        )
-        gradient, of_rates, losses, outputs = found
-        return gradient, of_rates, losses, outputs
-
-    def _as_read(self, tensor: Tensor, is_target: bool) -> Tensor:
-        kind = torch.int64 if is_target and self.is_classes else self.kind
-        return tensor.detach().to(kind).contiguous()
