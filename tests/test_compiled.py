@@ -112,6 +112,14 @@ def test_the_traced_meta_gradient_equals_the_references(kind: str, steps: int, f
     assert_equals_the_reference(network_of(kind), rule, compiled=True)
 
 
+def test_one_task_is_traced_as_many_are_as_compilers_fuse_small_products_of_a_batch_alone(graphs: list[Any]) -> None:
+    learner = MetaLearner(made(lambda: MLP(hidden=[8, 8])), MAML(inner_lr=0.1))
+    batch = small_data(meta_batch=1).sample(worker=0, run=0, iteration=0)
+    VectorizedEngine(objective_of("regression"), compiled=True).meta_gradient(learner, batch)
+    products = {str(node.target) for node in graphs[0].graph.nodes if "mm" in str(node.target)}
+    assert products == {"aten.bmm.default"}
+
+
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.usefixtures("graphs")
 def test_gradients_that_share_memory_are_handed_out_apart(first_order: bool) -> None:

@@ -44,12 +44,14 @@ class _Traits(NamedTuple):
     Attributes:
         refusal: why it cannot be run as a function; None if it can.
         copies: it can be copied, and its copies run on a CPU in its place.
-        threads: also in several threads, with the same bits at every time.
+        faster: copies have faster layers.
+        threads: they run in several threads, too, with the same bits at every time.
         channels_last: it takes images whose channels are last in memory.
     """
 
     refusal: str | None
     copies: bool = False
+    faster: bool = False
     threads: bool = False
     channels_last: bool = False
 
@@ -130,7 +132,8 @@ class PerTaskEngine(FunctionalEngine):
             return work(learner, own, loop.NetworkTasks(network, buffers, self.objective, task, one_by_one))
 
         # A network is run as a function by putting the weights in its place, which two threads cannot do in one.
-        copies = [_structure_of(network) for _ in range(workers)] if traits.copies else [network]
+        copied = traits.copies and (workers > 1 or traits.faster)
+        copies = [_structure_of(network)[0] for _ in range(workers)] if copied else [network]
         if workers == 1:
             for task in batch.chunks(1):
                 yield one(task, copies[0])
@@ -180,26 +183,27 @@ class PerTaskEngine(FunctionalEngine):
                 return _Traits(None)
             draws = trial.draws_at_random(network, task)
             try:
-                copied = _structure_of(network)
+                copied, faster = _structure_of(network)
             except Exception:  # whatever the network holds: it is run itself, in this thread
                 return _Traits(None)
-            return self._traits_of_copy(learner, copied, task, draws=draws)
+            channels_last = self._takes_channels_last(learner, copied, task)
+            return _Traits(None, copies=True, faster=faster, threads=not draws, channels_last=channels_last)
 
-    def _traits_of_copy(self, learner: MetaLearner, copied: nn.Module, task: TaskBatch, *, draws: bool) -> _Traits:
+    def _takes_channels_last(self, learner: MetaLearner, copied: nn.Module, task: TaskBatch) -> bool:
         """Whether a copy of the network takes images in another order in memory."""
         meta, buffers = learner.meta(), dict(learner.network.named_buffers())
         fast = {name: weight.detach().unsqueeze(0) for name, weight in learner.network.named_parameters()}
         task = trial.of_one_class(task)
-        channels_last = task.support_x.ndim == 5
-        if channels_last:
-            at = {name: weight.detach().requires_grad_(meta[name].requires_grad) for name, weight in fast.items()}
-            turned = task.map_inputs(_channels_last)
-            try:
-                loss = loop.NetworkTasks(copied, buffers, self.objective, turned, one_by_one).support_loss(meta, at, 0)
-                loss.sum().backward()
-            except RuntimeError:  # such as `view` of what is not in one piece
-                channels_last = False
-        return _Traits(None, copies=True, threads=not draws, channels_last=channels_last)
+        if task.support_x.ndim != 5:
+            return False
+        at = {name: weight.detach().requires_grad_(meta[name].requires_grad) for name, weight in fast.items()}
+        turned = task.map_inputs(_channels_last)
+        try:
+            loss = loop.NetworkTasks(copied, buffers, self.objective, turned, one_by_one).support_loss(meta, at, 0)
+            loss.sum().backward()
+        except RuntimeError:  # such as `view` of what is not in one piece
+            return False
+        return True
 
 
 def adapted_weights(learner: MetaLearner, objective: Objective, x: Tensor, y: Tensor, steps: int) -> Weights:
@@ -250,12 +254,11 @@ def _like_channels_last(p: Tensor) -> Tensor:
     return p.detach().contiguous(memory_format=torch.channels_last).requires_grad_(p.requires_grad)
 
 
-def _structure_of(network: nn.Module) -> nn.Module:
-    """A copy of the modules, which holds the same tensors, and whose layers are faster."""
+def _structure_of(network: nn.Module) -> tuple[nn.Module, bool]:
+    """A copy of the modules, which holds the same tensors, with faster layers; whether there are any of these."""
     tensors = [*network.parameters(), *network.buffers()]
     copied = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    use_faster_layers(copied)
-    return copied
+    return copied, use_faster_layers(copied)
 
 
 def _settings_of_thread() -> Callable[[], AbstractContextManager[None]]:

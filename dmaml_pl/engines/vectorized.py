@@ -79,8 +79,9 @@ class VectorizedEngine(FunctionalEngine):
         return MetaOutcome(outcome.loss.mean().detach(), outcome.metric.mean())
 
     def _evaluate(self, learner: MetaLearner, meta: Weights, buffers: Weights, batch: TaskBatch) -> loop.Evaluated:
-        """What a compiled meta-gradient is traced from."""
-        return loop.evaluate(learner, meta, self._tasks(learner, buffers, batch))
+        """What a compiled meta-gradient is traced from: products of all tasks at once, also of one (`products.py`)."""
+        tasks = loop.NetworkTasks(learner.network, buffers, self.objective, batch, loop.at_once)
+        return loop.evaluate(learner, meta, tasks)
 
     def _tasks(self, learner: MetaLearner, buffers: Weights, batch: TaskBatch) -> loop.NetworkTasks:
         each = loop.one_by_one if batch.tasks == 1 else loop.at_once  # vmap takes longer than what it saves

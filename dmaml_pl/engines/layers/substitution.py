@@ -15,21 +15,31 @@ Step = Callable[[Tensor], Tensor]
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def use_faster_layers(network: nn.Module) -> None:
+def use_faster_layers(network: nn.Module) -> bool:
     """Make what is known of a network on a CPU compute as the files of this folder say; all else stays as it is.
 
     Modules of a class of one's own, or with hooks, are not known. Gradients of gradients can be taken then, but not
     gradients of those.
+
+    Returns:
+        Whether anything is.
     """
+    known = False
     for layer in network.modules():
-        if _is(layer, nn.Sequential):
-            steps = _steps(list(layer))
-            if len(steps) < len(layer):
-                layer.forward = partial(_walk, steps)  # type: ignore[method-assign]
-        elif _is_batch_norm(layer):
-            layer.forward = partial(batch_norm, layer)  # type: ignore[method-assign]
-        elif _is(layer, nn.Conv2d):
-            layer.forward = partial(convolution, layer)  # type: ignore[method-assign]
+        forward = _faster(layer)
+        if forward is not None:
+            layer.forward = forward  # type: ignore[method-assign]
+            known = True
+    return known
+
+
+def _faster(layer: nn.Module) -> Step | None:
+    if _is(layer, nn.Sequential):
+        steps = _steps(list(layer))
+        return partial(_walk, steps) if len(steps) < len(layer) else None
+    if _is_batch_norm(layer):
+        return partial(batch_norm, layer)
+    return partial(convolution, layer) if _is(layer, nn.Conv2d) else None
 
 
 def _is(layer: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
