@@ -89,3 +89,43 @@ def test_a_network_of_the_users_own_is_found_in_the_current_folder(
 def test_the_strategy_goes_by_its_name(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = resolved(capsys, "--config", str(repository / "configs" / "sinusoid.yaml"), "--trainer.strategy=dmaml")
     assert config["trainer"]["strategy"] == "dmaml"
+
+
+def told(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:
+    """The lines before a training that is refused, about settings kept from another class."""
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's call
+        assert run(["fit", *words, "--trainer.max_steps=0"]) == 1
+    return [line for line in caplog.messages if "keeps what was set" in line]
+
+
+def test_settings_that_an_algorithm_has_from_that_of_the_config_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["--config=omniglot", "--model.algorithm=ANIL"]
+    assert told(caplog, *words) == [
+        "model.algorithm is ANIL, and keeps what was set for MAML: inner_lr 0.4, inner_steps 1."
+    ]
+    caplog.clear()
+    assert told(caplog, *words, "--model.algorithm.inner_lr=0.1") == [
+        "model.algorithm is ANIL, and keeps what was set for MAML: inner_steps 1."
+    ]
+
+
+def test_settings_kept_are_told_of_every_class_and_of_later_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = write(
+        tmp_path / "later.yaml",
+        "model: {init_args: {network: {init_args: {hidden: [8]}, class_path: dmaml_pl.ContextMLP},\n"
+        "  meta_optimizer: {class_path: torch.optim.SGD}}}\n",
+    )
+    assert told(caplog, "--config=sinusoid", "--config", later) == [
+        "model.network is ContextMLP, and keeps what was set for MLP: inputs 1, outputs 1.",
+        "model.meta_optimizer is SGD, and keeps what was set for Adam: lr 0.005.",
+    ]
+
+
+def test_nothing_is_told_where_the_class_stays_or_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    assert told(caplog, "--config=omniglot") == []
+    assert told(caplog, "--config=omniglot", "--model.algorithm=dmaml_pl.algorithms.MAML") == []
+    assert told(caplog, "--config=omniglot", "--model.algorithm=ANIL", "--model.algorithm.inner_lr=1",
+                "--model.algorithm.inner_steps=2") == []  # fmt: skip

@@ -43,7 +43,7 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
     Raises:
         ConfigError: always.
     """
-    options = list(_options(parser, words))
+    options = list(options_of(parser, words))
     groups = {name.partition(".")[0] for name in _known(parser)}
     for name, value in options:
         if value is None and name.partition(".")[0] in groups:
@@ -61,7 +61,7 @@ def _known(parser: ArgumentParser) -> dict[str, argparse.Action]:
     return {action.dest: action for action in parser._actions if action.default is not argparse.SUPPRESS}  # noqa: SLF001
 
 
-def _options(parser: ArgumentParser, words: list[str]) -> Iterator[tuple[str, str | None]]:
+def options_of(parser: ArgumentParser, words: list[str]) -> Iterator[tuple[str, str | None]]:
     """Names and values, as they were written; None where there is no value."""
     known = _known(parser).values()
     others = {option for action in parser._actions if action not in known for option in action.option_strings}  # noqa: SLF001
@@ -72,18 +72,24 @@ def _options(parser: ArgumentParser, words: list[str]) -> Iterator[tuple[str, st
             yield name, value if equals else None if after.startswith("--") else after
 
 
+def settings_of(name: str, text: str | None) -> dict[str, Any]:
+    """What an option sets, as a configuration would: all that its file says, or one setting."""
+    above: Any = text
+    with contextlib.suppress(yaml.YAMLError):
+        if name == "config" and text is not None and Path(text).is_file():  # from a pipe it is read only once
+            settings: dict[str, Any] = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+            return settings
+        if text is not None and text.startswith(("{", "[")):
+            above = yaml.safe_load(text)
+    nested: dict[str, Any] = reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), above)
+    return nested
+
+
 def _given(options: list[tuple[str, str | None]]) -> dict[str, Any]:
     """The settings of files and options, each laid over those before it, and references replaced where they lead."""
     given: dict[str, Any] = {}
     for name, text in options:
-        above: Any = text
-        with contextlib.suppress(yaml.YAMLError):
-            if name == "config" and text is not None and Path(text).is_file():  # from a pipe it is read only once
-                given = _lay_over(given, yaml.safe_load(Path(text).read_text(encoding="utf-8")))
-                continue
-            if text is not None and text.startswith(("{", "[")):
-                above = yaml.safe_load(text)
-        given = _lay_over(given, reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), above))
+        given = _lay_over(given, settings_of(name, text))
     with contextlib.suppress(OmegaConfBaseException):
         given = OmegaConf.to_container(OmegaConf.create(given), resolve=True)  # type: ignore[assignment]
     return given

@@ -9,13 +9,15 @@ import pytorch_lightning as pl
 from jsonargparse import ArgumentError, add_instantiator, set_parsing_settings
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import configs
+from dmaml_pl.cli.carried import carried_over
 from dmaml_pl.cli.messages import explain_trainer
-from dmaml_pl.cli.mistakes import refuse
+from dmaml_pl.cli.mistakes import options_of, refuse, settings_of
 from dmaml_pl.cli.recorder import ConfigRecorder
 from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
@@ -113,17 +115,20 @@ class DmamlCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Lightning's; a command line that cannot be parsed is one line.
+        """Lightning's; a command line that cannot be parsed is one line, and so is what one class has of another's.
 
         Raises:
             ConfigError: what is wrong, in one line.
         """
         written = sys.argv  # as the user would write it again
         sys.argv = configs.with_files(written)
+        command, *words = sys.argv[1:]
         try:
             super().parse_arguments(parser, args)
+            given = (settings_of(*option) for option in options_of(self._parser(command), words))
+            for line in carried_over(given, self.config[command].as_dict()):
+                rank_zero_info(line)
         except ArgumentError as error:
-            command, *words = sys.argv[1:]
             refuse(self._parser(command), words, error)
         finally:
             sys.argv = written
