@@ -24,6 +24,12 @@ class ClassImages:
         names: of the classes.
         groups: number of the group of each class, such as its alphabet, (classes,), where the classes of a task are of
             one group; None where they are any.
+
+    Examples:
+        >>> from data_modules.class_images import ClassImages
+        >>> images = ClassImages.of(torch.zeros(8, 20, 28, 28, dtype=torch.uint8))
+        >>> images.pixels.shape, images.samples.tolist()
+        (torch.Size([160, 1, 28, 28]), [20, 20, 20, 20, 20, 20, 20, 20])
     """
 
     pixels: Tensor

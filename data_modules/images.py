@@ -59,6 +59,17 @@ class ImageTasks(TaskDataModule):
         sampler: "batched" samples all tasks of a meta-batch at once; "learn2learn", the reference, one after another
             through learn2learn's task transforms. From the same seed they make other tasks of the same distribution.
         settings: those of `TaskDataModule`.
+
+    Examples:
+        >>> from data_modules.images import ImageTasks
+        >>> class Noise(ImageTasks):
+        ...     def load_splits(self):
+        ...         images = torch.randint(256, (8, 20, 28, 28), dtype=torch.uint8)
+        ...         return {"train": images, "val": images, "test": images}
+        >>> data = Noise(ways=5, shots=1, queries=15)
+        >>> data.setup()
+        >>> data.sample_task("train", seed=0).query_x.shape
+        torch.Size([75, 1, 28, 28])
     """
 
     split_remedy = ""

@@ -28,6 +28,29 @@ class PictureTasks(ImageTasks):
     Attributes:
         reader: how a picture becomes a sample; a subclass sets it.
         files: of each row of the images, below the folder that they are in; empty where they are not files.
+
+    Examples:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from data_modules.pictures import PictureTasks
+        >>> from data_modules.reading.pictures import InkReader
+        >>> class Bars(PictureTasks):
+        ...     reader = InkReader(8)
+        ...     def load_parts(self):
+        ...         return self.cached("bars", self.drawn)
+        ...     def drawn(self):
+        ...         for row in range(8):
+        ...             for _ in range(4):
+        ...                 picture = np.zeros((1, 8, 8), dtype=np.uint8)
+        ...                 picture[:, row] = 255
+        ...                 yield "all", str(row), picture
+        ...     def load_splits(self):
+        ...         bars = self.load_parts()["all"]
+        ...         return {"train": bars.choose(range(4)), "val": bars.choose([4, 5]), "test": bars.choose([6, 7])}
+        >>> data = Bars(ways=2, shots=1, queries=3, cache_dir=tempfile.mkdtemp())
+        >>> data.setup()
+        >>> data.sample_task("test", seed=0).support_x.shape
+        torch.Size([2, 1, 8, 8])
     """
 
     reader: PictureReader

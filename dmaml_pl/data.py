@@ -35,6 +35,11 @@ class PlottedTasks:
         y_label: what the target is, in a regression.
         queries_are_curves: whether, in a regression, the queries are the true curve on a grid, and not some points.
         ink_is_bright: whether grey pictures have large values where there is ink, which is plotted dark on light.
+
+    Examples:
+        >>> plotted = Sinusoid(shots=5).tasks_to_plot(3)
+        >>> plotted.tasks.support_x.shape, plotted.queries_are_curves
+        (torch.Size([3, 5, 1]), True)
     """
 
     tasks: TaskBatch

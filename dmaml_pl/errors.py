@@ -72,6 +72,11 @@ class NonFiniteError(DmamlError):
         worker: rank of the worker, from 0.
         run: number of the run, from 0.
         iteration: number of the meta-iteration within the run, from 0.
+
+    Examples:
+        >>> from dmaml_pl.errors import NonFiniteError
+        >>> str(NonFiniteError("the query loss", worker=1, run=3, iteration=7)).partition(".")[0]
+        'the query loss of worker 1 is not finite in run 3, meta-iteration 7'
     """
 
     def __init__(self, what: str, *, worker: int, run: int, iteration: int) -> None:

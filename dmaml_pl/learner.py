@@ -17,6 +17,12 @@ class MetaLearner(nn.Module):
 
     Raises:
         ConfigError: the network's names cannot be told from the algorithm's, or nothing of it adapts.
+
+    Examples:
+        >>> from dmaml_pl.learner import MetaLearner
+        >>> learner = MetaLearner(nn.Linear(1, 1), MetaSGD(inner_lr=0.01))
+        >>> list(learner.meta())
+        ['weight', 'bias', 'algorithm.rates.0', 'algorithm.rates.1']
     """
 
     def __init__(self, network: nn.Module, algorithm: Algorithm) -> None:

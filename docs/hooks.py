@@ -1,11 +1,12 @@
 """Makes the site of what lies in the repository, not only of `docs/`: README, configs, deploy files, CONTRIBUTING.
 
 In the repository these link to each other by their places in it; in the site `docs/` is the root. Notebooks become
-pages.
+pages. Each version has a folder of the site, beside those that were built before.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import sys
@@ -37,10 +38,21 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_config(config: Any) -> Any:
-    """Have every page say at its foot which version it is of."""
+    """Build into a folder of this version, which every page says at its foot."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     config.copyright = f"{project['name']} {project['version']}"
+    config.site_dir = str(Path(config.site_dir) / project["version"])
     return config
+
+
+def on_post_build(config: Any) -> None:
+    """List the versions that are there, from which the theme makes its switch, and lead to this one."""
+    site, version = Path(config.site_dir).parent, Path(config.site_dir).name
+    numbered = [folder.name for folder in site.iterdir() if re.fullmatch(r"\d+(\.\d+)*", folder.name)]
+    newest_first = sorted(numbered, key=lambda name: [int(part) for part in name.split(".")], reverse=True)
+    listed = [{"version": each, "title": each, "aliases": []} for each in newest_first]
+    (site / "versions.json").write_text(json.dumps(listed), encoding="utf-8")
+    (site / "index.html").write_text(f'<meta http-equiv="refresh" content="0; url={version}/index.html">\n')
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -47,10 +48,16 @@ class Links(HTMLParser):
 
 
 def test_the_site_holds_every_page_and_all_that_it_links_to(copy: Path) -> None:
+    version = dmaml_pl.__version__
+    for earlier in ("0.0.9", "0.0.10"):
+        (copy / "site" / earlier).mkdir(parents=True)
     built = build(copy)
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stderr
-    site = copy / "site"
+    listed = json.loads((copy / "site" / "versions.json").read_text())
+    assert [each["version"] for each in listed] == [version, "0.0.10", "0.0.9"]
+    assert f"url={version}/index.html" in (copy / "site" / "index.html").read_text()
+    site = copy / "site" / version
     for page in ("", "merging/", "studies/", "machines/", "configs/", "CONTRIBUTING/", "CHANGELOG/"):
         assert (site / page / "index.html").is_file(), page
     for notebook in ("first_training", "reading_a_study"):
@@ -63,7 +70,7 @@ def test_the_site_holds_every_page_and_all_that_it_links_to(copy: Path) -> None:
     for page, source in (("", "README.md"), ("merging", "docs/merging.md"), ("configs", "configs/README.md")):
         shown = (site / page / "index.html").read_text()
         assert f'href="https://host.test/us/it/edit/main/{source}"' in shown
-        assert f"dmaml_pl {dmaml_pl.__version__}" in shown
+        assert f"dmaml_pl {version}" in shown
     assert "first_order" in (site / "reference" / "algorithms" / "index.html").read_text()
     for page_file in site.rglob("index.html"):
         links = Links()

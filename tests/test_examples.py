@@ -1,8 +1,11 @@
-"""The examples in the docstrings of all public names."""
+"""The examples in the docstrings of all that the reference shows, and it shows all public names."""
 
 from __future__ import annotations
 
 import doctest
+import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -11,11 +14,21 @@ from torch import nn
 
 import dmaml_pl
 
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+SHOWN = [name for page in sorted(REFERENCE.glob("*.md")) for name in re.findall(r"(?m)^::: (\S+)", page.read_text())]
 
-@pytest.mark.parametrize("name", dmaml_pl.__all__)
-def test_the_example_of_a_public_name_gives_what_it_shows(name: str) -> None:
+
+def test_the_reference_shows_every_public_name_once() -> None:
+    shown = [pkgutil.resolve_name(name) for name in SHOWN]
+    assert len({id(each) for each in shown}) == len(shown)
+    missing = [name for name in dmaml_pl.__all__ if getattr(dmaml_pl, name) not in shown]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_example_of_a_name_in_the_reference_gives_what_it_shows(name: str) -> None:
     known = {each: getattr(dmaml_pl, each) for each in dmaml_pl.__all__} | {"nn": nn, "pl": pl, "torch": torch}
-    (example,) = doctest.DocTestFinder(recurse=False).find(known[name], name, globs=known)
+    (example,) = doctest.DocTestFinder(recurse=False).find(pkgutil.resolve_name(name), name, globs=known)
     assert example.examples
     told: list[str] = []
     failed, _ = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(example, out=told.append)

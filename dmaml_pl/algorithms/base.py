@@ -33,6 +33,14 @@ class Tasks(Protocol):
     Attributes:
         count: T.
         batch: the tasks' samples.
+
+    Examples:
+        >>> from dmaml_pl.algorithms import Tasks
+        >>> class Halfway(MAML):
+        ...     def start(self, meta, tasks: Tasks):
+        ...         return {name: tasks.expand(0.5 * meta[name]) for name in self.adapts}
+        >>> MetaLearning(MLP(hidden=[8]), Halfway(inner_lr=0.01)).learner.algorithm.steps
+        1
     """
 
     count: int
@@ -69,6 +77,15 @@ class Outcome(NamedTuple):
         differentiate: (T,), whose mean the meta-gradient is of.
         loss: (T,), which is shown.
         output: of the network for the query sets, (T, Q, ...).
+
+    Examples:
+        >>> from dmaml_pl.algorithms import Outcome
+        >>> class Worst(MAML):
+        ...     def outer(self, meta, path, tasks):
+        ...         loss, output = tasks.query(meta, path[-1])
+        ...         return Outcome(loss.max().expand_as(loss), loss, output)
+        >>> isinstance(MetaLearning(MLP(hidden=[8]), Worst(inner_lr=0.01)).learner.algorithm, MAML)
+        True
     """
 
     differentiate: Tensor
@@ -86,6 +103,13 @@ def gradients(losses: Tensor, of: Weights, *, create_graph: bool) -> Weights:
 
     Returns:
         The gradients by name; what the losses do not depend on is left out.
+
+    Examples:
+        >>> from dmaml_pl.algorithms import gradients
+        >>> weights = {"w": torch.ones(2, 1, requires_grad=True), "unused": torch.ones(2, 1, requires_grad=True)}
+        >>> gradients((3 * weights["w"] ** 2).sum(1), weights, create_graph=False)
+        {'w': tensor([[6.],
+                [6.]])}
     """
     found = torch.autograd.grad(losses.sum(), list(of.values()), create_graph=create_graph, allow_unused=True)
     return {name: gradient for name, gradient in zip(of, found, strict=True) if gradient is not None}

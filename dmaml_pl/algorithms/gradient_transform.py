@@ -14,6 +14,19 @@ class GradientTransform(LearnedStep):
     """The inner loop w' = w - inner_lr * U(dL(support; w)/dw), with a learned U for each weight, at first the identity.
 
     Its settings are those of `LearnedStep`.
+
+    Examples:
+        >>> from dmaml_pl.algorithms import GradientTransform
+        >>> class Stretched(GradientTransform):
+        ...     def identity(self, weight):
+        ...         return {"scale": torch.ones(())}
+        ...     def transform(self, own, gradient):
+        ...         return own["scale"] * gradient
+        ...     def reference(self, package, weight, own):
+        ...         raise NotImplementedError
+        >>> module = MetaLearning(MLP(hidden=[8]), Stretched(inner_lr=0.01))
+        >>> len(list(module.learner.algorithm.parameters()))
+        4
     """
 
     @abstractmethod

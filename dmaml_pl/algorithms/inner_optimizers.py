@@ -18,7 +18,16 @@ from dmaml_pl.errors import ConfigError
 
 
 class InnerOptimizer(ABC):
-    """Makes of the gradients of a step and of what it remembers the direction of the step."""
+    """Makes of the gradients of a step and of what it remembers the direction of the step.
+
+    Examples:
+        >>> from dmaml_pl.algorithms import InnerOptimizer
+        >>> class Signs(InnerOptimizer):
+        ...     def direction(self, gradients, state, number):
+        ...         return {name: gradient.sign() for name, gradient in gradients.items()}, state
+        >>> MAML(inner_lr=0.1, inner_optimizer=Signs()).inner_optimizer.direction({"w": torch.tensor([-3.0])}, None, 0)
+        ({'w': tensor([-1.])}, None)
+    """
 
     @abstractmethod
     def direction(self, gradients: dict[str, Tensor], state: Any, number: int) -> tuple[dict[str, Tensor], Any]:

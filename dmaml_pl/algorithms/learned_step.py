@@ -20,6 +20,18 @@ class LearnedStep(MAML):
 
     Raises:
         ConfigError: a value is not greater than zero.
+
+    Examples:
+        >>> from dmaml_pl.algorithms import LearnedStep
+        >>> class OneRate(LearnedStep):
+        ...     def attach(self, network):
+        ...         super().attach(network)
+        ...         self.rate = nn.Parameter(torch.tensor(self.inner_lr))
+        ...     def step(self, meta, fast, gradients, number):
+        ...         return {name: fast[name] - meta["algorithm.rate"] * g for name, g in gradients.items()}
+        >>> module = MetaLearning(MLP(hidden=[8]), OneRate(inner_lr=0.01, meta_lr=0.0001))
+        >>> [name for name in module.learner.meta() if name.startswith("algorithm.")]
+        ['algorithm.rate']
     """
 
     def __init__(self, meta_lr: float | None = None, **settings: Any) -> None:

@@ -44,6 +44,12 @@ class Gaussian(NamedTuple):
     Attributes:
         mean: (..., A).
         log_std: logarithm of the standard deviations, (..., A), or what expands to it.
+
+    Examples:
+        >>> from dmaml_pl.policies.distributions import Gaussian
+        >>> narrow, wide = Gaussian(torch.zeros(2), torch.zeros(2)), Gaussian(torch.zeros(2), torch.ones(2))
+        >>> round(float(narrow.kl_to(wide)), 4), round(float(narrow.entropy()), 4)
+        (1.1353, 2.8379)
     """
 
     mean: Tensor
@@ -79,6 +85,12 @@ class Categorical(NamedTuple):
 
     Attributes:
         logits: logarithms of their probabilities but for a constant, (..., N).
+
+    Examples:
+        >>> from dmaml_pl.policies.distributions import Categorical
+        >>> even = Categorical(torch.zeros(4))
+        >>> round(float(even.log_prob(torch.tensor([2])).exp()), 4)
+        0.25
     """
 
     logits: Tensor

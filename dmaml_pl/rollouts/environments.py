@@ -26,6 +26,13 @@ class Step(NamedTuple):
         observation: (T, B, O) float32.
         reward: (T, B) float32.
         terminated: whether the episode has ended by itself, (T, B) bool; never because of the horizon.
+
+    Examples:
+        >>> environments = Navigation2D(meta_batch=2).make_environments()
+        >>> tasks = [environments.sample_task(torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+        >>> state, observation = environments.reset(tasks, 3, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
+        >>> environments.step(state, torch.zeros(2, 3, 2)).reward.shape
+        torch.Size([2, 3])
     """
 
     state: Any
