@@ -79,6 +79,16 @@ def test_one_finished_mlflow_run_holds_every_setting(trained: Training) -> None:
     assert {name: run.data.params.get(name) for name in expected} == expected
 
 
+def test_the_table_of_trainings_in_the_ui_has_columns_for_their_metric_and_main_settings(trained: Training) -> None:
+    experiment = trained.client.get_experiment(trained.run.info.experiment_id)
+    columns = json.loads(experiment.tags["mlflow.sharedViewState.table"])["selectedColumns"]
+    shown = [re.fullmatch(r"(metrics|params)\.`(.+)`", column) for column in columns]
+    kept = {"metrics": trained.run.data.metrics, "params": trained.run.data.params}
+    there = [each[2] for each in shown if each and each[2] in kept[each[1]]]
+    assert there[:4] == ["val/mse", "test/mse", "model.algorithm.class_path", "model.algorithm.inner_lr"]
+    assert {"data.shots", "trainer.devices", "trainer.strategy.run_length", "trainer.max_steps"} <= set(there)
+
+
 def test_the_metrics_stand_at_their_meta_iterations(trained: Training) -> None:
     metrics = trained.run.data.metrics
     assert list(trained.history("train/loss")) == [10, 20, 30, 40, 50, 60]

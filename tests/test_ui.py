@@ -54,7 +54,7 @@ class Served:
 
     def log(self, folder: str, workers: int) -> MLflowTracker:
         tracker = MLflowTracker(run_name=f"{workers} workers", save_dir=folder, system_metrics=False)
-        tracker.log_config({"lr": 0.1, "devices": workers}, "lr: 0.1\n")
+        tracker.log_config({"lr": 0.1, "trainer": {"devices": workers}}, "lr: 0.1\n")
         for run in (1, 2, 3):
             tracker.log_metrics({"val/mse": 1 / run, "val/mse_ci95": 0.1}, run * 10)
             tracker.log_metrics({"train/run": run, "train/tasks_seen": run * 100 * workers}, run * 10)
@@ -64,6 +64,11 @@ class Served:
 
     def page(self, tracker: MLflowTracker) -> str:
         return f"http://127.0.0.1:{self.port}/{tracker.run_url}"
+
+    @property
+    def address(self) -> str:
+        """Which the command tells to open."""
+        return self.out.read_text().partition("open ")[2].partition(" ")[0]
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -129,11 +134,11 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-def test_the_page_loads_in_a_browser_and_shows_the_trainings(served: Served, browser: Browser) -> None:
-    experiment = served.page(served.tracker).rsplit("/", 1)[0]
-    browser.open(experiment)
-    browser.wait_for_text("1 workers", "2 workers", "matching runs")
+def test_the_page_opens_on_the_trainings_with_their_metric_and_main_settings(served: Served, browser: Browser) -> None:
+    browser.open(served.address)
+    browser.wait_for_text("1 workers", "2 workers", "matching runs", "val/mse", "trainer.devices", "0.333")
     assert browser.evaluate("document.title").endswith("MLflow")
+    assert "val/accuracy" not in browser.text()
 
 
 def test_the_description_tells_the_figures_and_leads_to_curves_of_all_trainings_over_the_tasks_they_have_seen(
@@ -167,8 +172,8 @@ def test_port_in_use(served: Served) -> None:
 def test_ctrl_c_ends_it_quietly(served: Served) -> None:
     """The last test: it ends the server. It opens on the newest experiment's trainings."""
     assert served.tracker.run_url is not None
-    table = f"#/experiments/{served.tracker.run_url.split('/')[2]}/runs?workflowType=machine_learning"
-    uri = f"http://127.0.0.1:{served.port}/{table}"
+    table = "runs?workflowType=machine_learning&viewStateShareKey=table"
+    uri = f"http://127.0.0.1:{served.port}/#/experiments/{served.tracker.run_url.split('/')[2]}/{table}"
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(30) == 0
     assert served.out.read_text().strip() == f"MLflow is starting ... open {uri} (Ctrl-C stops it)"

@@ -20,7 +20,7 @@ from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.tracking.moved import follow
 from dmaml_pl.tracking.store import check_database, check_path
 from dmaml_pl.tracking.sync import settle
-from dmaml_pl.tracking.views import runs_page
+from dmaml_pl.tracking.views import table_page
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.2
@@ -57,8 +57,9 @@ def main(words: list[str]) -> int:
     with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
         newest = database.execute("SELECT experiment_id FROM runs ORDER BY start_time DESC LIMIT 1").fetchone()
         row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (given.run,)).fetchone()
-    if given.run is None and newest is not None:
-        page = f"/{runs_page(newest[0])}"
+        if given.run is None and newest is not None:
+            tags = database.execute("SELECT key FROM experiment_tags WHERE experiment_id = ?", newest).fetchall()
+            page = f"/{table_page(str(newest[0]), {key for (key,) in tags})}"
     if given.run is not None:
         if row is None:
             raise TrackingError(
