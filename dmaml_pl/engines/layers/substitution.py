@@ -28,7 +28,7 @@ def use_faster_layers(network: nn.Module) -> bool:
     for layer in network.modules():
         forward = _faster(layer)
         if forward is not None:
-            layer.forward = forward  # type: ignore[method-assign]
+            layer.forward = forward
             known = True
     return known
 
