@@ -237,6 +237,17 @@ def test_a_number_that_a_module_holds_is_no_constant_of_what_is_compiled(graphs:
     assert len(graphs) == 2  # the third number is executed without
 
 
+def test_a_number_of_an_algorithm_is_no_constant_of_what_is_compiled(graphs: list[Any]) -> None:
+    rule = MAML(inner_lr=0.1)
+    learner, batch = MetaLearner(made(Tempered), rule), small_data().sample(worker=0, run=0, iteration=0)
+    engines = [VectorizedEngine(objective_of("regression"), compiled=compiled) for compiled in (True, False)]
+    for rate in (0.1, 0.2, 0.1):
+        rule.inner_lr = rate
+        losses = [engine.meta_gradient(learner, batch).loss for engine in engines]
+        torch.testing.assert_close(losses[0], losses[1])
+    assert len(graphs) == 2
+
+
 def test_a_training_compiles_once(graphs: list[Any], caplog: pytest.LogCaptureFixture) -> None:
     states = []
     for compiled in (True, False):

@@ -58,6 +58,27 @@ class Tried(WeakKeyDictionary[nn.Module, Kept]):
         return Tried()
 
 
+class PlainSettings:
+    """Numbers, words and switches that modules hold, on which what is decided in Python may depend.
+
+    Which of them there are is looked up once for a module, as that takes longer than small meta-gradients may.
+    """
+
+    def __init__(self) -> None:
+        self._held: Tried[list[tuple[dict[str, Any], str]]] = Tried()
+
+    def of(self, module: nn.Module) -> list[bool | int | float | str | None]:
+        """As they are now, of a module and all below it; without whether it trains."""
+        if module not in self._held:
+            self._held[module] = [
+                (vars(each), name)
+                for each in module.modules()
+                for name, value in vars(each).items()
+                if isinstance(value, bool | int | float | str) and name != "training"
+            ]
+        return [held.get(name) for held, name in self._held[module]]
+
+
 def _asks_for_more(engine: str) -> ConfigError:
     return ConfigError(
         f"model.engine is {engine}, but model.meta_optimizer asks for more than gradients: set model.engine to auto."

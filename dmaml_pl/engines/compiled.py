@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dmaml_pl.algorithms.base import Weights
-from dmaml_pl.engines.base import Backward, Tried
+from dmaml_pl.engines.base import Backward, PlainSettings, Tried
 from dmaml_pl.engines.loop import Evaluated, learned
 from dmaml_pl.engines.products import merge_products
 from dmaml_pl.engines.threads import limited_threads
@@ -78,7 +78,7 @@ class Compiler:
     """Compiles meta-gradients, and keeps them by what they were compiled for; also on disk, for the next training."""
 
     def __init__(self) -> None:
-        self._settings: Tried[list[tuple[dict[str, Any], str]]] = Tried()
+        self._settings = PlainSettings()
         self._graphs: Tried[dict[Hashable, dict[Any, _Graph | None]]] = Tried()
 
     def meta_gradient(self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate) -> MetaGradient | None:
@@ -106,17 +106,6 @@ class Compiler:
         graph = self._find(learner, batch, evaluate)[2]
         return graph is not None and graph.is_small
 
-    def _settings_of(self, network: nn.Module) -> list[Any]:
-        """Numbers, words and switches that its modules hold, on which what it decides in Python may depend."""
-        if network not in self._settings:
-            self._settings[network] = [
-                (vars(module), name)
-                for module in network.modules()
-                for name, value in vars(module).items()
-                if isinstance(value, bool | int | float | str) and name != "training"
-            ]
-        return [held.get(name) for held, name in self._settings[network]]
-
     def _find(
         self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate
     ) -> tuple[list[Tensor], torch.dtype | None, _Graph | None]:
@@ -131,7 +120,7 @@ class Compiler:
             tasks.ways,
             *((v.shape, v.stride(), v.dtype, v.device, v.requires_grad) for v in values),
             *(module.training for module in learner.modules()),
-            *self._settings_of(learner.network),
+            *self._settings.of(learner),
         )
         graphs = self._graphs.setdefault(learner, {}).setdefault(learner.algorithm.phase, {})
         if key not in graphs:

@@ -19,7 +19,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dmaml_pl.algorithms.base import OWN, Weights
-from dmaml_pl.engines.base import Product, Tried
+from dmaml_pl.engines.base import PlainSettings, Product, Tried
 from dmaml_pl.engines.fusing import fuse
 from dmaml_pl.engines.loop import NetworkTasks, detached, learned
 from dmaml_pl.engines.recording import Record, record
@@ -94,6 +94,7 @@ class Curvatures:
 
     def __init__(self) -> None:
         self._records: Tried[dict[Any, Record | None]] = Tried()
+        self._settings = PlainSettings()
 
     def linearize(
         self, learner: MetaLearner, meta: Weights, tasks: NetworkTasks, *, exact: bool, every: int
@@ -101,12 +102,12 @@ class Curvatures:
         """See the function of that name."""
         samples = tree_flatten((tasks.batch.support, tasks.batch.query))[0]
         tensors = [*(weight.detach() for weight in meta.values()), *samples]
-        settings = [value for of in learner.modules() for value in vars(of).values() if isinstance(value, int | float)]
         key = (
             exact,
             every,
             learner.algorithm.phase,
-            *settings,
+            *(module.training for module in learner.modules()),
+            *self._settings.of(learner),
             *learned(meta),
             *((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors),
         )
