@@ -94,7 +94,7 @@ def assert_equals_the_reference(
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_meta_gradient_equals_the_references(kind: str, steps: int, first_order: bool) -> None:
     assert_equals_the_reference(network_of(kind), MAML(inner_lr=0.1, inner_steps=steps, first_order=first_order))

@@ -19,7 +19,7 @@ from benchmarks.speed import choice, frozen, machine, memory, rl, sampling, star
 from benchmarks.speed.agreement import TOLERANCE, check
 from benchmarks.speed.peers import FLOOR, PEERS, REFERENCE, Peer, UnavailableError
 from benchmarks.speed.problems import Problem, conv, mini_imagenet, omniglot, sinusoid
-from benchmarks.speed.timing import Ratio, Times, in_turn
+from benchmarks.speed.timing import Ratio, Times, clock, in_turn
 from dmaml_pl.cli.quiet import quieten
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -99,7 +99,7 @@ def meta_gradients(problem: Problem, peers: Sequence[Peer]) -> tuple[str, list[R
                 calls[peer.name] = compute
     work = {name: machine.operations(calls[name]) for name in (REFERENCE.name, FLOOR.name)}
     calls[PEAK], most = machine.peak(problem.device)
-    times = in_turn(calls, rounds=ROUNDS, slot=SLOT_SECONDS, budget=BUDGET_SECONDS)
+    times = in_turn(calls, rounds=ROUNDS, slot=SLOT_SECONDS, budget=BUDGET_SECONDS, clock=clock())
     at_peak = most / times[PEAK].median
     rows = []
     for name in (*(peer.name for peer in peers), FLOOR.name):
@@ -286,6 +286,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     if not panels:
         return
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415
 
     across = min(2, len(panels))
     down = -(-len(panels) // across)
@@ -296,6 +297,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         colours = ["#1f5fa8" if name.startswith("dmaml_pl") else "#9a9a9a" for name in names]
         axis.barh(names, [float(row["times as fast"]) for row in shown], color=colours)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.axvline(1, color="#2b2b2b", linewidth=0.8)
         axis.set_title(title)
         axis.set_xlabel("times as fast as learn2learn")

@@ -5,7 +5,6 @@ Legend: T tasks, S support samples and Q query samples of a task.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.speed.peers import LONG
-from benchmarks.speed.timing import Clock, in_turn
+from benchmarks.speed.timing import clock, in_turn
 from dmaml_pl.algorithms import ANIL, MAML, Algorithm
 from dmaml_pl.engines import Engine, EngineChoice, EngineName
 from dmaml_pl.engines.threads import limited_threads
@@ -129,16 +128,12 @@ def cases() -> list[Case]:
 
 
 def measure() -> Iterator[Found]:
-    """Each case by every engine in turn, with as many threads as a training takes.
-
-    With one thread (OMP_NUM_THREADS=1) it is its CPU time, which other processes lengthen less.
-    """
-    clock: Clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Each case by every engine in turn, with as many threads as a training takes."""
     for case in cases():
-        yield _of_case(case, clock)
+        yield _of_case(case)
 
 
-def _of_case(case: Case, clock: Clock) -> Found:
+def _of_case(case: Case) -> Found:
     torch.manual_seed(0)
     kind: ObjectiveName = "regression" if case.batch.query_y.is_floating_point() else "classification"
     objective, learner, batch = objective_of(kind), MetaLearner(case.network(), case.algorithm()), case.batch
@@ -153,7 +148,7 @@ def _of_case(case: Case, clock: Clock) -> Found:
             continue
         calls[name] = partial(_meta_gradient, engine, learner, batch)
         calls[name]()
-    times = in_turn(calls, rounds=ROUNDS, slot=SLOT_SECONDS, budget=BUDGET_SECONDS, clock=clock)
+    times = in_turn(calls, rounds=ROUNDS, slot=SLOT_SECONDS, budget=BUDGET_SECONDS, clock=clock())
     taken = []
     for meta_iterations in (SHORT, LONG):
         choice = EngineChoice("auto", objective, compiled="auto")
