@@ -259,14 +259,19 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert "train" in itertools.chain(*names(folder(root, val_share=0.34, test_share=0.34)).values())
 
 
+def write_lists(folder: Path) -> None:
+    """Six classes of four pictures each, two classes a split."""
+    for split, first in (("train", 0), ("val", 8), ("test", 16)):
+        rows = [f"n{number:02}.png,class{number // 4}" for number in range(first, first + 8)]
+        (folder / f"{split}.csv").write_text("filename,label\n" + "\n".join(rows) + "\n")
+
+
 @pytest.mark.parametrize("place", ["", "images"])
 def test_lists_of_files_and_labels_are_the_splits(place: str, tmp_path: Path) -> None:
     root = tmp_path / "mini"
     for number in range(24):
         paint(root / place / f"n{number:02}.png", colour_of(number // 4))
-    for split, first in (("train", 0), ("val", 8), ("test", 16)):
-        rows = [f"n{number:02}.png,class{number // 4}" for number in range(first, first + 8)]
-        (root / f"{split}.csv").write_text("filename,label\n" + "\n".join(rows) + "\n")
+    write_lists(root)
 
     data = ready(root, splits=str(root), shots=2, queries=2)
 
@@ -282,9 +287,7 @@ def test_listed_files_are_found_in_whatever_folders_they_are_sorted_into(tmp_pat
     for number in range(24):
         part = "train" if number % 4 else "val"  # pictures of every class in both, as of another split
         paint(root / part / f"class{number // 4}" / f"n{number:02}.png", colour_of(number // 4))
-    for split, first in (("train", 0), ("val", 8), ("test", 16)):
-        rows = [f"n{number:02}.png,class{number // 4}" for number in range(first, first + 8)]
-        (lists / f"{split}.csv").write_text("filename,label\n" + "\n".join(rows) + "\n")
+    write_lists(lists)
 
     data = ready(root, splits=str(lists), shots=2, queries=2)
 

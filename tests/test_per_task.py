@@ -14,13 +14,14 @@ from dmaml_pl import MAML, Conv4, MetaLearning
 from dmaml_pl.engines import Learn2LearnEngine, PerTaskEngine
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.learner import MetaLearner
-from tests.recipes import same, state_of
+from tests.recipes import same
 from tests.test_vectorized import (
     NETWORKS,
     TIGHT,
     Counting,
     WithSpare,
     assert_equals_the_reference,
+    assert_judges_and_predicts_as_the_reference,
     batch_for,
     gradients_by,
     made,
@@ -125,18 +126,8 @@ def test_the_meta_gradient_is_added_scaled_as_the_caller_asks() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "batch"])
 def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str, threads: Callable[[int], None]) -> None:
     threads(2)
-    network, rule = network_of(kind), MAML(inner_lr=0.1)
-    learner = MetaLearner(network, rule)
-    batch, before = batch_for(network), state_of(network)
-    reference, engine = Learn2LearnEngine(objective_for(network)), per_task(network, rule)
-    torch.testing.assert_close(
-        engine.adaptation_curve(learner, batch, steps=3), reference.adaptation_curve(learner, batch, steps=3), **TIGHT
-    )
-    torch.testing.assert_close(
-        engine.predict(learner, batch, steps=3), reference.predict(learner, batch, steps=3), **TIGHT
-    )
-    assert same(before, state_of(network))
-    assert all(p.grad is None for p in network.parameters())
+    network = network_of(kind)
+    assert_judges_and_predicts_as_the_reference(network, per_task(network, MAML(inner_lr=0.1)))
 
 
 def test_dropout_draws_as_by_the_reference(threads: Callable[[int], None]) -> None:

@@ -168,12 +168,10 @@ def test_the_same_input_gives_the_same_meta_gradient() -> None:
     assert same(first, second)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "batch"])
-def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str) -> None:
-    network, rule = network_of(kind), MAML(inner_lr=0.1)
-    learner = MetaLearner(network, rule)
+def assert_judges_and_predicts_as_the_reference(network: nn.Module, engine: Engine | EngineChoice) -> None:
+    learner = MetaLearner(network, MAML(inner_lr=0.1))
     batch, before = batch_for(network), state_of(network)
-    reference, engine = Learn2LearnEngine(objective_for(network)), vectorized(network, rule)
+    reference = Learn2LearnEngine(objective_for(network))
     torch.testing.assert_close(
         engine.adaptation_curve(learner, batch, steps=3), reference.adaptation_curve(learner, batch, steps=3), **TIGHT
     )
@@ -182,6 +180,12 @@ def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str) -> None:
     )
     assert same(before, state_of(network))
     assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "batch"])
+def test_tasks_are_judged_and_predicted_as_by_the_reference(kind: str) -> None:
+    network = network_of(kind)
+    assert_judges_and_predicts_as_the_reference(network, vectorized(network, MAML(inner_lr=0.1)))
 
 
 def test_a_training_of_30_meta_iterations_goes_the_same_way_with_every_engine() -> None:
