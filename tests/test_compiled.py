@@ -305,6 +305,34 @@ def test_where_compiling_fails_the_training_goes_on_without(
     assert said == ["model.compile has no effect: compiling failed (no C++ compiler)."]
 
 
+class Choosy(Scaled):
+    """A network that does what the value of a buffer says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x) if float(self.scale) > 0.5 else self.inner(-x)
+        return out
+
+
+def test_a_network_that_looks_at_values_is_not_compiled_and_follows_them(
+    graphs: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = made(Choosy)
+    learner, batch = MetaLearner(network, MAML(inner_lr=0.1)), small_data().sample(worker=0, run=0, iteration=0)
+    engines = [VectorizedEngine(objective_of("regression"), compiled=compiled) for compiled in (True, False)]
+    found = []
+    for scale in (0.7, 0.2):
+        network.scale.fill_(scale)
+        with caplog.at_level(logging.INFO):
+            losses = [engine.meta_gradient(learner, batch).loss for engine in engines]
+        assert torch.equal(losses[0], losses[1])
+        found.append(losses[0])
+    assert not torch.equal(found[0], found[1])
+    assert graphs == []
+    said = [record.message for record in caplog.records if "model.compile" in record.message]
+    assert len(said) == 1
+    assert "what it does depends on values" in said[0]
+
+
 @pytest.mark.parametrize("engine", ["learn2learn", "per_task"])
 def test_what_executes_one_task_after_another_cannot_be_compiled(engine: Any) -> None:
     with pytest.raises(ConfigError, match=rf"model\.compile is true, but model\.engine is {engine}: set it to"):

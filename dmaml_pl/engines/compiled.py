@@ -1,8 +1,8 @@
 """The meta-gradient of the vectorized engine as one compiled function.
 
 `torch.compile` alone cannot: AOTAutograd has no double backward. So the whole meta-gradient, its derivatives included,
-is traced once to a graph of plain tensor operations (`make_fx`), whose matrix products are merged (`products.py`), and
-TorchInductor compiles that graph. The traced graph has no control flow left: what a network decides in Python is
+is traced once to a graph of plain tensor operations (`recording.py`), whose matrix products are merged (`products.py`),
+and TorchInductor compiles that graph. The traced graph has no control flow left: what a network decides in Python is
 decided when it is traced.
 """
 
@@ -16,13 +16,13 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines.base import Backward, PlainSettings, Tried
 from dmaml_pl.engines.loop import Evaluated, learned
 from dmaml_pl.engines.products import merge_products
+from dmaml_pl.engines.recording import trace
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.engines.work import SMALL_PRODUCT
 from dmaml_pl.learner import MetaLearner
@@ -151,9 +151,9 @@ def _compile(learner: MetaLearner, values: list[Tensor], tasks: TaskBatch, evalu
     examples: list[Any] = [value.detach() for value in values]
     try:
         with torch.enable_grad():
-            traced = make_fx(meta_gradient)(*examples)
-        merge_products(traced.graph)
-        traced.recompile()
+            graph, constants, _ = trace(meta_gradient, examples, examples[0].device)
+        merge_products(graph)
+        traced = GraphModule(constants, graph)
         with torch.no_grad(), torch.autocast(values[0].device.type, enabled=False):
             is_small = values[0].device.type == "cpu" and _operations(traced, examples) < SMALL_PRODUCT
             with limited_threads(1 if is_small else None):

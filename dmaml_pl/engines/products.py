@@ -32,13 +32,10 @@ _POINTWISE = {_ADD, _aten.sub.Tensor, _aten.mul.Tensor, _aten.mul.Scalar, _aten.
 
 
 def merge_products(graph: Graph) -> None:
-    """Rewrite a graph that `make_fx` has traced, in place; one that writes into tensors is left as it is."""
+    """Rewrite a graph that was traced (`recording.py`), in place; one that writes into tensors is left as it is."""
     schemas = [getattr(node.target, "_schema", None) for node in graph.nodes]
     if any(schema is not None and schema.is_mutable for schema in schemas):
         return
-    for node in graph.nodes:
-        traced = node.meta.get("tensor_meta")
-        node.meta = {"shape": tuple(getattr(traced, "shape", ())), "dtype": getattr(traced, "dtype", None)}
     simplify(graph)
     _join_what_is_summed(graph)
     _join_what_shares_a_matrix(graph)

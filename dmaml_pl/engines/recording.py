@@ -1,9 +1,9 @@
 """What a function does with tensors: recorded once, as plain operations below `vmap` and autograd, and done again.
 
 Small networks take longer to start their operations than to compute them, and what is differentiated twice does much
-that is used nowhere. A record has neither, and does once what depends on no input that changes.
+that is used nowhere. A record has neither, and does once what depends on no input that changes. Compilers take a trace.
 
-`make_fx` would record as well, but registers a CUDA device that is not there, after which no process can be forked.
+PyTorch's `make_fx` traces, too, but registers a CUDA device that is not there, after which no process can be forked.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,20 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
 _aten: Any = torch.ops.aten
 _VIEW: set[Any] = {_aten.view.default, _aten._unsafe_view.default}  # noqa: SLF001 - its name in PyTorch
+
+
+class Trace(NamedTuple):
+    """What a function does, from the tensors that it was given to a tuple of all tensors of the result.
+
+    Attributes:
+        graph: of operations; every node of a tensor tells its "shape" and its "dtype" in `meta`.
+        constants: holds what is neither given nor made inside.
+        form: of the result.
+    """
+
+    graph: Graph
+    constants: nn.Module
+    form: TreeSpec
 
 
 class Record(NamedTuple):
@@ -53,18 +67,27 @@ def record(
             is computed, and no memory is needed.
         rewrite: is given both graphs, to make them faster, where nothing is drawn at random or written into.
     """
-    recorder = _Recorder([*staying, *changing], device)
-    with recorder:
-        found, form = tree_flatten(call(*staying, *changing))
-    graph = recorder.graph
-    graph.output(tuple(recorder.node_of(each) for each in found))
+    graph, constants, form = trace(call, [*staying, *changing], device)
     pure = not any(_is_random(node) or _writes(node) for node in graph.nodes)
     graph.eliminate_dead_code()
     once, each = _split(graph, len(staying))
     if pure:
         rewrite(once)
         rewrite(each)
-    return Record(GraphModule(recorder.constants, once), GraphModule(nn.Module(), each), form, pure)
+    return Record(GraphModule(constants, once), GraphModule(nn.Module(), each), form, pure)
+
+
+def trace(call: Callable[..., Any], given: Sequence[Tensor], device: torch.device) -> Trace:
+    """Trace what `call` does with tensors; see `record`.
+
+    Raises:
+        RuntimeError: it asks for the value of a tensor, which may be another one the next time.
+    """
+    recorder = _Recorder(given, device)
+    with recorder:
+        found, form = tree_flatten(call(*given))
+    recorder.graph.output(tuple(recorder.node_of(each) for each in found))
+    return Trace(recorder.graph, recorder.constants, form)
 
 
 class _Recorder(TorchDispatchMode):
@@ -93,8 +116,10 @@ class _Recorder(TorchDispatchMode):
         node = self.graph.call_function(target, *tree_map(self._as_recorded, (tuple(args), kwargs or {})))
         if isinstance(found, Tensor):
             self._know(found, node)
+        elif found is not None and not isinstance(found, tuple | list):
+            raise RuntimeError(f"what it does depends on values ({func})")
         else:
-            for number, tensor in enumerate(found):
+            for number, tensor in enumerate(found or ()):
                 if isinstance(tensor, Tensor):
                     self._know(tensor, self.graph.call_function(getitem, (node, number)))
         return found
