@@ -48,6 +48,18 @@ def tell_replaced(setting: str, file: Path) -> None:
         print(f"{setting} is {file}, which is there already, and will be replaced.", file=sys.stderr, flush=True)
 
 
+def or_last(missing: Path, otherwise: str) -> str:
+    """What to give in place of a checkpoint that is not there: `last.ckpt` where a training has left that alone.
+
+    Args:
+        missing: the checkpoint.
+        otherwise: what to say where it is none such.
+    """
+    last = missing.with_name("last.ckpt")
+    alone = missing.name == "best.ckpt" and last.is_file()
+    return f"give {last}, which a training without validation leaves alone" if alone else otherwise
+
+
 def require_file(setting: str, file: Path) -> None:
     """Check that a file can be written, whose folder may still have to be made; changes nothing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def test_every_shipped_config_is_whole(name: str, repository: Path, capsys: pyte
     network, data = config["model"]["init_args"]["network"]["init_args"], config["data"]["init_args"]
     ways = data.get("ways")
     assert network.get("ways", network.get("outputs") if ways else None) == ways
+
+
+def test_the_page_of_settings_has_every_part_of_a_configuration(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (repository / "docs" / "settings.md").read_text()
+    parts = re.findall(r"`(\w+)`", "".join(re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \|", page)))
+    assert sorted(parts) == sorted(resolved(capsys, "--config=sinusoid"))
 
 
 def test_later_configs_and_single_settings_win(

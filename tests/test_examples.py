@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 import dmaml_pl
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+OURS = ("dmaml_pl", "data_modules")
 SHOWN = [name for page in sorted(REFERENCE.glob("*.md")) for name in re.findall(r"(?m)^::: (\S+)", page.read_text())]
 
 
@@ -23,6 +25,14 @@ def test_the_reference_shows_every_public_name_once() -> None:
     assert len({id(each) for each in shown}) == len(shown)
     missing = [name for name in dmaml_pl.__all__ if getattr(dmaml_pl, name) not in shown]
     assert not missing
+
+
+@pytest.mark.parametrize("name", [name for name in SHOWN if vars(pkgutil.resolve_name(name)).get("__init__")])
+def test_a_class_in_the_reference_describes_each_of_its_settings(name: str) -> None:
+    made = pkgutil.resolve_name(name)
+    described = "".join(inspect.getdoc(each) or "" for each in made.__mro__ if each.__module__.startswith(OURS))
+    settings = inspect.signature(made).parameters.keys() - {"args", "kwargs"}  # a protocol's
+    assert not [each for each in settings if not re.search(rf"(?m)^\s+{each}:", described)]
 
 
 @pytest.mark.parametrize("name", SHOWN)

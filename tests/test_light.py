@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dmaml_pl.__main__ import main
 
 WITHOUT = """
 import sys
@@ -34,3 +37,21 @@ def test_a_mistake_in_a_name_is_told_without_loading_pytorch(words: list[str], l
     done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"dmaml: error: {line}"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["test", "--config", "sinusoid", "--ckpt_path", "kept/best.ckpt"],
+        ["adapt", "--ckpt", "kept/best.ckpt", "--support", ".", "--query", "."],
+        ["export", "kept/best.ckpt", "folder"],
+    ],
+)
+def test_where_there_was_no_validation_last_is_told_in_place_of_best(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "last.ckpt").touch()
+    assert main(words) == 1
+    assert "give kept/last.ckpt, which a training without validation leaves alone." in capsys.readouterr().err

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dmaml_pl.checks import tell_replaced
+from dmaml_pl.checks import or_last, tell_replaced
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError
 
@@ -112,7 +112,8 @@ def _check_files(asked: argparse.Namespace) -> None:
     if asked.output is not None and asked.output.suffix not in (".csv", ".json"):
         raise ConfigError(f"--output is {asked.output}, but its name must end in .csv or .json.")
     if not asked.ckpt.exists():
-        raise ConfigError(f"--ckpt is {asked.ckpt}, but there is no such file: give one such as best.ckpt.")
+        instead = or_last(asked.ckpt, "give one such as best.ckpt")
+        raise ConfigError(f"--ckpt is {asked.ckpt}, but there is no such file: {instead}.")
     for option in ("support", "query"):
         path = getattr(asked, option)
         if path is not None and not path.exists():

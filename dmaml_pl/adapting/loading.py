@@ -17,6 +17,7 @@ from dmaml_pl.adapting.policy import AdaptedPolicy
 from dmaml_pl.adapting.recipe import build, of_today
 from dmaml_pl.checkpoints import CONFIG_KEY, check_fits
 from dmaml_pl.checkpoints.lookup import read_plain
+from dmaml_pl.checks import or_last
 from dmaml_pl.errors import CheckpointError, DmamlError
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.tasks import Scaling
@@ -96,7 +97,9 @@ def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path /= WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: give the checkpoint of a training, such as best.ckpt.")
+        raise CheckpointError(
+            f"{path} is not there: {or_last(path, 'give the checkpoint of a training, such as best.ckpt')}."
+        )
     if path.suffix == ".safetensors":
         return read_weights(path)
     content = read_plain(

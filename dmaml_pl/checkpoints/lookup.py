@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmaml_pl.checks import or_last
 from dmaml_pl.errors import CheckpointError
 
 CONFIG_KEY = "config"
@@ -28,7 +29,8 @@ def find_checkpoint(wanted: str, folder: Path) -> Path:
     if wanted not in ("last", "best"):
         path = Path(wanted)
         if not path.is_file():
-            raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: give best, last or a file.")
+            instead = or_last(path, "give best, last or a file")
+            raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: {instead}.")
         return path
     trainings = sorted(
         [*folder.glob("last.ckpt"), *folder.glob("*/checkpoints/last.ckpt")], key=lambda path: path.stat().st_mtime

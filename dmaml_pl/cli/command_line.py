@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from dmaml_pl.checks import suggest
+from dmaml_pl.checks import or_last, suggest
 from dmaml_pl.cli import configs
 from dmaml_pl.errors import CheckpointError, ConfigError
 
@@ -69,7 +69,8 @@ def check_checkpoint(words: list[str]) -> None:
         name, equals, value = word.partition("=")
         wanted = value if equals else after
         if name == "--ckpt_path" and wanted not in ("", "null", "best", "last", "auto") and not Path(wanted).is_file():
-            raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: give best, last or a file.")
+            instead = or_last(Path(wanted), "give best, last or a file")
+            raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: {instead}.")
 
 
 def _check_yaml(path: Path) -> None:

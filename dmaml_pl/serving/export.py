@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from dmaml_pl.adapting.exported import WEIGHTS, require_own, write_weights
+from dmaml_pl.checks import or_last
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import CheckpointError, ConfigError
 
@@ -53,7 +54,9 @@ def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noq
     from dmaml_pl.checkpoints.lookup import read_plain  # noqa: PLC0415 - with PyTorch
 
     if not ckpt.is_file():
-        raise CheckpointError(f"{ckpt} is not there: give the checkpoint of a training, such as best.ckpt.")
+        raise CheckpointError(
+            f"{ckpt} is not there: {or_last(ckpt, 'give the checkpoint of a training, such as best.ckpt')}."
+        )
     checkpoint = read_plain(ckpt, f"{ckpt} is truncated, damaged, or no checkpoint at all.")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):
         raise CheckpointError(f"{ckpt} does not say what network it is of: export a checkpoint of dmaml fit.")
