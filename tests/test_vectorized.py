@@ -168,7 +168,7 @@ def test_the_same_input_gives_the_same_meta_gradient() -> None:
     assert same(first, second)
 
 
-def assert_judges_and_predicts_as_the_reference(network: nn.Module, engine: Engine | EngineChoice) -> None:
+def assert_judges_and_predicts_as_the_reference(network: nn.Module, engine: Engine) -> None:
     learner = MetaLearner(network, MAML(inner_lr=0.1))
     batch, before = batch_for(network), state_of(network)
     reference = Learn2LearnEngine(objective_for(network))
