@@ -30,6 +30,7 @@ class TestIMAML(AlgorithmPromises):
     adapts: list[str] | None = None
     hidden: tuple[int, ...] = (4,)
     cg_steps = 15
+    damping = 0.0
     learning_steps = 140
 
     def network(self) -> nn.Module:
@@ -37,7 +38,8 @@ class TestIMAML(AlgorithmPromises):
         return MLP(hidden=self.hidden).double()
 
     def algorithm(self, *, first_order: bool = False) -> Algorithm:
-        return IMAML(0.01, inner_steps=3, regularization=50.0, cg_steps=self.cg_steps, adapts=self.adapts)
+        settings: Any = {"cg_steps": self.cg_steps, "damping": self.damping, "adapts": self.adapts}
+        return IMAML(0.01, inner_steps=3, regularization=50.0, **settings)
 
     def test_it_learns(self) -> None:
         self.hidden, self.cg_steps = (20, 20), 3
@@ -70,13 +72,20 @@ class TestIMAML(AlgorithmPromises):
         at = flat.clone().requires_grad_()
         (g,) = torch.autograd.grad(loss(fixed | named(at), task.query_x, task.query_y), at)
         curvature = torch.autograd.functional.hessian(support, flat)
-        v = torch.linalg.solve(curvature + 50.0 * torch.eye(len(flat), dtype=flat.dtype), g)
+        strength = 50.0 + self.damping
+        v = torch.linalg.solve(curvature + strength * torch.eye(len(flat), dtype=flat.dtype), g)
         # The derivative of the minimum by w_0 is 50 (H + 50)^-1, by another weight -(H + 50)^-1 d(slope)/d(weight).
         (slope,) = torch.autograd.grad(support(at, meta), at, create_graph=True)
         center = torch.cat([meta[name].flatten() for name in adapts])
         direct = loss(meta | named(flat), task.query_x, task.query_y)
-        found: Tensor = direct + 50.0 * (center @ v) - slope @ v
+        found: Tensor = direct + strength * (center @ v) - slope @ v
         return found
+
+
+class TestDampedIMAML(TestIMAML):
+    """(1 + H / (lambda + damping))^-1 g."""
+
+    damping = 30.0
 
 
 class TestIMAMLOfTheHead(TestIMAML):
@@ -189,3 +198,5 @@ def test_settings_out_of_range_are_refused() -> None:
         IMAML(regularization=0.0)
     with pytest.raises(ConfigError, match=r"model.algorithm.cg_steps is 0"):
         IMAML(cg_steps=0)
+    with pytest.raises(ConfigError, match=r"model.algorithm.damping is -1"):
+        IMAML(damping=-1.0)
