@@ -90,6 +90,16 @@ def test_differing_settings_stand_beside_the_figures_and_common_ones_do_not(
         assert figure.size[0] > 1000
 
 
+def test_curves_are_over_what_is_asked_for_alone(compare: Callable[..., tuple[int, str, str]]) -> None:
+    widths = []
+    for over in (["seconds"], ["runs", "seconds"]):
+        code, _, error = compare("fast", "--over", *over)
+        assert (code, error) == (0, "")
+        with Image.open("comparison.png") as figure:
+            widths.append(figure.size[0])
+    assert widths[1] == 2 * widths[0]
+
+
 def test_one_training_is_shown_with_all_of_its_settings(compare: Callable[..., tuple[int, str, str]]) -> None:
     code, printed, _ = compare("fast", "--metric", "val/loss", "--output", "one.png")
     assert code == 0

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PLOTTED = ("run", "tasks_seen", "wall_seconds")
+OVER = {"runs": "run", "tasks": "tasks_seen", "seconds": "wall_seconds"}
+"""What curves may be plotted over, by its name in the command."""
 _ID = re.compile(r"[0-9a-f]{4,32}")
 _METRICS = re.compile(r"^(?:val|test)/(?!.*_step_)")
 _PLACES = ("trainer.logger", "checkpoint.dirpath", "report.folder", "predictions.file")
@@ -45,6 +46,13 @@ def main(words: list[str]) -> int:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="name or id of an MLflow run, or the beginning of an id (4 characters)")
     add("--metric", help="what is plotted, such as val/accuracy (default: the metric of validation that all have)")
+    add(
+        "--over",
+        nargs="+",
+        choices=list(OVER),
+        default=list(OVER),
+        help="what over, a panel each (default: all; in environments, tasks are steps in these)",
+    )
     add("--output", type=Path, default=Path("comparison.png"), metavar="FILE", help="PNG (default: comparison.png)")
     add("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
     add("--tracking_uri", help="of another store (default: MLFLOW_TRACKING_URI, or the one in --save_dir)")
@@ -64,7 +72,7 @@ def main(words: list[str]) -> int:
     client = store.connect()
     trainings = _named(client, given.runs)
     print(_table(trainings))
-    plotted = _plot(client, trainings, given.metric, given.output)
+    plotted = _plot(client, trainings, given.metric, [OVER[each] for each in given.over], given.output)
     print(f"\nCurves of {plotted}: {given.output}")
     return 0
 
@@ -128,8 +136,10 @@ def _table(trainings: Mapping[str, Run]) -> str:
     return markdown(lines.rename_axis("").reset_index().to_dict("records"))
 
 
-def _plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None, path: Path) -> str:
-    """Plot a metric of all trainings over runs, tasks and time; returns the metric's name."""
+def _plot(
+    client: MlflowClient, trainings: Mapping[str, Run], metric: str | None, axes: Sequence[str], path: Path
+) -> str:
+    """Plot a metric of all trainings over the axes; returns the metric's name."""
     from dmaml_pl.studies.plots import plot_curves  # noqa: PLC0415 - after the help was asked for
     from dmaml_pl.studies.results import RUN_METRICS, Group, curve_of, placed_on  # noqa: PLC0415 - after the help was asked for
 
@@ -154,7 +164,7 @@ def _plot(client: MlflowClient, trainings: Mapping[str, Run], metric: str | None
         curve = curve_of(label, 0, history(run, chosen), runs, communicates=bool(runs["merge/seconds"]))
         groups.append(Group(label, (curve,), "min"))
     try:
-        plot_curves(groups, placed_on(groups, PLOTTED), chosen, chosen, path)
+        plot_curves(groups, placed_on(groups, axes), chosen, chosen, path)
     except OSError as error:
         raise TrackingError(f"--output {path} cannot be written: {error.strerror}.") from error
     return chosen
