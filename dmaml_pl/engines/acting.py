@@ -40,10 +40,11 @@ class Acting:
         buffers = dict(network.named_buffers())
         tensors = [*buffers.values(), *meta.values(), *fast.values()]
         ready: dict[Any, Callable[[Tensor], Any]] = {}
+        adapting = tuple(fast)
 
         def outputs(x: Tensor) -> Any:
             with torch.no_grad():
-                key = (x.shape, x.dtype, x.device, network.training, tuple(fast), _autocast(x))
+                key = (x.shape, x.dtype, x.device, network.training, adapting, _autocast(x))
                 if key not in ready:
                     if key not in records:
                         call = self._call(network, list(buffers), list(meta), list(fast))
@@ -75,4 +76,4 @@ def _with_constants(known: Record, tensors: Sequence[Tensor]) -> Callable[[Tenso
     """What was recorded, with these weights and buffers, as a function of inputs."""
     # Products of many small matrices that are transposed in memory take longer.
     kept = [tensor.contiguous() for tensor in known.once(*tensors)]
-    return lambda x: tree_unflatten(known.each(*kept, x), known.form)
+    return lambda x: tree_unflatten(known.each.forward(*kept, x), known.form)

@@ -44,11 +44,11 @@ def linear_baseline(observations: Tensor, returns: Tensor, alive: Tensor) -> Ten
 
 def discounted_sums(values: Tensor, discount: float) -> Tensor:
     """At each of L time steps the sum of the values from it on, the later ones discounted, (..., L)."""
-    sums, following = torch.empty_like(values), torch.zeros_like(values[..., 0])
-    for step in range(values.shape[-1] - 1, -1, -1):
-        following = torch.add(values[..., step], following, alpha=discount)
-        sums[..., step] = following
-    return sums
+    sums, following = list[Tensor](), torch.zeros_like(values[..., 0])
+    for value in reversed(values.unbind(-1)):
+        following = torch.add(value, following, alpha=discount)
+        sums.append(following)
+    return torch.stack(sums[::-1], dim=-1)
 
 
 def generalized_advantages(

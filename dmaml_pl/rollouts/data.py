@@ -288,11 +288,10 @@ class EnvironmentDataModule(TaskDataModule):
 
 def _moved(policy: Callable[[Tensor], Any], made: Rollouts) -> float:
     """The mean KL from the policies that acted to others, on every so many-th step of their rollouts."""
-    steps = list(range(0, made.rewards.shape[2], COMPARED_EVERY))
-    seen = made.observations[:, :, steps].flatten(1, 2)
+    seen = made.observations[:, :, ::COMPARED_EVERY].flatten(1, 2)
     with torch.no_grad():
         now = policy(seen)
     kind: Any = type(now)
-    before = {name: values[:, :, steps].flatten(1, 2) for name, values in made.acting.parameters().items()}
-    alive = made.alive[:, :, steps].flatten(1, 2)
+    before = {name: values[:, :, ::COMPARED_EVERY].flatten(1, 2) for name, values in made.acting.parameters().items()}
+    alive = made.alive[:, :, ::COMPARED_EVERY].flatten(1, 2)
     return float((kind(**before).kl_to(now) * alive).sum() / alive.sum())

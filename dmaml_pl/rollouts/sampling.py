@@ -103,17 +103,18 @@ def sample_rollouts(
             actions.append(action)
             acting.append(distribution)
             alive.append(going)
-            rewards.append(reward.to(device) * going)
+            rewards.append(reward.to(device))
             seen = following
             if bool(terminated.any()):
                 going = going * ~terminated.to(device)
                 if not bool(going.any()):
                     break
+    lived = _over_time(alive, horizon)
     made = Rollouts(
         _over_time(observed, horizon),
         _over_time(actions, horizon),
-        _over_time(rewards, horizon),
-        _over_time(alive, horizon),
+        _over_time(rewards, horizon) * lived,
+        lived,
         _joined(acting, horizon),
     )
     _check_finite(made, tasks)
