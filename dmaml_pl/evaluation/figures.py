@@ -17,6 +17,9 @@ from dmaml_pl.evaluation.drawing import BLACK, BLUE, GREY, LIGHT_BLUE, ORANGE, R
 from dmaml_pl.evaluation.policy_figures import plot_policies
 from dmaml_pl.tasks import ActingSource, TaskBatch
 
+TALL = 1.25
+"""Height of a row of pictures with what is said of them, by the width of a picture and its margin."""
+
 MANY_WAYS = 12
 """With more ways, a confusion matrix is shown by its colours alone."""
 
@@ -113,26 +116,33 @@ def plot_image_tasks(plotted: PlottedTasks, predictions: Tensor, step: int, path
     queries = min(10, tasks.query_y.shape[1])
     columns = ways + queries
     figure = new_figure(0.75 * columns, 0.95 * count + 0.5)
-    grid = figure.subplots(count, columns, squeeze=False)
+    axes = figure.subplots()  # one for all pictures, as one for each takes seconds
+    axes.set_axis_off()
     for row in range(count):
-        task = tasks.task(row)
+        task, top = tasks.task(row), TALL * row
         guess = predictions[row, step].argmax(dim=-1).tolist()
         pick = torch.linspace(0, len(task.query_y) - 1, queries).long().tolist()
         firsts = [int((task.support_y == way).nonzero()[0]) for way in range(ways)]
+        right = [guess[query] == int(task.query_y[query]) for query in pick]
+        titles = [*(f"class {way}" for way in range(ways)), *(str(guess[query]) for query in pick)]
+        colours = [BLACK] * ways + [BLUE if is_right else RED for is_right in right]
         pictures = [*task.support_x[firsts], *task.query_x[pick]]
-        for axes, picture in zip(grid[row], pictures, strict=True):
-            axes.imshow(picture.permute(1, 2, 0).numpy(), cmap=greys, vmin=0, vmax=1)  # (H, W, 1) is grey
-            axes.set(xticks=[], yticks=[])
-        for way in range(ways):
-            grid[row][way].set_title(f"class {way}", fontsize=7)
-        for axes, query in zip(grid[row][ways:], pick, strict=True):
-            colour = BLUE if guess[query] == task.query_y[query] else RED
-            axes.set_title(f"{guess[query]}", fontsize=8, color=colour)
-            for spine in axes.spines.values():
-                spine.set(color=colour, linewidth=2)
+        for left, (picture, title, colour) in enumerate(zip(pictures, titles, colours, strict=True)):
+            place = (left + 0.05, left + 0.95, top + 0.9, top)
+            shown = picture.permute(1, 2, 0).numpy()  # (H, W, 1) is grey
+            axes.imshow(shown, cmap=greys, vmin=0, vmax=1, extent=place)
+            width = 0.8 if colour == BLACK else 2
+            axes.plot(*_frame(*place), color=colour, linewidth=width, solid_joinstyle="miter")
+            axes.text(left + 0.5, top - 0.05, title, color=colour, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(0, columns), ylim=(TALL * count - 0.32, -0.25))
     title = f"A support sample per class, and queries with their predicted class after {step} adaptation steps"
     figure.suptitle(f"{title} (blue right, red wrong)", fontsize=9)
     figure.savefig(path)
+
+
+def _frame(left: float, right: float, bottom: float, top: float) -> tuple[list[float], list[float]]:
+    """A closed line around a picture."""
+    return [left, right, right, left, left], [bottom, bottom, top, top, bottom]
 
 
 def plot_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path) -> None:
