@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from dmaml_pl.tracking.views import view_page
+from dmaml_pl.tracking.views import table_page, view_page
 from tests.browser import browsing, curves, picture
 from tests.workers import free_port
 
@@ -35,7 +35,7 @@ def main(store: str, experiment_name: str) -> None:
         try:
             _await(port)
             root, kind = f"http://127.0.0.1:{port}", "?workflowType=machine_learning"
-            browser.open(f"{root}/#/experiments/{number}/runs{kind}")
+            browser.open(f"{root}/{table_page(number, set(experiment.tags))}")
             browser.wait_for_text("matching runs", runs[0].info.run_name)
             browser.tidy()
             time.sleep(2)  # the panel slides away
