@@ -190,6 +190,7 @@ def test_a_misspelt_setting_in_a_file_is_refused(path: str, misspelt: str, expec
         (f"{MODEL}.meta_optimizer.class_path", "torch.optim.Adamm", "torch.optim.Adam"),
         (f"{STRATEGY}.merge.class_path", "dmaml_pl.MeanMerg", "dmaml_pl.MeanMerge"),
         ("trainer.logger.class_path", "dmaml_pl.MLFlowTracker", "dmaml_pl.MLflowTracker"),
+        ("trainer.strategy", "dmaml_pl.DMAMLStrategi", "dmaml_pl.DMAMLStrategy"),
     ],
 )
 def test_a_misspelt_class_path_comes_with_the_nearest_one(

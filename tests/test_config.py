@@ -138,3 +138,10 @@ def test_nothing_is_told_where_the_class_stays_or_nothing_is_kept(caplog: pytest
     assert told(caplog, "--config=omniglot", "--model.algorithm=dmaml_pl.algorithms.MAML") == []
     assert told(caplog, "--config=omniglot", "--model.algorithm=ANIL", "--model.algorithm.inner_lr=1",
                 "--model.algorithm.inner_steps=2") == []  # fmt: skip
+
+
+def test_a_strategys_class_path_alone_is_that_class(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(repository / "configs" / "sinusoid.yaml"), "--trainer.strategy=dmaml"]
+    config = resolved(capsys, *words, "--trainer.strategy=dmaml_pl.DMAMLStrategy")
+    assert config["trainer"]["strategy"]["class_path"] == "dmaml_pl.DMAMLStrategy"
+    assert config["trainer"]["strategy"]["init_args"]["elastic"] is False

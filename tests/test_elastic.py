@@ -20,7 +20,7 @@ from dmaml_pl.strategies import DMAMLStrategy
 from dmaml_pl.tracking.relay import Relay, RelayedTracker
 from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.by_hand import ByHand
-from tests.recipes import small_data, small_maml
+from tests.recipes import small_data, small_maml, small_trainer
 from tests.trainings import SMALL, Training, dmaml, flags, same_weights
 
 needs_torchft = pytest.mark.skipif(find_spec("torchft") is None, reason="torchft is missing: dmaml_pl[elastic]")
@@ -211,6 +211,19 @@ def test_from_python_it_is_refused() -> None:
     settings: dict[str, Any] = {"accelerator": "cpu", "max_steps": 8, "logger": False}
     with pytest.raises(ConfigError, match="train by the command dmaml fit"):
         fit(small_maml(run_length=4), small_data(), strategy=DMAMLStrategy(elastic=True), **settings)
+
+
+@needs_torchft
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trainer_of_lightnings_refuses_it_in_a_line_and_only_to_train(workers: int) -> None:
+    module, trainer = (
+        small_maml(),
+        small_trainer(strategy=DMAMLStrategy(elastic=True, start_method="fork"), devices=workers),
+    )
+    with pytest.raises(ConfigError, match="train by the command dmaml fit"):
+        trainer.fit(module, small_data())
+    if workers == 1:
+        small_trainer(strategy=DMAMLStrategy(elastic=True), limit_val_batches=1).validate(module, small_data())
 
 
 class Meetings:

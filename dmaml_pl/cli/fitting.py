@@ -28,7 +28,7 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.launching.workers import WorkerLauncher
 from dmaml_pl.modules import MetaLearning
-from dmaml_pl.strategies.elastic import COMMAND_ONLY
+from dmaml_pl.strategies.dmaml import COMMAND_ONLY
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 

@@ -53,6 +53,33 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
     raise ConfigError(" ".join(str(error).split()))
 
 
+def prefer_classes(parser: ArgumentParser) -> None:
+    """Let settings that may be text or a class try the class first: else a class path alone would be text.
+
+    Args:
+        parser: whose settings are changed.
+    """
+    for action in parser._actions:  # noqa: SLF001
+        ways = _ways(getattr(action, "_typehint", None))
+        if str in ways[:-1] and any(_classes(way) for way in ways):
+            action._typehint = Union[*(way for way in ways if way is not str), str]  # type: ignore[attr-defined]  # noqa: SLF001 - of a tuple
+
+
+def check_path(setting: str, path: Any, kind: type) -> None:
+    """Check a class path that the parser has taken for text, as it could not make the class of it.
+
+    Args:
+        setting: its name.
+        path: the text; one without a dot, and anything else, is left alone.
+        kind: what the class must be.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    if isinstance(path, str) and "." in path:
+        _check_class(setting, path, {}, _find(setting, path, (kind,)), 0)
+
+
 # -- what was given ----------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import ArgumentError, add_instantiator, set_parsing_settings
+from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -17,7 +19,7 @@ from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import configs
 from dmaml_pl.cli.carried import carried_over
 from dmaml_pl.cli.messages import explain_trainer
-from dmaml_pl.cli.mistakes import options_of, refuse, settings_of
+from dmaml_pl.cli.mistakes import check_path, options_of, prefer_classes, refuse, settings_of
 from dmaml_pl.cli.recorder import ConfigRecorder
 from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
@@ -101,6 +103,11 @@ class DmamlCLI(LightningCLI):
         every = LightningCLI.subcommands()
         return {name: every[name] for name in sys.argv[1:2] if name in every} or every
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's; of the Trainer's settings that are a name or a class, a class path is the class."""
+        super().add_core_arguments_to_parser(parser)
+        prefer_classes(parser)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings beside those of the Trainer, the model and the data."""
         parser.add_argument("--meta_test", type=bool, default=True, help="Meta-test the best checkpoint after fit.")
@@ -172,6 +179,8 @@ class DmamlCLI(LightningCLI):
             callbacks.append(ModelRegistrar(register))
         if self._launch is not None and self._launch.environment is not None:
             config["plugins"] = [*config["plugins"], self._launch.environment]
+        for name, kind in (("strategy", Strategy), ("accelerator", Accelerator)):
+            check_path(f"trainer.{name}", config.get(name), kind)
         try:
             return self._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

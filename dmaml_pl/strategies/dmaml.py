@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from dmaml_pl.checks import require_one_of, require_positive
@@ -31,6 +32,11 @@ from dmaml_pl.strategies.strategy import WorkerStrategy
 
 Moments = Literal["keep", "average", "reset"]
 TransferType = Literal["float32", "bfloat16"]
+
+COMMAND_ONLY = (
+    "trainer.strategy.elastic is true, for which a process of its own watches the workers: train by the command "
+    "dmaml fit, or set it to false."
+)
 
 
 class DMAMLStrategy(WorkerStrategy):
@@ -125,6 +131,17 @@ class DMAMLStrategy(WorkerStrategy):
                 "trainer.strategy.elastic is true, for which dmaml itself starts the workers of each machine: start "
                 "`dmaml fit` there without torchrun, srun or the like, or set it to false."
             )
+
+    def setup_environment(self) -> None:
+        """Lightning's.
+
+        Raises:
+            ConfigError: workers are to come and go, and nobody watches them.
+        """
+        fits = self._module().trainer.state.fn == TrainerFn.FITTING
+        if fits and self.elastic and not self.workers_may_change:
+            raise ConfigError(COMMAND_ONLY)
+        super().setup_environment()
 
     def _acts_alone(self) -> bool:
         return self.merge_rule.acts_alone

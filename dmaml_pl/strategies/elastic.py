@@ -24,11 +24,6 @@ from dmaml_pl.strategies.exchange import Merged, Offer, Sent
 from dmaml_pl.strategies.quorum import Quorum, digest_of
 from dmaml_pl.strategies.replica import member_name
 
-COMMAND_ONLY = (
-    "trainer.strategy.elastic is true, for which a process of its own watches the workers: train by the command "
-    "dmaml fit, or set it to false."
-)
-
 
 class ElasticStrategy(DMAMLStrategy):
     """A `DMAMLStrategy` whose worker is one of those that come and go; `among_those_who_come_and_go` makes it.
