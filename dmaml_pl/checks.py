@@ -23,6 +23,21 @@ def require_positive(**settings: float) -> None:
             raise ConfigError(f"{name} is {value}, but must be finite.")
 
 
+MOST_STEPS = 10_000
+"""Steps of an inner loop; even one task is tried with them before a training."""
+
+
+def require_at_most(most: float, **settings: float) -> None:
+    """Check that no setting is greater than a bound.
+
+    Raises:
+        ConfigError: names the first setting that is.
+    """
+    for name, value in settings.items():
+        if value > most:
+            raise ConfigError(f"{name} is {value}, but must be at most {most:,}.")
+
+
 def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
     """Check that a setting is one of its choices.
 

@@ -4,6 +4,8 @@ The command line prints the message of a `DmamlError` alone, without a traceback
 therefore names the setting to change and what it may be.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -105,3 +107,26 @@ class LeftBehindError(DmamlError):
 
 class NobodyLeftError(LeftBehindError):
     """There are no other workers any more for this one to join."""
+
+
+@contextmanager
+def of_the_machine(beyond: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turn what the machine refuses (a name that is too long, a file that cannot be read, memory) into one line.
+
+    Args:
+        beyond: asked then, whether the work has begun, in which it may be a fault of ours that a traceback shows.
+
+    Raises:
+        ConfigError: names the file, and why.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, MemoryError) as error:
+        if beyond():
+            raise
+        if isinstance(error, MemoryError):
+            raise ConfigError(f"There is not enough memory. {error}") from error
+        place = f"{str(error.filename)[:200]} cannot be used: " if error.filename else ""
+        raise ConfigError(f"{place}{error.strerror or error}.") from error

@@ -5,11 +5,9 @@ All in this process: the mistakes are found before workers are started.
 
 from __future__ import annotations
 
-import copy
-import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,108 +23,27 @@ from dmaml_pl.__main__ import main
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
 from dmaml_pl.errors import ConfigError
-from tests.recipes import small_data, small_maml, small_trainer
+from tests.bad_input import (  # noqa: F401 - two are fixtures
+    DATA,
+    GLYPHS,
+    INNER,
+    LOGGER,
+    MODEL,
+    OMNIGLOT,
+    SINUSOID,
+    STRATEGY,
+    VIT,
+    Refusal,
+    as_the_user_left_it,
+    changed,
+    make_refusal,
+)
+from tests.recipes import small_data
 from tests.test_omniglot import make_folders
 
-# Small, should a test fail to produce its error.
-SINUSOID: dict[str, Any] = {
-    "seed_everything": 0,
-    "data": {"class_path": "data_modules.Sinusoid", "init_args": {"meta_batch": 2, "val_tasks": 4, "test_tasks": 4}},
-    "model": {
-        "class_path": "dmaml_pl.MetaLearning",
-        "init_args": {
-            "objective": "regression",
-            "network": {"class_path": "dmaml_pl.networks.MLP", "init_args": {"hidden": [8, 8]}},
-            "algorithm": {"class_path": "dmaml_pl.MAML", "init_args": {"inner_lr": 0.01}},
-            "meta_optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
-        },
-    },
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "strategy": {"class_path": "dmaml_pl.DMAMLStrategy", "init_args": {"run_length": 2}},
-        "max_steps": 1,
-        "enable_progress_bar": False,
-        "logger": {"class_path": "dmaml_pl.MLflowTracker", "init_args": {"system_metrics": False}},
-    },
-    "checkpoint": {"monitor": "val/loss", "mode": "min"},
-    "meta_test": False,
-}
-GLYPHS: dict[str, Any] = SINUSOID | {
-    "data": {
-        "class_path": "data_modules.Glyphs",
-        "init_args": {"ways": 5, "shots": 1, "queries": 5, "meta_batch": 2, "val_tasks": 4, "test_tasks": 4},
-    },
-    "model": {
-        "class_path": "dmaml_pl.MetaLearning",
-        "init_args": {
-            "objective": "classification",
-            "network": {"class_path": "dmaml_pl.networks.Conv4", "init_args": {"ways": 5, "filters": 4}},
-        },
-    },
-    "checkpoint": {"monitor": "val/accuracy", "mode": "max"},
-}
-OMNIGLOT: dict[str, Any] = GLYPHS | {
-    "data": {
-        "class_path": "data_modules.Omniglot",
-        "init_args": {"root": "omniglot", "ways": 2, "shots": 1, "queries": 1, "train_classes": 6, "val_classes": 3},
-    }
-}
-VIT = {"image_size": 8, "patch_size": 8, "num_layers": 1, "num_heads": 1, "hidden_dim": 2, "mlp_dim": 2}
-DATA, MODEL, STRATEGY, LOGGER = (
-    f"{name}.init_args" for name in ("data", "model", "trainer.strategy", "trainer.logger")
+BOMB = b"a0: &a0 [x]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)
 )
-INNER = f"{MODEL}.algorithm.init_args"
-
-Refusal = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def as_the_user_left_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each command line has a process of its own; what it puts into the environment goes with it."""
-    # Lightning calls a function of jsonargparse that is on its way out.
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def refusal(capfd: pytest.CaptureFixture[str]) -> Refusal:
-    """Run a command that must be refused; returns the message, which is all that the user hears."""
-
-    def refuse(*words: str, config: dict[str, Any] | None = None) -> str:
-        if config is not None:
-            Path("a.yaml").write_text(yaml.safe_dump(config))
-            command, settings = ("fit", words) if not words or words[0].startswith("-") else (words[0], words[1:])
-            words = (command, "--config", "a.yaml", *settings)
-        before = set(Path.cwd().rglob("*.ckpt"))
-        assert run(list(words)) == 1
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert err.startswith("dmaml: error: ")
-        assert err.count("\n") == 1
-        assert err.endswith("\n")
-        assert set(Path.cwd().rglob("*.ckpt")) == before, "nothing was trained"
-        return err.removeprefix("dmaml: error: ").removesuffix("\n")
-
-    return refuse
-
-
-def changed(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with `a.b.c` set; a `~` before a name renames the setting to the value instead."""
-    config = copy.deepcopy(config)
-    for path, value in settings.items():
-        *groups, name = path.lstrip("~").split(".")
-        group = config
-        for key in groups:
-            group = group.setdefault(key, {})
-        if path.startswith("~"):
-            group[value] = group.pop(name)
-        else:
-            group[name] = value
-    return config
 
 
 # ---- settings that do not exist
@@ -291,6 +208,18 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),
         ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
         ("trainer.max_epochs", 0, "trainer.max_epochs is 0, but must be at least 1, or -1 "),
+        ("trainer.max_time", {"minutes": -1}, "trainer.max_time is -60 s, but must be greater than 0."),
+        ("trainer.max_time", "00:00:00:00", "trainer.max_time is 0 s, but must be greater than 0."),
+        (
+            "trainer.accelerator",
+            "tpu",
+            "trainer.accelerator is 'tpu', but must be auto, cpu, or one that this machine has",
+        ),
+        (
+            f"{MODEL}.meta_schedule",
+            {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"start_factor": 0.0}},
+            "model.meta_schedule refuses a setting: Starting multiplicative factor expected to be greater than 0 and ",
+        ),
         ("trainer.limit_train_batches", 0, "trainer.limit_train_batches is 0, which leaves no run of the 10 of an ep"),
         ("trainer.limit_train_batches", 0.01, "trainer.limit_train_batches is 0.01, which leaves no run of the 10 "),
         ("trainer.overfit_batches", 2, "trainer.overfit_batches is 2, but must be 0: every run draws tasks of its ow"),
@@ -393,6 +322,13 @@ def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
         (b"data: 1\nmodel: 2\ndata: 3\n", "--config b.yaml has data twice in one place, in lines 1 and 3: leave one"),
         (b'data: 1\nmodel: "a\\0b"\n', "--config b.yaml has a NUL character in line 2: leave it out."),
         (b"#" * 1_000_001, "--config b.yaml has 1,000,001 bytes, but a configuration has at most 1,000,000."),
+        (
+            b"data: &a\n  init_args: *a\n",
+            "--config b.yaml has a value that holds itself, in line 1: leave its reference",
+        ),
+        (BOMB, "--config b.yaml has more than 100,000 values, those repeated by references (*NAME) counted."),
+        (b"data: " + b"[" * 900 + b"]" * 900, "--config b.yaml is nested too deeply to be read."),
+        (b"? [1, 2]\n: 3\n", "--config b.yaml has a setting in line 1 whose name is no text."),
         (b"", "--config b.yaml holds no settings"),
         (b"- 1\n", "--config b.yaml holds no settings"),
     ],
@@ -405,6 +341,19 @@ def test_a_config_file_that_is_broken_is_named_with_the_line(content: bytes, exp
 def test_a_reference_to_a_setting_that_is_not_there_is_told_with_both(refusal: Refusal) -> None:
     text = refusal(config=changed(SINUSOID, {f"{DATA}.shots": "${data.init_args.shotz}"}))
     assert text == "data.shots refers to ${data.init_args.shotz}, but there is no such setting."
+
+
+def test_a_name_that_is_no_text_is_no_setting(refusal: Refusal) -> None:
+    assert refusal(config=SINUSOID | {1: 2}) == "1 is not a setting. dmaml COMMAND --help lists all."
+
+
+def test_more_steps_than_one_task_can_be_tried_with_are_refused(refusal: Refusal) -> None:
+    text = refusal(config=changed(SINUSOID, {f"{INNER}.inner_steps": 10**9}))
+    assert text == "model.algorithm.inner_steps is 1000000000, but must be at most 10,000."
+
+
+def test_more_samples_than_memory_holds_are_one_line(refusal: Refusal) -> None:
+    assert refusal(config=changed(SINUSOID, {f"{DATA}.shots": 10**12})).startswith("There is not enough memory. Unabl")
 
 
 def test_without_a_config_file_it_says_what_is_not_set(refusal: Refusal) -> None:
@@ -431,6 +380,18 @@ def test_a_file_without_config_before_it_is_told_how_to_give_it(refusal: Refusal
 def test_a_setting_without_a_value_is_named(refusal: Refusal) -> None:
     text = refusal("--trainer.max_steps", config=SINUSOID)
     assert text == "trainer.max_steps has no value: give one after --trainer.max_steps."
+
+
+def test_a_class_of_the_users_that_ends_the_command_is_no_success(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("ends_all.py").write_text("import sys\nsys.exit(0)\n")
+    text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "ends_all.Net"}}))
+    assert text.startswith("ends_all has ended the command, by sys.exit or the like: let it raise an error instead.")
+    Path("raises_one.py").write_text("raise RuntimeError('two\\nlines')\n")
+    text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "raises_one.Net"}}))
+    assert text.startswith("model.network cannot be raises_one.Net: two lines.")
 
 
 # ---- data
@@ -519,100 +480,32 @@ def test_a_network_that_does_not_fit_the_data_is_refused(
     assert refusal(config=changed(config, settings)).startswith(expected)
 
 
-# ---- checkpoints
+class InPlace(torch.nn.Linear):
+    """Changes the samples that it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.mul_(2.0))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The checkpoint of one meta-iteration of a network like that of SINUSOID."""
-    path = tmp_path_factory.mktemp("trained") / "good.ckpt"
-    module = small_maml(meta_optimizer=lambda params: torch.optim.Adam(params, lr=0.003))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path.parent)
-        trainer = small_trainer(max_steps=1)
-        trainer.fit(module, small_data())
-        trainer.save_checkpoint(path)
-    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
-    return checkpoint
+class Broken(torch.nn.Linear):
+    """Gives what PyTorch cannot differentiate."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x).exp()
+        return y.mul_(2.0) if torch.is_grad_enabled() else y
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
-def test_before_any_training_there_is_no_last_or_best_checkpoint(name: str, refusal: Refusal) -> None:
-    text = refusal("--ckpt_path", name, config=SINUSOID)
-    assert text.startswith(f"--ckpt_path is {name}, but no training has left a checkpoint under mlruns/checkpoints/")
-
-
-def test_a_checkpoint_that_is_not_there_is_named(refusal: Refusal) -> None:
-    text = refusal("--ckpt_path", "nope.ckpt", config=SINUSOID)
-    assert text == "--ckpt_path is nope.ckpt, but there is no such file: give best, last or a file."
-
-
-@pytest.mark.parametrize("words", [["fit"], ["test", "--checkpoint.dirpath", "kept"]])
-def test_a_job_that_goes_on_by_itself_is_a_training_with_a_folder_of_its_own(
-    refusal: Refusal, words: list[str]
-) -> None:
-    text = refusal(*words, "--ckpt_path", "auto", config=SINUSOID)
-    assert text.endswith("it is for dmaml fit, and needs checkpoint.dirpath, a folder for this training alone.")
-
-
-@pytest.mark.parametrize("command", ["test", "predict"])
-def test_a_meta_test_without_a_checkpoint_asks_for_one(command: str, refusal: Refusal) -> None:
-    assert refusal(command, config=SINUSOID) == f"dmaml {command} needs --ckpt_path: give best, last or a file."
-
-
-@pytest.mark.parametrize("content", [b"", b"hello world\n"])
-def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, refusal: Refusal) -> None:
-    Path("t.ckpt").write_bytes(content)
-    text = refusal("--ckpt_path", "t.ckpt", config=SINUSOID)
-    assert text.startswith("--ckpt_path t.ckpt is truncated, damaged, or no checkpoint at all: ")
-
-
-@pytest.mark.parametrize("share", [0.1, 0.99])
-def test_a_truncated_checkpoint_is_refused(share: float, trained: dict[str, Any], refusal: Refusal) -> None:
-    torch.save(trained, "t.ckpt")
-    whole = Path("t.ckpt").read_bytes()
-    Path("t.ckpt").write_bytes(whole[: int(share * len(whole))])
-    text = refusal("test", "--ckpt_path", "t.ckpt", config=SINUSOID)
-    assert text.startswith("--ckpt_path t.ckpt is truncated, damaged, or no checkpoint at all: ")
-
-
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_bare_weights_are_refused(command: str, trained: dict[str, Any], refusal: Refusal) -> None:
-    torch.save({"state_dict": trained["state_dict"]}, "t.ckpt")
-    text = refusal(command, "--ckpt_path", "t.ckpt", config=SINUSOID)
-    assert text.startswith("--ckpt_path t.ckpt is no checkpoint of a training, as it lacks state_dict or ")
-
-
-def test_the_checkpoint_of_another_network_is_refused_with_the_first_weight_that_differs(
-    trained: dict[str, Any], refusal: Refusal
-) -> None:
-    torch.save(trained, "t.ckpt")
-    config = changed(SINUSOID, {f"{MODEL}.network.init_args.hidden": [9, 8], "trainer.max_steps": 2})
-    assert refusal("--ckpt_path", "t.ckpt", config=config).startswith(
-        "--ckpt_path t.ckpt was made for another network: learner.network.layers.0.weight is (8, 1) in the checkpoint "
-        "and (9, 1) in model.network."
-    )
-
-
-def test_training_on_from_weights_alone_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
-    torch.save({key: value for key, value in trained.items() if key != "optimizer_states"}, "t.ckpt")
-    text = refusal("--ckpt_path", "t.ckpt", config=changed(SINUSOID, {"trainer.max_steps": 2}))
-    assert text.startswith("--ckpt_path t.ckpt holds weights only, from which no training can go on: ")
-
-
-def test_training_on_with_another_meta_optimizer_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
-    torch.save(trained, "t.ckpt")
-    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-    config = changed(SINUSOID, {f"{MODEL}.meta_optimizer": sgd, "trainer.max_steps": 2})
-    assert refusal("--ckpt_path", "t.ckpt", config=config).startswith(
-        "--ckpt_path t.ckpt was made with another meta-optimizer: it has no dampening, momentum, nesterov."
-    )
-
-
-def test_training_on_to_where_the_training_is_already_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
-    torch.save(trained, "t.ckpt")
-    text = refusal("--ckpt_path", "t.ckpt", config=SINUSOID)
-    assert text == ("t.ckpt has already made 1 meta-iterations, and trainer.max_steps is 1: set it higher to train on.")
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (InPlace(1, 1), "model.network is InPlace, which changes the samples that it is given: "),
+        (Broken(1, 1), "No engine can run model.network with model.algorithm: Broken cannot be adapted ("),
+    ],
+)
+def test_a_users_network_that_cannot_be_trained_is_told(network: torch.nn.Module, expected: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        MetaLearning(network, MAML()).check_task(small_data().evaluation_task("val", 0))
+    assert str(refused.value).startswith(expected)
 
 
 # ---- tracking

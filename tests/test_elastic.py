@@ -201,9 +201,11 @@ def test_torchft_missing_is_one_line() -> None:
 
 
 @needs_torchft
-def test_overlap_is_refused() -> None:
+def test_overlap_and_another_backend_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"elastic is true and trainer.strategy.overlap is true"):
         DMAMLStrategy(elastic=True, overlap=True, moments="keep")
+    with pytest.raises(ConfigError, match=r"process_group_backend is nccl, but must be null where"):
+        DMAMLStrategy(elastic=True, process_group_backend="nccl")
 
 
 @needs_torchft

@@ -201,3 +201,24 @@ def test_every_logger_works_or_says_what_it_needs(name: str, tmp_path: Path, mon
     on_the_page(name, end)
     if name == "MLFlowLogger":
         assert end == "trainer.logger is Lightning's MLFlowLogger: take dmaml_pl.MLflowTracker, which keeps more."
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "rate"),
+    [
+        (lr_scheduler.ExponentialLR, {"gamma": -0.5}, "-0.0005"),
+        (lr_scheduler.ExponentialLR, {"gamma": float("nan")}, "nan"),
+        (lr_scheduler.CosineAnnealingLR, {"T_max": STEPS, "eta_min": -1.0}, "-"),
+    ],
+)
+def test_a_schedule_that_leads_to_a_learning_rate_that_is_none_is_refused(
+    kind: Any, settings: dict[str, float], rate: str
+) -> None:
+    end = outcome(small_maml(meta_schedule=lambda optimizer: kind(optimizer, **settings)))
+    assert end.startswith(f"model.meta_schedule is {kind.__name__}, which cannot make a step (it leads to a learning ")
+    assert f"rate of {rate}" in end
+
+
+def test_a_meta_optimizer_whose_step_is_beyond_all_numbers_is_refused() -> None:
+    end = outcome(small_maml(meta_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=float("inf"))))
+    assert end.startswith("model.meta_optimizer")

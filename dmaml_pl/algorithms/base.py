@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmaml_pl.algorithms.inner_optimizers import InnerOptimizer
+from dmaml_pl.checks import MOST_STEPS, require_at_most
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks.names import select
 from dmaml_pl.tasks import TaskBatch
@@ -159,6 +160,7 @@ class Algorithm(nn.Module, ABC):
         super().__init__()
         if inner_steps < 0:
             raise ConfigError(f"model.algorithm.inner_steps is {inner_steps}, but must not be negative.")
+        require_at_most(MOST_STEPS, **{"model.algorithm.inner_steps": inner_steps})
         self.steps = inner_steps
         self.adapts: list[str] = []
         self.inner_optimizer = inner_optimizer

@@ -7,13 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmaml_pl.checks import or_last
 from dmaml_pl.errors import CheckpointError
+from dmaml_pl.runs import CHECKPOINT_KEY
 
 CONFIG_KEY = "config"
 """Where a checkpoint holds the configuration of its model and data, from which they are built again."""
+
+_KINDS: dict[str, type] = {
+    "state_dict": dict,
+    "pytorch-lightning_version": str,
+    "global_step": int,
+    "epoch": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "runs": dict,
+    "validations": list,
+    CHECKPOINT_KEY: dict,
+}
+"""What a checkpoint may hold; counts are not negative."""
 
 
 def find_checkpoint(wanted: str, folder: Path) -> Path:
@@ -77,11 +93,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path, f"--ckpt_path {path} is truncated, damaged, or no checkpoint at all: give best, last or another file."
     )
     # The version is what Lightning asks for first.
-    if isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-        return checkpoint
-    raise CheckpointError(
-        f"--ckpt_path {path} is no checkpoint of a training, as it lacks state_dict or pytorch-lightning_version: give "
-        "best, last or another file."
+    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+        raise CheckpointError(
+            f"--ckpt_path {path} is no checkpoint of a training, as it lacks state_dict or pytorch-lightning_version: "
+            "give best, last or another file."
+        )
+    for name in _KINDS.keys() & checkpoint.keys():
+        kept = checkpoint[name]
+        if not isinstance(kept, _KINDS[name]) or (isinstance(kept, int) and not 0 <= kept < 2**63):
+            raise was_changed(path, f"{name} is {str(kept)[:40]!r}")
+    return checkpoint
+
+
+def was_changed(path: Path, what: str) -> CheckpointError:
+    """The error for a checkpoint that holds what no training has written.
+
+    Args:
+        path: the file.
+        what: is wrong with it.
+    """
+    what = " ".join(what.split())
+    return CheckpointError(
+        f"--ckpt_path {path} was changed or is damaged, as its {what}: give best, last or another file."
     )
 
 
@@ -106,6 +139,9 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option
         have, need = (
             tuple(getattr(state[name], "shape", ())) if name in state else "missing" for state in (held, wanted)
         )
+        kept = held.get(name)
+        if have == need and not (isinstance(kept, Tensor) and bool(torch.isfinite(kept).all())):
+            raise CheckpointError(f"{option}{path} is of no use: not all values of {name} are finite numbers.")
         if have != need:
             raise CheckpointError(
                 f"{option}{path} was made for another network: {name} is {have} in the checkpoint and {need} in "

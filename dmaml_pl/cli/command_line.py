@@ -1,5 +1,6 @@
 """Reads a command line and its files before the parser does, whose errors name neither the command nor the file."""
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from dmaml_pl.errors import CheckpointError, ConfigError
 
 LARGEST = 1_000_000
 """Bytes; reading so much takes some seconds."""
+
+MOST = 100_000
+"""Values in a file, those that references (`*NAME`) repeat counted each time."""
 
 MERGE = "tag:yaml.org,2002:merge"
 """Of the key `<<`, which may come more than once."""
@@ -68,7 +72,8 @@ def check_checkpoint(words: list[str]) -> None:
     for word, after in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         wanted = value if equals else after
-        if name == "--ckpt_path" and wanted not in ("", "null", "best", "last", "auto") and not Path(wanted).is_file():
+        chosen = wanted not in ("", "null", "best", "last", "auto")
+        if name == "--ckpt_path" and chosen and not os.path.isfile(wanted):  # noqa: PTH113 - also of a name too long
             instead = or_last(Path(wanted), "give best, last or a file")
             raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: {instead}.")
 
@@ -84,32 +89,53 @@ def _check_yaml(path: Path) -> None:
         raise ConfigError(f"--config {path} is not valid YAML{place}: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not a YAML file, or not in UTF-8.") from error
+    except RecursionError as error:
+        raise ConfigError(f"--config {path} is nested too deeply to be read.") from error
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
             "`dmaml configs copy sinusoid`."
         )
-    _check_node(path, root)
+    if _count(path, root, {}) > MOST:
+        raise ConfigError(
+            f"--config {path} has more than {MOST:,} values, those repeated by references (*NAME) counted."
+        )
 
 
-def _check_node(path: Path, node: yaml.Node) -> None:
-    """YAML's readers let the last of two settings of a name stand, and drop the first without a word.
+def _count(path: Path, node: yaml.Node, counts: dict[int, int | None]) -> int:
+    """Count the values of a node and below it; those of nodes that references lead to are counted once, and known then.
 
-    A NUL, which no path or name may hold, is found here, too.
+    YAML's readers let the last of two settings of a name stand, and drop the first without a word. A NUL, which no path
+    or name may hold, is found here, too.
     """
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        raise ConfigError(f"--config {path} has a NUL character in line {node.start_mark.line + 1}: leave it out.")
+    line = node.start_mark.line + 1
+    if id(node) in counts:
+        known = counts[id(node)]
+        if known is None:
+            raise ConfigError(
+                f"--config {path} has a value that holds itself, in line {line}: leave its reference out."
+            )
+        return known
+    counts[id(node)] = None
     below = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        raise ConfigError(f"--config {path} has a NUL character in line {line}: leave it out.")
     if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen and key.tag != MERGE:
-                raise ConfigError(
-                    f"--config {path} has {key.value} twice in one place, in lines {seen[key.value]} and {line}: "
-                    "leave one of them."
-                )
-            seen[str(key.value)] = line
-            below.append(value)
-    for each in below:
-        _check_node(path, each)
+        _check_keys(path, node)
+        below = [value for _, value in node.value]
+    counts[id(node)] = total = 1 + sum(_count(path, each, counts) for each in below)
+    return total
+
+
+def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"--config {path} has a setting in line {line} whose name is no text.")
+        if key.value in seen and key.tag != MERGE:
+            lines = f"{seen[key.value]} and {line}"
+            raise ConfigError(
+                f"--config {path} has {key.value} twice in one place, in lines {lines}: leave one of them."
+            )
+        seen[key.value] = line

@@ -12,7 +12,6 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
@@ -24,7 +23,7 @@ from dmaml_pl.cli.result import TrainingResult
 from dmaml_pl.cli.session import Session
 from dmaml_pl.cli.training import TRAINER_DEFAULTS, DmamlCLI
 from dmaml_pl.console.progress import RunProgress
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.launching.workers import WorkerLauncher
 from dmaml_pl.modules import MetaLearning
@@ -126,7 +125,9 @@ def _trainer(model: MetaLearning, settings: Mapping[str, Any]) -> pl.Trainer:
         import dmaml_pl.strategies  # noqa: F401, PLC0415 - Lightning then knows them by their names
     try:
         return pl.Trainer(**config)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except DmamlError:
+        raise
+    except Exception as error:  # of Lightning's, and of what a setting needs and is not installed
         raise ConfigError(explain_trainer(error, config)) from error
 
 

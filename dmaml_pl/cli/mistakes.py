@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -161,7 +161,7 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
             raise ConfigError(_unknown(list(known), name, prefix, owner))
 
     for name, value in given.items():
-        look(name, value)
+        look(str(name), value)
     needed = [name for name, action in known.items() if action.required] + sorted(parser._extra_required_keys)  # noqa: SLF001
     if missing := [prefix + name for name in needed if "." not in name and given.get(name) is None]:
         advice = f", which {owner} needs." if owner else ". Give a --config file, such as --config sinusoid."
@@ -249,7 +249,7 @@ def _takes(kind: Any, value: Any) -> bool:
     parser.add_argument("--value", type=kind, sub_configs=True)
     try:
         parser.parse_object({"value": copy.deepcopy(value)})  # it writes into what it is given
-    except ArgumentError:
+    except Exception:  # also of a user's own module, when it is imported
         return False
     return True
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -77,13 +77,8 @@ def _tell_of_gpu(trainer: Any) -> None:
 def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
     """Check what Lightning would find in the workers only, or take in another sense than ours."""
     _tell_of_gpu(trainer)
-    if trainer.max_steps == 0:
-        raise ConfigError("trainer.max_steps is 0, but must be at least 1 (meta-iterations of each worker), or -1.")
+    _check_length(trainer)
     _check_machines(trainer)
-    if trainer.max_epochs == 0:
-        raise ConfigError(
-            "trainer.max_epochs is 0, but must be at least 1, or -1 (as many as trainer.max_steps takes)."
-        )
     if trainer.overfit_batches:
         raise ConfigError(
             f"trainer.overfit_batches is {trainer.overfit_batches}, but must be 0: every run draws tasks of its own. "
@@ -117,6 +112,19 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
             f"trainer.val_check_interval is {every}, but an epoch has {runs} runs: set it to 1 to {runs}, "
             "data.runs_per_epoch higher, or trainer.check_val_every_n_epoch to null."
         )
+
+
+def _check_length(trainer: Any) -> None:
+    if trainer.max_steps == 0:
+        raise ConfigError("trainer.max_steps is 0, but must be at least 1 (meta-iterations of each worker), or -1.")
+    if trainer.max_epochs == 0:
+        raise ConfigError(
+            "trainer.max_epochs is 0, but must be at least 1, or -1 (as many as trainer.max_steps takes)."
+        )
+    for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):
+        left = timer.time_remaining()
+        if left is not None and left <= 0:
+            raise ConfigError(f"trainer.max_time is {left:g} s, but must be greater than 0.")
 
 
 def _check_strategy(trainer: pl.Trainer, module: MetaLearning, data: TaskDataModule) -> None:

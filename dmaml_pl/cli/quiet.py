@@ -40,6 +40,8 @@ def quieten() -> None:
     """Install the filters; only the command line and `dmaml_pl.fit` do, a library must not decide for its caller."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_Silence())
+    # The error that follows tells it in one line.
+    logging.getLogger("mlflow.utils.databricks_utils").setLevel(logging.ERROR)
     # Lightning warns that a loader has few workers or no length; ours are generators that cost nothing.
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck")
     # Lightning compares its batches, which are our runs, with an interval that we count in meta-iterations.

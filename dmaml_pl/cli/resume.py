@@ -1,22 +1,28 @@
 """Which checkpoint a command goes on with, and what a user types to go on with a training that was stopped."""
 
+import copy
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from packaging.version import Version
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dmaml_pl.checkpoints import check_fits, check_resumable, find_checkpoint, read_checkpoint
+from dmaml_pl.checkpoints.lookup import was_changed
 from dmaml_pl.cli.recorder import RUN_ID_KEY, trackers
 from dmaml_pl.errors import CheckpointError, ConfigError
 from dmaml_pl.launching.restarts import Origin, current
+from dmaml_pl.modules.trainer_options import check_steps
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
-from dmaml_pl.runs import IN_MIND
+from dmaml_pl.runs import CHECKPOINT_KEY, IN_MIND
+from dmaml_pl.strategies import WorkerStrategy
 
 AUTO = "auto"
 """The `--ckpt_path` of a job that may be started again: `last` in `checkpoint.dirpath`, if there is one."""
@@ -41,7 +47,7 @@ def find_origin(
         stage: "fit", "validate", "test" or "predict".
         trainer: of the command.
         model: what is to get the weights.
-        optimizer: the meta-optimizer that is to go on.
+        optimizer: one like that which is to go on, over copies of the parameters: a step is tried.
         joins: whether `wanted` is a training that others are making, and not one that is started again.
 
     Raises:
@@ -64,18 +70,57 @@ def find_origin(
                     f"{path} has already made {done} meta-iterations, and trainer.max_steps is {limit}: set it higher "
                     "to train on."
                 )
+        with _told(path, "optimizer_states"):
+            check_resumable(checkpoint, optimizer, path)
         _check_schedule(checkpoint, trainer.max_steps, path)
-        check_resumable(checkpoint, optimizer, path)
+        _try_restoring(checkpoint, trainer, model, optimizer, path)
     if is_worker_zero():
         print(f"Using checkpoint {path}", file=sys.stderr)
     run_id = checkpoint.get(RUN_ID_KEY)
     return Origin(path, run_id if isinstance(run_id, str) else None, checkpoint.get(IN_MIND, ()))
 
 
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a part of a checkpoint that a training did not write leads to into one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise was_changed(path, f"{what} cannot be restored ({str(error) or type(error).__name__})") from error
+
+
+def _try_restoring(checkpoint: dict[str, Any], trainer: Any, model: Any, optimizer: Any, path: Path) -> None:
+    """Restore on trial what Lightning would in the workers only, when there is an MLflow run already."""
+    with _told(path, "version"):
+        Version(checkpoint["pytorch-lightning_version"])
+    with _told(path, "runs and validations"):
+        model.on_load_checkpoint(checkpoint)
+    with _told(path, "optimizer_states"):
+        optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer_states"][0]))
+        check_steps(optimizer, None, 0)
+    with _told(path, "loops"):
+        _compare(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"])
+    if isinstance(trainer.strategy, WorkerStrategy):
+        with _told(path, CHECKPOINT_KEY):
+            trainer.strategy.try_restoring(checkpoint.get(CHECKPOINT_KEY, {}))
+
+
+def _compare(wanted: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Check that counts are counts, and groups of them groups, as far as they are there: other versions have others."""
+    for name in wanted.keys() & kept.keys():
+        if isinstance(wanted[name], dict):
+            _compare(wanted[name], dict(kept[name]))
+        elif isinstance(wanted[name], int) and (not isinstance(kept[name], int) or kept[name] < 0):
+            raise ValueError(f"{name} is {kept[name]!r}")
+
+
 def _check_schedule(checkpoint: dict[str, Any], limit: int, path: Path) -> None:
     """Check that a schedule which knows its end, and goes on as it was kept, reaches as far as the training."""
     for kept in checkpoint.get("lr_schedulers") or ():
-        total = kept.get("total_steps")
+        with _told(path, "lr_schedulers"):
+            total = kept.get("total_steps")
         if total is not None and not 0 <= limit <= total:
             raise CheckpointError(
                 f"{path} goes on with a model.meta_schedule of {total} steps, and trainer.max_steps is {limit}: "

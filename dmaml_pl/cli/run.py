@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 from omegaconf.errors import OmegaConfBaseException
@@ -14,12 +15,22 @@ from dmaml_pl.cli.command_line import check_command, check_config_files
 from dmaml_pl.cli.messages import explain_interpolation
 from dmaml_pl.cli.resume import is_worker_zero
 from dmaml_pl.cli.training import DmamlCLI
-from dmaml_pl.errors import DmamlError, LeftBehindError, NobodyLeftError, NonFiniteError, WorkerLostError
+from dmaml_pl.errors import (
+    DmamlError,
+    LeftBehindError,
+    NobodyLeftError,
+    NonFiniteError,
+    WorkerLostError,
+    of_the_machine,
+)
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.supervisor import LEFT_BEHIND, NOBODY_LEFT
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells give them."""
+
+ENDS = ("", "__main__", "argparse", "jsonargparse", "dmaml_pl", "pytorch_lightning", "lightning_fabric")
+"""Packages that end the process where its work is done, as after --help, or has been told to be in vain."""
 
 
 def run(arguments: list[str], front: Callable[[threading.Event], object] = DmamlCLI) -> int:
@@ -37,15 +48,14 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
     try:
         check_command(arguments, list(LightningCLI.subcommands()))
         check_config_files(arguments)
-        front(prepared)
+        with of_the_machine(prepared.is_set):
+            front(prepared)
     except KeyboardInterrupt:
         return INTERRUPTED
     except SIGTERMException as stop:
         return _stopped(TERMINATED, stop)
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
-            return _stopped(INTERRUPTED, stop)
-        raise
+        return _ended(stop)
     except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
         # What every worker knows alike is told once.
         alike = not prepared.is_set() or isinstance(error, NonFiniteError | WorkerLostError)
@@ -59,6 +69,19 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
     finally:
         sys.argv = words
     return 0
+
+
+def _ended(stop: SystemExit) -> int:
+    """The exit code where something has ended the process; a module of a user's that did may look like success."""
+    if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
+        return _stopped(INTERRUPTED, stop)
+    modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(stop.__traceback__)]
+    module = next((name for name in reversed(modules) if name != "_sitebuiltins"), "")  # where `exit` stands
+    if module.partition(".")[0] in ENDS:
+        raise stop
+    by = f"{module} has ended the command, by sys.exit or the like"
+    print(f"dmaml: error: {by}: let it raise an error instead.", file=sys.stderr, flush=True)
+    return 1
 
 
 def _stopped(code: int, stop: BaseException) -> int:

@@ -161,8 +161,7 @@ class Session:
                     torch.save(handed, file)
                 wanted = os.environ[resume.RESOLVED_CHECKPOINT] = file.name
                 self._handed = Path(file.name)
-        optimizers = self.model.configure_optimizers()
-        optimizer = optimizers[0][0] if isinstance(optimizers, tuple) else optimizers
+        optimizer = self.model.trial_optimizer()
         joins = self._handed is not None
         return resume.find_origin(wanted, stage, self.trainer, self.model, optimizer, joins=joins)
 

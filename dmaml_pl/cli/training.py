@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import ArgumentError, add_instantiator, set_parsing_settings
+from jsonargparse import add_instantiator, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
@@ -23,7 +23,7 @@ from dmaml_pl.cli.mistakes import check_path, options_of, prefer_classes, refuse
 from dmaml_pl.cli.recorder import ConfigRecorder
 from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
 from dmaml_pl.launching.clusters import Launch
@@ -132,11 +132,14 @@ class DmamlCLI(LightningCLI):
         command, *words = sys.argv[1:]
         try:
             super().parse_arguments(parser, args)
+        except (DmamlError, OmegaConfBaseException):
+            raise
+        except Exception as error:  # also of a user's own module, when it is imported
+            refuse(self._parser(command), words, error)
+        else:
             given = (settings_of(*option) for option in options_of(self._parser(command), words))
             for line in carried_over(given, self.config[command].as_dict()):
                 rank_zero_info(line)
-        except ArgumentError as error:
-            refuse(self._parser(command), words, error)
         finally:
             sys.argv = written
 
@@ -156,8 +159,11 @@ class DmamlCLI(LightningCLI):
         add_instantiator(making, object)
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            raise ConfigError(str(making.refused or error)) from error
+        except DmamlError:
+            raise
+        except Exception as error:  # of a user's own class, too
+            reason = making.refused or error
+            raise ConfigError(str(reason) or type(reason).__name__) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""
@@ -183,7 +189,9 @@ class DmamlCLI(LightningCLI):
             check_path(f"trainer.{name}", config.get(name), kind)
         try:
             return self._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        except DmamlError:
+            raise
+        except Exception as error:  # of Lightning's, and of what a setting needs and is not installed
             raise ConfigError(explain_trainer(error, config)) from error
 
     def _parse_ckpt_path(self) -> None:

@@ -3,6 +3,8 @@
 Legend: T tasks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +20,18 @@ from dmaml_pl.modules.run import RunModule
 from dmaml_pl.modules.trainer_options import check_options
 from dmaml_pl.runs import strategy_of_runs
 from dmaml_pl.tasks import ActingSource, TaskBatch, check_tasks
+
+
+@contextmanager
+def _told(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever a user's own network raises into one line: what it cannot, and the advice."""
+    try:
+        yield
+    except DmamlError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model.network cannot {what} ({reason}): {advice}.") from error
 
 
 class CheckedModule(RunModule):
@@ -109,17 +123,16 @@ class CheckedModule(RunModule):
         """
         batch = task.map(lambda tensor: tensor.unsqueeze(0))
         check_tasks(batch)
-        try:
-            with torch.no_grad():
-                prediction = self._first_output(batch.to(self.device))
-        except DmamlError:
-            raise
-        except Exception as error:  # a user's own network may raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        given = batch.map(Tensor.clone).to(self.device)
+        shape = tuple(task.support_x.shape[1:])
+        advice = "set its input size to that of the data, and its type to float32"
+        with _told(f"take samples of shape {shape}", advice), torch.no_grad():
+            prediction = self._first_output(given)
+        if not torch.equal(given.support_x.nan_to_num(), batch.support_x.to(self.device).nan_to_num()):
             raise ConfigError(
-                f"model.network cannot take samples of shape {tuple(task.support_x.shape[1:])} ({reason}): set its "
-                "input size to that of the data, and its type to float32."
-            ) from error
+                f"model.network is {type(self.learner.network).__name__}, which changes the samples that it is given: "
+                "give it an operation that is not in place, such as x = x + 1 instead of x += 1."
+            )
         if self.algorithm.any_ways or adapts_head_alone(self.learner):
             self._check_split(task.support_x.to(self.device))
         targets = task.support[0].y
@@ -130,7 +143,8 @@ class CheckedModule(RunModule):
             self.objective.check(prediction, targets.to(self.device))
             self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
         many = batch.map(lambda tensor: tensor.expand(meta_batch, *tensor.shape[1:]))
-        self.engine.for_training(self.learner, many.to(self.device))
+        with _told("be trained on a task of the data", "PyTorch must be able to differentiate its output"):
+            self.engine.for_training(self.learner, many.to(self.device))
 
     def _first_output(self, batch: TaskBatch) -> Any:
         """What the algorithm's network says of the support set of one task before the first step."""

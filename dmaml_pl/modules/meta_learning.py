@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import MOST_STEPS, require_at_most, require_one_of, require_positive
 from dmaml_pl.engines import CompileSetting, EngineChoice, EngineName
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.curves import Validation
@@ -91,6 +91,7 @@ class MetaLearning(CheckedModule):
     ) -> None:
         super().__init__()
         require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
+        require_at_most(MOST_STEPS, **{"model.evaluation_steps": evaluation_steps})
         if gradient_clip is not None:
             require_positive(**{"model.gradient_clip": gradient_clip})
         algorithm = MAML() if algorithm is None else algorithm
@@ -131,7 +132,8 @@ class MetaLearning(CheckedModule):
             ConfigError: a setting that the optimizer refuses, or a learning rate that is not greater than zero.
         """
         optimizer = self._optimizer(self.learner.param_groups())
-        return optimizer if self.meta_schedule is None else ([optimizer], [self.meta_schedule(optimizer)])
+        schedule = self._schedule(optimizer)
+        return optimizer if schedule is None else ([optimizer], [schedule])
 
     def check_outer_steps(self, meta_iterations: float = math.inf) -> None:
         """Check that the meta-optimizer and its schedule can make so many steps, by one with copies of the parameters.
@@ -139,17 +141,25 @@ class MetaLearning(CheckedModule):
         Raises:
             ConfigError: names the setting.
         """
+        optimizer = self.trial_optimizer()
+        check_steps(optimizer, self._schedule(optimizer), meta_iterations)
+
+    def trial_optimizer(self) -> torch.optim.Optimizer:
+        """The meta-optimizer over copies of the parameters, to try on them what the training is to do.
+
+        Raises:
+            ConfigError: as `configure_optimizers`.
+        """
         groups = [
             {**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]}
             for group in self.learner.param_groups()
         ]
-        optimizer = self._optimizer(groups)
-        check_steps(optimizer, self.meta_schedule and self.meta_schedule(optimizer), meta_iterations)
+        return self._optimizer(groups)
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         try:
             optimizer = self.meta_optimizer(groups)
-        except ValueError as error:
+        except Exception as error:  # of a user's own class, too
             raise ConfigError(f"model.meta_optimizer refuses a setting: {str(error).rstrip('.')}.") from error
         if isinstance(optimizer, AskingOptimizer) and type(self.objective).constraint is Objective.constraint:
             raise ConfigError(
@@ -158,8 +168,16 @@ class MetaLearning(CheckedModule):
                 "as torch.optim.Adam."
             )
         for group in optimizer.param_groups:
-            require_positive(**{"model.meta_optimizer.lr": float(group["lr"])})
+            require_positive(
+                **{"model.meta_optimizer.lr": float(group.get("lr", 1.0))}
+            )  # one of a user's may have none
         return optimizer
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        try:
+            return self.meta_schedule and self.meta_schedule(optimizer)
+        except Exception as error:  # of a user's own class, too
+            raise ConfigError(f"model.meta_schedule refuses a setting: {str(error).rstrip('.')}.") from error
 
     def forward(self, x: Tensor) -> Any:
         """The unadapted network's predictions (B, ...) of samples (B, ...)."""

@@ -61,6 +61,10 @@ def check_logger(kind: type[Any]) -> None:
         raise ConfigError("trainer.logger is Lightning's MLFlowLogger: take dmaml_pl.MLflowTracker, which keeps more.")
 
 
+TRIED = 1000
+"""So many steps of a schedule are tried before a training, which takes some milliseconds."""
+
+
 def check_steps(optimizer: Optimizer, schedule: Any, meta_iterations: float) -> None:
     """Check that a meta-optimizer, of copies of the parameters, and its schedule can be stepped as a run steps them.
 
@@ -72,6 +76,34 @@ def check_steps(optimizer: Optimizer, schedule: Any, meta_iterations: float) -> 
     Raises:
         ConfigError: names the setting that cannot.
     """
+    _check_schedule(schedule, meta_iterations)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def closure(of: str = "loss") -> Any:
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        return torch.tensor(1.0)
+
+    def step() -> None:
+        optimizer.step(closure)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+            raise ValueError("after it the weights are not finite")
+
+    closure()
+    if not isinstance(optimizer, AskingOptimizer):  # which are this package's own, and ask for more
+        _try("meta_optimizer", optimizer, step)
+
+    def advance() -> None:
+        for _ in range(int(min(max(meta_iterations, 1), TRIED))):
+            schedule.step()
+            if not all(0 <= float(group["lr"]) < math.inf for group in optimizer.param_groups):
+                raise ValueError(f"it leads to a learning rate of {float(optimizer.param_groups[0]['lr']):g}")
+
+    if schedule is not None:
+        _try("meta_schedule", schedule, advance)
+
+
+def _check_schedule(schedule: Any, meta_iterations: float) -> None:
     if isinstance(schedule, ReduceLROnPlateau):
         raise ConfigError(
             f"model.meta_schedule is {type(schedule).__name__}, which waits for a metric, but a schedule is stepped "
@@ -83,18 +115,6 @@ def check_steps(optimizer: Optimizer, schedule: Any, meta_iterations: float) -> 
         raise ConfigError(
             f"model.meta_schedule.total_steps is {total}, but the training makes more meta-iterations: {wanted}."
         )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def closure(of: str = "loss") -> Any:
-        for parameter in parameters:
-            parameter.grad = torch.full_like(parameter, 1e-3)
-        return torch.tensor(1.0)
-
-    closure()
-    if not isinstance(optimizer, AskingOptimizer):  # which are this package's own, and ask for more
-        _try("meta_optimizer", optimizer, lambda: optimizer.step(closure))
-    if schedule is not None:
-        _try("meta_schedule", schedule, schedule.step)
 
 
 def _try(setting: str, made: Any, step: Any) -> None:

@@ -107,6 +107,11 @@ class DMAMLStrategy(WorkerStrategy):
                 "trainer.strategy.elastic is true and trainer.strategy.overlap is true, which do not go together: set "
                 "one of them to false."
             )
+        if elastic and self._process_group_backend is not None:
+            raise ConfigError(
+                f"trainer.strategy.process_group_backend is {self._process_group_backend}, but must be null where "
+                "trainer.strategy.elastic is true: workers that come and go meet by gloo."
+            )
         if elastic:
             check_installed()
         self.elastic = elastic

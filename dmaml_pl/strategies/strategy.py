@@ -231,6 +231,16 @@ class WorkerStrategy(WorkerGroupStrategy):
         )
         return checkpoint
 
+    def try_restoring(self, kept: Mapping[str, Any]) -> None:
+        """Take back what a checkpoint has of the strategy, before the training does; raises whatever stands in the way.
+
+        Args:
+            kept: what `save_checkpoint` has written.
+        """
+        if kept and int(kept["workers"]) < 1:
+            raise ValueError(f"workers is {kept['workers']}")
+        self._load_kept_state(kept)
+
     def state_to_keep(self) -> dict[str, Any]:
         """What a strategy keeps of itself in a checkpoint: tensors and plain values."""
         return {}
