@@ -28,13 +28,13 @@ from dmaml_pl.tasks import TaskBatch
 
 CompileSetting = bool | Literal["auto"]
 
-LARGE_OPERATION = 80_000
+LARGE_OPERATION = 50_000
 """Elements that an operation gives for one task, as a root mean square, up to which CPUs compute all tasks at once.
 
 Small operations take as long as it takes to start them, so that it is better to start one for all tasks; the results of
-large ones for all tasks are in no cache. Between 0.1 and 0.95 of the time of tasks one by one was taken up to 78,000
-elements, about the same or up to a third more around 85,000, and 1.6 to 3.8 times as much from 96,000 on:
-convolutions, multilayer perceptrons, adapting wholly and in part (`make benchmark ONLY=auto`).
+large ones for all tasks are in no cache. Between 0.1 and 1.03 of the time of tasks one by one was taken up to 24,000
+elements, as much or up to a quarter more from 64,000 to 80,000, and 1.3 to 3 times as much beyond: convolutions,
+multilayer perceptrons, adapting wholly and in part (`make benchmark ONLY=auto`).
 """
 
 MOST_ELEMENTS = 500_000_000
