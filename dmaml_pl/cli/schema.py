@@ -17,6 +17,7 @@ from jsonargparse._completions_jsonschema import ParserJsonschema, anyof_schema,
 from jsonargparse._optionals import get_doc_short_description
 from jsonargparse._typehints import get_all_subclass_paths, get_callable_return_type
 from jsonargparse._util import import_object
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from dmaml_pl.algorithms import Algorithm
 from dmaml_pl.cli.training import DmamlCLI
@@ -41,10 +42,17 @@ def config_schema() -> dict[str, Any]:
     for name in package.__all__:
         getattr(package, name)  # only classes that are loaded are found
     with mock.patch.object(sys, "argv", ["dmaml", "fit"]):
-        parser: Any = capture_parser(DmamlCLI, threading.Event())
+        parser: Any = capture_parser(_Bare, threading.Event())
     fit = parser._subcommands_action._name_parser_map["fit"]  # noqa: SLF001 - as in mistakes.py
     schema: Any = _ConfigSchema()  # type: ignore[no-untyped-call]  # theirs
     return {**schema.generate(fit), "title": "A configuration of dmaml_pl"}
+
+
+class _Bare(DmamlCLI):
+    """Makes the parser alone: what captures it raises an exception in place of parsing, which is no user's mistake."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        LightningCLI.parse_arguments(self, parser, args)
 
 
 class _ConfigSchema(ParserJsonschema):

@@ -7,6 +7,7 @@ Lightning's own observer answers the death of a child by killing the main proces
 no final status in the tracking store, and no exit code of ours. Here the main process is told instead, and ends itself.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -51,7 +52,8 @@ class ForkedHere(ForkProcess):
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process still runs."""
         if self.pid is not None and self.exitcode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(self.pid, number)
 
 
 class WorkerLauncher(_SubprocessScriptLauncher):
