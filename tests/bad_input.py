@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dmaml_pl.cli.run import run
+from tests.adapting import TRAINER
 
 # Small, should a test fail to produce its error.
 SINUSOID: dict[str, Any] = {
@@ -26,14 +27,7 @@ SINUSOID: dict[str, Any] = {
             "meta_optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.003}},
         },
     },
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "strategy": {"class_path": "dmaml_pl.DMAMLStrategy", "init_args": {"run_length": 2}},
-        "max_steps": 1,
-        "enable_progress_bar": False,
-        "logger": {"class_path": "dmaml_pl.MLflowTracker", "init_args": {"system_metrics": False}},
-    },
+    "trainer": TRAINER | {"max_steps": 1},
     "checkpoint": {"monitor": "val/loss", "mode": "min"},
     "meta_test": False,
 }

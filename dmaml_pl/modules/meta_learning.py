@@ -168,9 +168,8 @@ class MetaLearning(CheckedModule):
                 "as torch.optim.Adam."
             )
         for group in optimizer.param_groups:
-            require_positive(
-                **{"model.meta_optimizer.lr": float(group.get("lr", 1.0))}
-            )  # one of a user's may have none
+            rate = group.get("lr", 1.0)  # one of a user's may have none
+            require_positive(**{"model.meta_optimizer.lr": float(rate)})
         return optimizer
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
