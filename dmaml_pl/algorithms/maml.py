@@ -56,7 +56,8 @@ class MAML(Algorithm):
 
     def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
         """Every weight w becomes w - inner_lr * g."""
-        return {name: torch.sub(fast[name], g, alpha=self.inner_lr) for name, g in gradients.items()}
+        # Not `sub`, whose derivative takes one operation more: the same bits.
+        return {name: torch.add(fast[name], g, alpha=-self.inner_lr) for name, g in gradients.items()}
 
     def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:
         """`learn2learn.algorithms.MAML`, where all weights adapt that are not frozen, by gradient descent."""

@@ -86,8 +86,8 @@ class PerTaskEngine(FunctionalEngine):
             losses.append(task_loss)
             metrics.append(task_metric)
             for name, gradient in found.items():
-                # Not in place: weights that are only ever used as a sum have one gradient, in one piece of memory.
-                total[name] = total[name] + gradient if name in total else gradient
+                # Into memory of its own: weights that are only ever used as a sum have one gradient, in one piece.
+                total[name] = total[name].add_(gradient) if name in total else gradient.clone()
         loss, metric = torch.cat(losses).mean(), torch.cat(metrics).mean()
         meta = learner.meta()
         # In the order in memory that the parameters have, which optimizers expect.
