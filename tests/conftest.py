@@ -74,7 +74,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test starts in an empty folder, without the seed or the rank of another."""
+    """Every test starts in an empty folder, without the seed or the rank of another, and leaves its variables behind.
+
+    Trainings of several workers set those of a launcher (NODE_RANK, MASTER_ADDR, MASTER_PORT) in their own process.
+    """
+    before = dict(os.environ)
     for name in (
         "PL_GLOBAL_SEED",
         "RANK",
@@ -91,6 +95,10 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    monkeypatch.undo()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture
