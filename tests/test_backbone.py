@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import ShuffleNet_V2_X0_5_Weights, get_model
 from torchvision.models.vision_transformer import VisionTransformer
 
 from dmaml_pl import Backbone, ResNet12
 from dmaml_pl.errors import ConfigError
 from tests.recipes import same
+from tests.servers import serving_files
 
 SMALL = "torchvision:shufflenet_v2_x0_5"
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
@@ -147,11 +151,28 @@ def test_weights_that_cannot_be_downloaded_are_told_of_in_one_line(monkeypatch: 
         Backbone(SMALL, weights="pretrained")
 
 
-def test_downloaded_weights_are_the_bodys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_downloaded_once_their_bits_are_checked_and_they_are_the_bodys(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     state = get_model(SMALL.partition(":")[2], weights=None).state_dict()
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
-    body = Backbone(SMALL, weights="pretrained").body
-    assert same(body.state_dict(), {name: w for name, w in state.items() if not name.startswith("fc.")})
+    (tmp_path / "served").mkdir()
+    torch.save(state, tmp_path / "weights")
+    digest = hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()[:8]
+    served = tmp_path / "served" / f"weights-{digest}.pth"
+    shutil.copy(tmp_path / "weights", served)
+    kept = ShuffleNet_V2_X0_5_Weights.DEFAULT
+    with serving_files(tmp_path / "served") as address:
+        weights = dataclasses.replace(kept.value, url=f"{address}/{served.name}")
+        monkeypatch.setattr(kept, "_value_", weights)
+        for home, told in (("first", None), ("first", None), ("second", "invalid hash value")):
+            monkeypatch.setenv("TORCH_HOME", str(tmp_path / home))
+            if told is not None:
+                with pytest.raises(ConfigError, match=told):
+                    Backbone(SMALL, weights="pretrained")
+                continue
+            body = Backbone(SMALL, weights="pretrained").body
+            assert same(body.state_dict(), {name: w for name, w in state.items() if not name.startswith("fc.")})
+            served.write_bytes(b"not the weights")  # which nobody asks for a second time
 
 
 def test_a_missing_timm_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
