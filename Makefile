@@ -58,7 +58,7 @@ train: $(READY)
 	@$(BIN)/python -m dmaml_pl fit --config configs/sinusoid.yaml
 
 test: style
-	@$(call beside_mypy,$(BIN)/python -m pytest -n 2 --dist loadfile)
+	@$(call beside_mypy,$(BIN)/python -m pytest -n 3 --dist loadfile)
 
 test-all: style
 	@$(call beside_mypy,$(BIN)/python -m pytest -m "not image")

@@ -69,6 +69,15 @@ def test_all_tasks_act_at_once_also_where_they_are_trained_one_by_one() -> None:
     assert choice.name(learner) == "per_task"
 
 
+def test_policies_are_trained_at_once_with_larger_operations_than_other_networks() -> None:
+    for acts, expected in ((False, "per_task"), (True, "vectorized")):
+        choice = EngineChoice("auto", objective_of("regression"))
+        learner = MetaLearner(MLP(hidden=[512, 512]), MAML(inner_lr=0.1))
+        if acts:
+            choice.for_acting(learner)
+        assert choice.for_training(learner, points(2)).name == expected
+
+
 def test_more_queries_can_take_another_engine() -> None:
     network = Conv4(ways=2, image_size=16, filters=64)
     choice, learner = EngineChoice("auto", objective_of("classification")), MetaLearner(network, MAML())

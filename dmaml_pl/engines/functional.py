@@ -15,6 +15,7 @@ from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines import curvature, loop
 from dmaml_pl.engines.base import AdaptationCurve, Engine, Product
 from dmaml_pl.learner import MetaLearner
+from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
 
 
@@ -22,12 +23,11 @@ class FunctionalEngine(Engine):
     """Base of the engines that run a network as a function of weights; see `Engine` for what the methods promise.
 
     Frozen and unused weights are left as they are, as by learn2learn.
-
-    Attributes:
-        linearize: how the curvature is found; see `engines/curvature.py`.
     """
 
-    linearize: Callable[..., Product] = staticmethod(curvature.linearize)
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        self._curvatures = curvature.Curvatures()
 
     @abstractmethod
     def each(self, learner: MetaLearner, batch: TaskBatch, work: loop.Work[loop.Found]) -> Iterator[loop.Found]:
@@ -49,7 +49,7 @@ class FunctionalEngine(Engine):
 
     def curvature(self, learner: MetaLearner, batch: TaskBatch, *, exact: bool, every: int) -> Product:
         """The curvature of the mean constraint; see `engines/curvature.py`."""
-        products = list(self.each(learner, batch, partial(self.linearize, exact=exact, every=every)))
+        products = list(self.each(learner, batch, partial(self._curvatures.linearize, exact=exact, every=every)))
 
         def mean(vector: Weights) -> Weights:
             parts = [product(vector) for product in products]

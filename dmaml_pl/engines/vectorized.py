@@ -20,7 +20,6 @@ from dmaml_pl.engines import loop, trial
 from dmaml_pl.engines.acting import Acting
 from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import Compiler, hand_out
-from dmaml_pl.engines.curvature import Curvatures
 from dmaml_pl.engines.functional import FunctionalEngine
 from dmaml_pl.engines.work import threads_for
 from dmaml_pl.learner import MetaLearner
@@ -44,7 +43,6 @@ class VectorizedEngine(FunctionalEngine):
         self._compiler = Compiler() if compiled else None
         self._refusals: Tried[dict[bool, str | None]] = Tried()
         self._acting = Acting(objective)
-        self.linearize = Curvatures().linearize
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         """Why the network cannot be run so: tried once in training and once in evaluation mode."""
