@@ -46,10 +46,6 @@ class MetaLearner(nn.Module):
         own = [*self.algorithm.named_parameters(), *self.algorithm.named_buffers()]
         return dict(self.network.named_parameters()) | {f"{OWN}{name}": tensor for name, tensor in own}
 
-    def tensors(self) -> list[Tensor]:
-        """The values of `meta`, in a fraction of its time."""
-        return [*self.network.parameters(), *self.algorithm.parameters(), *self.algorithm.buffers()]
-
     def param_groups(self) -> list[dict[str, Any]]:
         """What a meta-optimizer takes: one group, and one for the algorithm's parameters if their rate is another.
 

@@ -97,7 +97,7 @@ def test_curves_are_over_what_is_asked_for_alone(compare: Callable[..., tuple[in
         assert (code, error) == (0, "")
         with Image.open("comparison.png") as figure:
             widths.append(figure.size[0])
-    assert widths[1] == 2 * widths[0]
+    assert abs(widths[1] - 2 * widths[0]) <= 2, "as wide, to a pixel each"
 
 
 def test_one_training_is_shown_with_all_of_its_settings(compare: Callable[..., tuple[int, str, str]]) -> None:

@@ -17,6 +17,7 @@ from data_modules import Sinusoid
 from dmaml_pl import MAML, MetaLearning
 from dmaml_pl.engines import VectorizedEngine
 from dmaml_pl.engines import compiled as compiler
+from dmaml_pl.engines.base import Held
 from dmaml_pl.engines.compiled import CACHE_VARIABLE, Compiler
 from dmaml_pl.engines.loop import Evaluated
 from dmaml_pl.errors import ConfigError
@@ -347,6 +348,16 @@ def test_a_copy_of_an_engine_compiles_too() -> None:
     engine = copy.deepcopy(VectorizedEngine(objective_of("regression"), compiled=True))
     assert engine.name == "compiled vectorized"
     assert engine._compiler is not None
+
+
+def test_a_module_put_in_the_place_of_another_is_seen() -> None:
+    network = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    held, learner = Held(), MetaLearner(network, MAML())
+    before = held.settings(learner)
+    network[1] = nn.Tanh()
+    assert held.settings(learner) != before
+    network[2] = nn.Linear(4, 1)
+    assert [*map(id, held.tensors(learner))] == [*map(id, learner.meta().values())]
 
 
 def test_a_compiler_keeps_nothing_of_a_network_that_is_gone(graphs: list[Any]) -> None:

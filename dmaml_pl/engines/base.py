@@ -6,7 +6,7 @@ Legend: T tasks, Q query samples, I adaptation steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -58,25 +58,50 @@ class Tried(WeakKeyDictionary[nn.Module, Kept]):
         return Tried()
 
 
-class PlainSettings:
-    """Numbers, words and switches that modules hold, on which what is decided in Python may depend.
+class Held:
+    """What modules hold, on which what is decided in Python may depend.
 
-    Which of them there are is looked up once for a module, as that takes longer than small meta-gradients may.
+    It is asked at every meta-iteration, of which small ones take less time than PyTorch's own walk through modules.
     """
 
     def __init__(self) -> None:
-        self._held: Tried[list[tuple[dict[str, Any], str]]] = Tried()
+        self._known: Tried[tuple[list[int], list[tuple[dict[str, Any], str]]]] = Tried()
 
-    def of(self, module: nn.Module) -> list[bool | int | float | str | None]:
-        """As they are now, of a module and all below it; without whether it trains."""
-        if module not in self._held:
-            self._held[module] = [
+    def settings(self, module: nn.Module) -> list[Hashable]:
+        """Of a module and all below it the kinds, and the numbers, words and switches as they are now."""
+        modules = _with_all_below(module)
+        now = [id(vars(each)) for each in modules]  # modules themselves would be kept for ever
+        known, places = self._known.get(module, ([], []))
+        if now != known:
+            places = [
                 (vars(each), name)
-                for each in module.modules()
+                for each in modules
                 for name, value in vars(each).items()
-                if isinstance(value, bool | int | float | str) and name != "training"
+                if isinstance(value, bool | int | float | str)
             ]
-        return [held.get(name) for held, name in self._held[module]]
+            self._known[module] = now, places
+        return [*map(type, modules), *(held.get(name) for held, name in places)]
+
+    @staticmethod
+    def tensors(learner: MetaLearner) -> list[Tensor]:
+        """The values of `learner.meta()`, followed by the buffers of its network."""
+        network, algorithm = _with_all_below(learner.network), _with_all_below(learner.algorithm)
+        places = [
+            *(vars(each)["_parameters"] for each in (*network, *algorithm)),
+            *(vars(each)["_buffers"] for each in (*algorithm, *network)),
+        ]
+        found = {id(tensor): tensor for place in places if place for tensor in place.values() if tensor is not None}
+        return [*found.values()]
+
+
+def _with_all_below(module: nn.Module, found: list[nn.Module] | None = None) -> list[nn.Module]:
+    """As `module.modules()`, and in its order; one that has several names is there several times."""
+    found = [] if found is None else found
+    found.append(module)
+    for child in vars(module)["_modules"].values():
+        if child is not None:
+            _with_all_below(child, found)
+    return found
 
 
 def _asks_for_more(engine: str) -> ConfigError:

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dmaml_pl.algorithms.base import Weights
-from dmaml_pl.engines.base import Backward, PlainSettings, Tried
+from dmaml_pl.engines.base import Backward, Held, Tried
 from dmaml_pl.engines.loop import Evaluated, learned
 from dmaml_pl.engines.products import merge_products
 from dmaml_pl.engines.recording import trace
@@ -78,7 +78,7 @@ class Compiler:
     """Compiles meta-gradients, and keeps them by what they were compiled for; also on disk, for the next training."""
 
     def __init__(self) -> None:
-        self._settings = PlainSettings()
+        self._held = Held()
         self._graphs: Tried[dict[Hashable, dict[Any, _Graph | None]]] = Tried()
 
     def meta_gradient(self, learner: MetaLearner, batch: TaskBatch, evaluate: Evaluate) -> MetaGradient | None:
@@ -111,18 +111,13 @@ class Compiler:
     ) -> tuple[list[Tensor], torch.dtype | None, _Graph | None]:
         """The values that a graph takes, the type of autocast if it is on, and the graph; compiled where it is new."""
         tasks = batch if batch.numbers is None else batch._replace(numbers=None)
-        values = [*learner.tensors(), *learner.network.buffers(), *tasks.tensors()]
+        graphs = self._graphs.setdefault(learner, {}).setdefault(learner.algorithm.phase, {})
+        values = [*self._held.tensors(learner), *tasks.tensors()]
         # All that the compiled graph takes for granted; nothing checks it again.
         device = values[0].device.type
         lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        key = (
-            lower,
-            tasks.ways,
-            *((v.shape, v.stride(), v.dtype, v.device, v.requires_grad) for v in values),
-            *(module.training for module in learner.modules()),
-            *self._settings.of(learner),
-        )
-        graphs = self._graphs.setdefault(learner, {}).setdefault(learner.algorithm.phase, {})
+        shapes = ((v.shape, v.stride(), v.dtype, v.device, v.requires_grad) for v in values)
+        key = (lower, tasks.ways, *shapes, *self._held.settings(learner))
         if key not in graphs:
             full = len(graphs) >= MAX_GRAPHS
             graphs[key] = None if full else _compile(learner, values, tasks, evaluate)

@@ -19,7 +19,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dmaml_pl.algorithms.base import OWN, Weights
-from dmaml_pl.engines.base import PlainSettings, Product, Tried
+from dmaml_pl.engines.base import Held, Product, Tried
 from dmaml_pl.engines.fusing import fuse
 from dmaml_pl.engines.loop import NetworkTasks, detached, learned
 from dmaml_pl.engines.recording import Record, record
@@ -94,7 +94,7 @@ class Curvatures:
 
     def __init__(self) -> None:
         self._records: Tried[dict[Any, Record | None]] = Tried()
-        self._settings = PlainSettings()
+        self._held = Held()
 
     def linearize(
         self, learner: MetaLearner, meta: Weights, tasks: NetworkTasks, *, exact: bool, every: int
@@ -106,8 +106,7 @@ class Curvatures:
             exact,
             every,
             learner.algorithm.phase,
-            *(module.training for module in learner.modules()),
-            *self._settings.of(learner),
+            *self._held.settings(learner),
             *learned(meta),
             *((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors),
         )

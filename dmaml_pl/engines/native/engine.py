@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.engines import loop, trial
-from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
+from dmaml_pl.engines.base import Backward, Held, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
 from dmaml_pl.engines.native.blocks import Chain, UnknownLayerError
 from dmaml_pl.engines.native.layout import Layout, rates_of
@@ -45,6 +45,7 @@ class NativeEngine(PerTaskEngine):
 
     def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
         super().__init__(objective, task_chunk=task_chunk)
+        self._held = Held()
         self._layouts: Tried[dict[Hashable, Layout]] = Tried()
         self._machines: Tried[dict[Hashable, Machine]] = Tried()
         self._own_refusals: Tried[str | None] = Tried()
@@ -109,7 +110,7 @@ class NativeEngine(PerTaskEngine):
             UnknownLayerError: of what is not known.
         """
         sample = batch.query.x.shape[2:]
-        tensors = [*learner.tensors(), *learner.network.buffers()]
+        tensors = self._held.tensors(learner)
         key = [*map(id, tensors), *(tensor.requires_grad for tensor in tensors), tensors[0].dtype]
         layouts = self._layouts.setdefault(learner, {})
         if sample not in layouts or layouts[sample].key != key:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmaml_pl.algorithms.base import OWN, Algorithm, Weights
 from dmaml_pl.engines import loop
-from dmaml_pl.engines.base import PlainSettings
+from dmaml_pl.engines.base import Held
 from dmaml_pl.engines.native.blocks import read
 from dmaml_pl.learner import MetaLearner
 
@@ -59,14 +59,14 @@ class Layout:
         self.places = torch.cat([empty, *(self.chain.places[name] for name in self.learned)])
         self.sizes = [self.meta[name].numel() for name in self.learned]
         self._fixed: tuple[Hashable, Tensor] | None = None
-        self._settings = PlainSettings()
+        self._held = Held()
 
     def rates(self, algorithm: Algorithm) -> tuple[Tensor, list[Tensor]]:
         """The rate of each parameter of the C++ in each step, (I, P), zero for those that have none.
 
         And those that are learned, of weights that change nothing.
         """
-        settings = (algorithm.phase, *self._settings.of(algorithm))
+        settings = (algorithm.phase, *self._held.settings(algorithm))
         if self._fixed is not None and self._fixed[0] == settings:
             return self._fixed[1], []
         with torch.enable_grad():
