@@ -62,7 +62,7 @@ def test_only_what_adapts_has_rates() -> None:
     learner = MetaLearner(promises.network(), algorithm)
     assert [rate.shape for rate in algorithm.rates] == [(8,), (8,), (1,)]
     refusal = Learn2LearnEngine(promises.objective()).refusal(learner, promises.batch())
-    assert refusal == "learn2learn has no MetaSGD"
+    assert refusal == "learn2learn has no MetaSGD with these settings"
 
 
 def test_by_learn2learn_two_workers_learn_merge_and_resume_the_rates_to_the_bit(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class TestClippedMAML(StepPromises):
         choice = EngineChoice("learn2learn", self.objective())
         with pytest.raises(ConfigError) as caught:
             choice.for_training(self.learner(), self.batch())
-        told = "model.engine is learn2learn, but learn2learn has no ClippedMAML: set model.engine to auto."
+        told = "model.engine is learn2learn, but learn2learn has no ClippedMAML with these settings: set model.engine to auto."
         assert str(caught.value) == told
 
 

@@ -28,7 +28,7 @@ class Learn2LearnEngine(Engine):
         if not _learn2learn.installed():
             return _learn2learn.MISSING
         if self._wrapped(learner) is None:
-            return f"learn2learn has no {type(learner.algorithm).__name__}"
+            return f"learn2learn has no {type(learner.algorithm).__name__} with these settings"
         if len(batch.support) > 1 or any(isinstance(samples.y, dict) for samples in (*batch.support, batch.query)):
             return "learn2learn takes one support set, whose targets are one tensor"
         try:
