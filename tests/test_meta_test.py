@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_modules import Glyphs
@@ -18,7 +19,7 @@ from dmaml_pl.evaluation.baseline import STEP_SIZES, BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest, half_width
 from dmaml_pl.evaluation.figures import confusion
 from dmaml_pl.evaluation.report import MetaTestReport
-from dmaml_pl.objectives import objective_of
+from dmaml_pl.objectives import Classification, Objective, objective_of
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
 from tests.recipes import maml_module, same, small_data, small_maml, small_trainer, state_of
 from tests.workers import in_workers
@@ -135,15 +136,25 @@ class Secretive(Glyphs):
     sample_labelled = None  # type: ignore[assignment]
 
 
+class Unequal(Classification):
+    """Its classes do not count alike."""
+
+    def support_loss(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output, y, weight=torch.arange(1.0, 6.0))
+
+
 def test_why_there_is_no_baseline_is_told() -> None:
-    def refusal(network: nn.Module, data: Any) -> str | None:
-        return BaselineTraining(network, CLASSIFICATION, data, alone()).refusal
+    def refusal(network: nn.Module, data: Any, objective: Objective = CLASSIFICATION) -> str | None:
+        return BaselineTraining(network, objective, data, alone()).refusal
 
     assert refusal(Conv4(filters=4), glyphs()) is None
     assert refusal(Conv4(filters=4), None) == "it needs a data module of data_modules"
     assert refusal(Backwards(), glyphs()) == "the last linear layer of Backwards is not its output"
     convolutions = nn.Sequential(nn.Conv2d(1, 5, 28), nn.Flatten())
     assert refusal(convolutions, glyphs()) == "Sequential has no linear layer (nn.Linear) at its end to exchange"
+    told = refusal(Conv4(filters=4), glyphs(), Unequal())
+    assert told is not None
+    assert told.startswith("Unequal has no loss for 164 classes at once (weight tensor should be")
 
 
 # -- metrics of a result -------------------------------------------------------------------------------------------

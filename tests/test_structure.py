@@ -21,6 +21,7 @@ everything lazily, is outside of the order.
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -147,3 +148,21 @@ def test_no_two_public_classes_have_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 named.setdefault(node.name, []).append(module)
     assert {name: homes for name, homes in named.items() if len(homes) > 1} == {}
+
+
+def _explained(docstring: str, section: str) -> set[str]:
+    """The names below a heading of a docstring."""
+    found = re.search(rf"^{section}:\n((?:    .*\n|\n)+)", f"{docstring}\n", re.MULTILINE)
+    return set(re.findall(r"^    (\w+):", found[1], re.MULTILINE)) if found else set()
+
+
+def test_no_attribute_is_explained_under_the_name_of_a_setting_whose_help_would_show_that() -> None:
+    both = {
+        f"{file.name}, {node.name}": _explained(text, "Args") & _explained(text, "Attributes")
+        for room in ("dmaml_pl", "data_modules")
+        for file in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef) and (text := ast.get_docstring(node))
+    }
+    assert {name: names for name, names in both.items() if names} == {}
+    assert _explained("A.\n\nArgs:\n    a: b\n        c.\n    d: e.\n\nRaises:\n    F: g.", "Args") == {"a", "d"}

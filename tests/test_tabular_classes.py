@@ -129,6 +129,7 @@ def test_the_command_trains_on_a_table_and_adapts_to_rows_of_ones_own(path: Path
     done = dmaml(tmp_path, "fit", "--config", str(TEMPLATE), *words)
     assert done.returncode == 0, done.stderr
     assert "no validation, so that there is no best.ckpt: its last weights are meta-tested." in done.stderr
+    assert done.stdout.endswith("The checkpoint, for dmaml adapt and others:\n  kept/last.ckpt\n")
     (tmp_path / "support.csv").write_text("species;z;x\n" + "\n".join(f"{each};1,5;2,5" for each in SPECIES))
     (tmp_path / "query.csv").write_text("x,z,species\n1.5,2,01\n2.5,3,1\n")
     words = ["--ckpt", "kept/last.ckpt", "--support", "support.csv", "--query", "query.csv", "--output", "said.csv"]

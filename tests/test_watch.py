@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dmaml_pl import DMAMLStrategy
-from dmaml_pl.console.meter import PLAIN_SECONDS, Meter, brief
+from dmaml_pl.console.meter import PLAIN_SECONDS, Meter, brief, counted
 from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.studies.study import last_line
@@ -124,6 +124,10 @@ def test_in_environments_returns_and_steps_in_them_are_told(at_once: None, capsy
         assert any(re.fullmatch(expected, line) for line in lines), (expected, lines)
 
 
+def test_one_thing_is_not_told_as_several() -> None:
+    assert [counted(count, "run") for count in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
 def test_a_large_count_is_told_in_few_words() -> None:
     assert [brief(count) for count in (999, 45_000, 1_234_567, 2e9)] == ["999", "45,000", "1.2 M", "2.0 G"]
 
@@ -133,6 +137,14 @@ def test_a_study_shows_the_last_line_that_a_training_has_said(tmp_path: Path) ->
     log.touch()
     assert last_line(log) == ""
     log.write_text("first\n" + "x" * 10_000 + "\nrun 3 (1/10), loss 0.5\n")
+    assert last_line(log) == "run 3 (1/10), loss 0.5"
+
+
+def test_a_study_shows_no_line_that_is_still_being_written(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("The learning rate is 0.")
+    assert last_line(log) == ""
+    log.write_text("run 3 (1/10), loss 0.5\nrun 4 (2/10), loss 0.")
     assert last_line(log) == "run 3 (1/10), loss 0.5"
 
 

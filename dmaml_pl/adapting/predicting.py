@@ -14,6 +14,7 @@ from dmaml_pl.adapting.folders import find_pictures
 from dmaml_pl.adapting.learner import FewShotLearner
 from dmaml_pl.adapting.loading import load_either
 from dmaml_pl.adapting.onnx import check_can_export
+from dmaml_pl.console.meter import counted
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.errors import CheckpointError, ConfigError, DataError
 from dmaml_pl.tasks import NamedColumns, SampleReader
@@ -56,8 +57,8 @@ def adapt_and_predict(
     adapted, answers = _ask(learner, support or Path(), query, steps)  # of an adapted one the support is not read
     answers.write(output, {"checkpoint": str(ckpt), "steps": adapted.steps, "support_samples": adapted.support})
     answers.print(
-        f"{len(answers.table)} samples, after {adapted.steps} adaptation step{'s' if adapted.steps != 1 else ''} on "
-        f"{adapted.support} support samples"
+        f"{counted(len(answers.table), 'sample')}, after {counted(adapted.steps, 'adaptation step')} on "
+        f"{counted(adapted.support, 'support sample')}"
     )
     print(f"\nPredictions: {output}")
     if save is not None:

@@ -127,12 +127,12 @@ class Algorithm(nn.Module, ABC):
         inner_steps: steps of the inner loop in training.
         adapts: which weights adapt, as patterns of their names, such as `layers.4.*`; one that begins with `!` takes
             out again. The others are meta-learned, and the same for all tasks. By default all that are not frozen.
+            After `attach` the attribute holds the names of the weights.
         inner_optimizer: what makes of gradients the direction of a step, such as `InnerAdam`; by default they are it.
 
     Attributes:
         steps: `inner_steps`.
         first_order: the meta-gradient takes the gradients of the inner loop for constants.
-        adapts: names of the weights that adapt, after `attach`.
         any_ways: tasks may have any number of classes, whatever the network's head was made for.
         fine_tunes: steps are made at validation and test, though none are in training.
         meta_lr: learning rate of the algorithm's own parameters; None takes the meta-optimizer's.

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,7 +26,7 @@ from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
 from dmaml_pl.errors import ConfigError, DmamlError
 from dmaml_pl.evaluation.predictions import PredictionWriter
-from dmaml_pl.evaluation.report import MetaTestReport, print_metrics
+from dmaml_pl.evaluation.report import MetaTestReport, from_here, print_metrics
 from dmaml_pl.launching.clusters import Launch
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.modules.trainer_options import check_logger
@@ -58,7 +59,8 @@ class Making:
             check_logger(class_type)
             return class_type(*args, **kwargs)
         except ImportError as error:
-            self.refused = ImportError(f"{class_type.__name__} cannot be made: {error}")
+            first = str(error).partition("\n")[0]  # Lightning says there what to install, and below it once more
+            self.refused = ImportError(f"{class_type.__name__} cannot be made: {first}")
             raise
         except Exception as error:
             self.refused = error
@@ -235,8 +237,12 @@ class DmamlCLI(LightningCLI):
         call()
 
     def after_fit(self) -> None:
-        """Meta-test the best checkpoint of the training."""
+        """Meta-test the best checkpoint of the training, and say where it is."""
         self._session.meta_test_best()
+        kept = self.trainer.checkpoint_callback
+        best = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")
+        if best and self.trainer.is_global_zero:
+            print(f"The checkpoint, for dmaml adapt and others:\n  {from_here(Path(best))}", flush=True)
 
     def test(self, **kwargs: Any) -> None:
         """Meta-test; our table replaces Lightning's."""

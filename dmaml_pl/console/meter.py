@@ -150,6 +150,11 @@ class Meter:
         return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left"
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things in words, such as 1 run and 2 runs."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def brief(count: float) -> str:
     """A large count in few words, such as 1.2 M."""
     for size, unit in ((1e9, "G"), (1e6, "M")):

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
-from dmaml_pl.console.meter import TASKS, Meter, brief, say
+from dmaml_pl.console.meter import TASKS, Meter, brief, counted, say
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -96,10 +96,10 @@ class RunProgress(ProgressBar):
         self._close()
         if self._shown:
             seconds = time.monotonic() - self._began
-            workers = f"{trainer.world_size} worker{'s' if trainer.world_size > 1 else ''}"
+            steps = counted(trainer.global_step, "meta-iteration")
             say(
-                f"Trained {pl_module.runs_done} runs, {trainer.global_step} meta-iterations on each of {workers}, "
-                f"{pl_module.tasks_seen} tasks, "
+                f"Trained {counted(pl_module.runs_done, 'run')}, {steps} on each of "
+                f"{counted(trainer.world_size, 'worker')}, {counted(pl_module.tasks_seen, 'task')}, "
                 + (f"{brief(pl_module.env_steps)} env steps, " if pl_module.env_steps else "")
                 + f"in {seconds:.0f} s."
             )

@@ -83,7 +83,6 @@ class EngineChoice:
 
     Attributes:
         asked: `name`.
-        task_chunk: as it was given.
         meta_iterations: of the training; what there is to be gained by compiling. None: there is no training.
 
     Raises:

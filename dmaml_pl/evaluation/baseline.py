@@ -205,9 +205,18 @@ def _refusal(network: nn.Module, objective: Objective, data: Any) -> str | None:
         return f"{type(network).__name__} has no linear layer (nn.Linear) at its end to exchange"
     weight = next(changed.parameters())
     with torch.no_grad():
-        shape = changed(_like(samples.x.to(weight.device), weight)).shape
-    if tuple(shape) != (2, samples.classes):
-        return f"the last linear layer of {type(network).__name__} is not its output"
+        output = changed(_like(samples.x.to(weight.device), weight))
+        if tuple(output.shape) != (2, samples.classes):
+            return f"the last linear layer of {type(network).__name__} is not its output"
+    return _refusal_of_loss(objective, output, samples.y.to(weight.device))
+
+
+def _refusal_of_loss(objective: Objective, output: Tensor, y: Tensor) -> str | None:
+    try:
+        objective.query_loss(output, y)
+    except Exception as error:  # of a user's own, made for the ways of a task
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"{type(objective).__name__} has no loss for {output.shape[1]} classes at once ({reason})"
     return None
 
 

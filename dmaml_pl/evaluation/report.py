@@ -152,9 +152,7 @@ class MetaTestReport(pl.Callback):
             for file in files:
                 tracker.log_artifact(file, "" if file.parent == folder else file.parent.name)
         where = "Report and figures, also in MLflow" if trackers else "Report and figures"
-        # Paths from here, where they lie below, so that they can be copied from the terminal.
-        shown = [str(file.resolve()).removeprefix(f"{Path.cwd()}{os.sep}") for file in files]
-        print(f"\n{where}:", *(f"  {file}" for file in shown), sep="\n")
+        print(f"\n{where}:", *(f"  {from_here(file)}" for file in files), sep="\n")
         for tracker in trackers:
             if hasattr(tracker, "ui_command"):
                 print(f"\nSee this training in MLflow:\n  {tracker.ui_command()}\n", flush=True)
@@ -164,6 +162,11 @@ class MetaTestReport(pl.Callback):
             return Path(self.folder)
         checkpoints = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir)
         return checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
+
+
+def from_here(file: Path) -> str:
+    """A path from the current folder, where the file lies below it, so that it can be copied from the terminal."""
+    return str(file.resolve()).removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:

@@ -21,10 +21,8 @@ class ContextMLP(MLP):
         inputs: size of a sample.
         hidden: widths of the hidden layers.
         outputs: size of a prediction.
-        context: C, size of the context; 5 in the paper's sinusoid regression.
-
-    Attributes:
-        context: (C,), zero; what CAVIA adapts, and nothing learns.
+        context: C, size of the context; 5 in the paper's sinusoid regression. The attribute is the context itself,
+            (C,), zero: what CAVIA adapts, and nothing learns.
 
     Raises:
         ConfigError: a width is not greater than zero.
@@ -82,11 +80,10 @@ class FiLM(nn.Module):
     """Feature maps (B, F, H, W) times a scale plus a shift, which follow from a context.
 
     Args:
-        context: C.
+        context: C. The attribute is the context itself, (C,), zero: what CAVIA adapts, and nothing learns.
         filters: F.
 
     Attributes:
-        context: (C,), zero; what CAVIA adapts, and nothing learns.
         generator: from the context to F scales and F shifts.
     """
 

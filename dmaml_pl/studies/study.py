@@ -205,10 +205,11 @@ class Study:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log, so far; nothing of one that is on another machine."""
+    """The last whole line of a log, so far; nothing of one that is on another machine."""
     if not log.exists():
         return ""
-    return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    whole = log.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]  # the rest is still being written
+    return whole.rstrip().rpartition("\n")[2]
 
 
 def _resolve(planned: Mapping[str, tuple[str, ...]]) -> list[Any]:

@@ -52,10 +52,8 @@ class Relay:
 
     Args:
         meetings: of the workers.
-        logged: what the others keep in mind, where this worker joins them.
-
-    Attributes:
-        logged: what may not be in the store, and after which meeting it was logged.
+        logged: what the others keep in mind, where this worker joins them: what may not be in the store, and after
+            which meeting it was logged. The attribute is what this worker does.
     """
 
     def __init__(self, meetings: Meetings, logged: Iterable[tuple[int, Operation]] = ()) -> None:
@@ -98,9 +96,6 @@ class RelayedTracker(MLflowTracker):
         tracker: that the user has configured, whose place it takes.
         relay: what this worker keeps in mind of the log.
         run_id: id of the MLflow run, where it is known already.
-
-    Attributes:
-        relay: the same.
     """
 
     def __init__(self, tracker: MLflowTracker, relay: Relay, run_id: str | None) -> None:
