@@ -6,6 +6,8 @@ compiled is merged and resumed to the bit, in `test_own_algorithm.py`.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,3 +214,21 @@ def test_the_command_line_knows_its_settings_also_those_of_its_bases(name: str) 
         words += ["--algorithm.adapts", '["*"]']
     made = parser.instantiate(parser.parse_args(words)).algorithm
     assert type(made) is getattr(dmaml_pl, name)
+
+
+def _settings(kind: type[Algorithm]) -> set[str]:
+    made = [vars(each)["__init__"] for each in kind.__mro__ if issubclass(each, Algorithm) and "__init__" in vars(each)]
+    settings = [each for init in made for each in inspect.signature(init).parameters.values()]
+    return {each.name for each in settings if each.kind is each.POSITIONAL_OR_KEYWORD} - {"self"}
+
+
+def test_the_page_of_algorithms_names_the_settings_that_each_has_of_its_own(repository: Path) -> None:
+    page = (repository / "docs" / "algorithms.md").read_text()
+    named = {
+        name: {*re.findall(r"`(\w+)`", last)} for name, last in re.findall(r"(?m)^\| `(\w+)` \|.*\|([^|]*)\|$", page)
+    }
+    assert named.keys() == CASES.keys()
+    shared = _settings(dmaml_pl.MAML)
+    assert named.pop("MAML") == shared
+    for name, settings in named.items():
+        assert settings - shared == _settings(getattr(dmaml_pl, name)) - shared, name
