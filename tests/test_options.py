@@ -195,7 +195,7 @@ def test_every_logger_works_or_says_what_it_needs(name: str, tmp_path: Path, mon
             making(getattr(loggers, name), **settings)
         told = str(making.refused)  # the line that the user is told
         assert told.startswith(f"{name} cannot be made: ")
-        assert told.count("pip install") == 1
+        assert told.count("pip install") <= 1
         assert "\n" not in told
     except ConfigError as error:
         end = str(error)
