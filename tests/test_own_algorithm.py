@@ -70,8 +70,8 @@ class TestClippedMAML(StepPromises):
         choice = EngineChoice("learn2learn", self.objective())
         with pytest.raises(ConfigError) as caught:
             choice.for_training(self.learner(), self.batch())
-        told = "model.engine is learn2learn, but learn2learn has no ClippedMAML with these settings: set model.engine to auto."
-        assert str(caught.value) == told
+        told = "model.engine is learn2learn, but learn2learn has no ClippedMAML with these settings: "
+        assert str(caught.value) == f"{told}set model.engine to auto."
 
 
 @pytest.mark.parametrize("engine", ["per_task", "vectorized", "compiled"])

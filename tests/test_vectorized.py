@@ -339,7 +339,8 @@ class Sign(Algorithm):
 
 def test_an_algorithm_that_learn2learn_has_not_is_refused_by_it_in_one_line_and_run_by_the_others() -> None:
     module = MetaLearning(MLP(), Sign(1), engine="learn2learn")
-    with pytest.raises(ConfigError, match=r"model\.engine is learn2learn, but learn2learn has no Sign with these settings: set .* auto\."):
+    told = r"model\.engine is learn2learn, but learn2learn has no Sign with these settings: set .* auto\."
+    with pytest.raises(ConfigError, match=told):
         module.engine.for_training(module.learner, next(iter(small_data().val_dataloader())))
     network = network_of("mlp")
     found = [gradients_by(EngineChoice(name, objective_for(network)), network, Sign(2)) for name in FAST]
