@@ -12,7 +12,7 @@ from typing import NoReturn
 from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files
 from dmaml_pl.cli.commands import LIGHT, TRAININGS, light_command
 from dmaml_pl.cli.configs import make_own_importable
-from dmaml_pl.errors import ConfigError, DmamlError, of_the_machine
+from dmaml_pl.errors import ConfigError, DmamlError, in_one_line
 from dmaml_pl.launching.leaving import leave
 from dmaml_pl.launching.memory import keep_freed
 from dmaml_pl.launching.variables import check_variables
@@ -65,15 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if sys.platform == "win32":
             raise ConfigError("dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux.")
-        if words[0] in LIGHT:
-            with of_the_machine():
+        with in_one_line():
+            if words[0] in LIGHT:
                 return light_command(words[0])(words[1:])
-        check_variables()
-        if "LOCAL_RANK" not in os.environ:  # else worker 0 tells for all, once it is known which that is
-            check_command(words, TRAININGS)
-            check_config_files(words)
-            check_checkpoint(words)
-        make_own_importable(words)
+            check_variables()
+            if "LOCAL_RANK" not in os.environ:  # else worker 0 tells for all, once it is known which that is
+                check_command(words, TRAININGS)
+                check_config_files(words)
+                check_checkpoint(words)
+            make_own_importable(words)
         if sys.stderr.isatty():
             print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
         from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it

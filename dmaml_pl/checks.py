@@ -70,7 +70,7 @@ def or_last(missing: Path, otherwise: str) -> str:
         missing: the checkpoint.
         otherwise: what to say where it is none such.
     """
-    last = missing.with_name("last.ckpt")
+    last = missing.parent / "last.ckpt"
     alone = missing.name == "best.ckpt" and last.is_file()
     return f"give {last}, which a training without validation leaves alone" if alone else otherwise
 

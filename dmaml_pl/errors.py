@@ -4,10 +4,16 @@ The command line prints the message of a `DmamlError` alone, without a traceback
 therefore names the setting to change and what it may be.
 """
 
+import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+_OURS = tuple(f"{Path(__file__).parents[1]}/{package}/" for package in ("dmaml_pl", "data_modules"))
 
 
 class DmamlError(Exception):
@@ -109,24 +115,43 @@ class NobodyLeftError(LeftBehindError):
     """There are no other workers any more for this one to join."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The words of an error on one line, without a full stop; its type where it has none."""
+    return " ".join(str(error).split()).rstrip(". ") or type(error).__name__
+
+
 @contextmanager
-def of_the_machine(beyond: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turn what the machine refuses (a name that is too long, a file that cannot be read, memory) into one line.
+def in_one_line(
+    beyond: Callable[[], bool] = lambda: False, known: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Turn what nobody foresaw (what the machine refuses, or a user's own class raises) into one line.
 
     Args:
         beyond: asked then, whether the work has begun, in which it may be a fault of ours that a traceback shows.
+        known: errors beside `DmamlError` that are told by whoever calls.
 
     Raises:
         ConfigError: names the file, and why.
     """
     try:
         yield
-    except BrokenPipeError:
-        raise
-    except (OSError, MemoryError) as error:
-        if beyond():
+    except Exception as error:
+        if isinstance(error, (DmamlError, BrokenPipeError, *known)) or beyond() or sys.flags.dev_mode:
             raise
         if isinstance(error, MemoryError):
             raise ConfigError(f"There is not enough memory. {error}") from error
-        place = f"{str(error.filename)[:200]} cannot be used: " if error.filename else ""
-        raise ConfigError(f"{place}{error.strerror or error}.") from error
+        if isinstance(error, OSError):
+            place = f"{str(error.filename)[:200]} cannot be used: " if error.filename else ""
+            raise ConfigError(f"{place}{error.strerror or error}.") from error
+        raise ConfigError(
+            f"{type(error).__name__} in {_place_of(error)}: {reason_of(error)}. PYTHONDEVMODE=1 shows the way there."
+        ) from error
+
+
+def _place_of(error: BaseException) -> str:
+    """The last line of a user's own that an error has come through; where there is none, the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = ("site-packages", "<frozen", str(Path(os.__file__).parent), *_OURS)
+    own = [frame for frame in frames if not any(other in frame.filename for other in others)]
+    last = (own or frames)[-1]
+    return f"{last.filename}, line {last.lineno}"

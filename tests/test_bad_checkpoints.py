@@ -34,9 +34,10 @@ def test_before_any_training_there_is_no_last_or_best_checkpoint(name: str, refu
     assert text.startswith(f"--ckpt_path is {name}, but no training has left a checkpoint under mlruns/checkpoints/")
 
 
-def test_a_checkpoint_that_is_not_there_is_named(refusal: Refusal) -> None:
-    text = refusal("--ckpt_path", "nope.ckpt", config=SINUSOID)
-    assert text == "--ckpt_path is nope.ckpt, but there is no such file: give best, last or a file."
+@pytest.mark.parametrize("name", ["nope.ckpt", ".", ""])
+def test_a_checkpoint_that_is_not_there_is_named(name: str, refusal: Refusal) -> None:
+    text = refusal("--ckpt_path", name, config=SINUSOID)
+    assert text == f"--ckpt_path is {name}, but there is no such file: give best, last or a file."
 
 
 @pytest.mark.parametrize("words", [["fit"], ["test", "--checkpoint.dirpath", "kept"]])
@@ -139,11 +140,13 @@ def _count(checkpoint: dict[str, Any]) -> None:
         (_set(loops={}), "loops cannot be restored ('fit_loop')"),
         (_count, "loops cannot be restored (ready is 'many')"),
         (_set(runs={"done": "many"}), "runs and validations cannot be restored ("),
+        (_set(runs={"done": -4}), "runs and validations cannot be restored (done is -4)"),
         (_set(validations=[3]), "runs and validations cannot be restored ("),
         (_set(dmaml={"workers": 0}), "dmaml cannot be restored (workers is 0)"),
         (_set(**{"pytorch-lightning_version": "x"}), "version cannot be restored (Invalid version: 'x')"),
         (_group(lr="fast"), "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot make a "),
         (_group(lr=float("nan")), "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot ma"),
+        (lambda x: x["optimizer_states"][0].update(state={}), "optimizer_states cannot be restored (they have no stat"),
         (_moments, "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot make a step ("),
     ],
 )
@@ -167,3 +170,6 @@ def test_weights_that_are_not_finite_or_no_weights_are_refused(
         torch.save(trained | {"state_dict": trained["state_dict"] | {name: other}}, "t.ckpt")
         text = refusal(command, "--ckpt_path", "t.ckpt", config=changed(SINUSOID, {"trainer.max_steps": 2}))
         assert text.startswith(("--ckpt_path t.ckpt is of no use: ", "--ckpt_path t.ckpt was made for another network"))
+    torch.save(trained | {"state_dict": {key: each.long() for key, each in trained["state_dict"].items()}}, "t.ckpt")
+    text = refusal(command, "--ckpt_path", "t.ckpt", config=changed(SINUSOID, {"trainer.max_steps": 2}))
+    assert text == f"--ckpt_path t.ckpt is of no use: {name} is of type torch.int64."

@@ -5,6 +5,7 @@ All in this process: the mistakes are found before workers are started.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -44,6 +45,15 @@ from tests.test_omniglot import make_folders
 BOMB = b"a0: &a0 [x]\n" + b"".join(
     b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)
 )
+
+
+LSF = {
+    "LSB_JOBID": "1",
+    "LSB_DJOB_RANKFILE": "/nope",
+    "JSM_NAMESPACE_LOCAL_RANK": "0",
+    "JSM_NAMESPACE_SIZE": "1",
+}
+STOPPING = {"class_path": "pytorch_lightning.callbacks.EarlyStopping", "init_args": {"monitor": "val/nope"}}
 
 
 # ---- settings that do not exist
@@ -222,6 +232,41 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ),
         ("trainer.limit_train_batches", 0, "trainer.limit_train_batches is 0, which leaves no run of the 10 of an ep"),
         ("trainer.limit_train_batches", 0.01, "trainer.limit_train_batches is 0.01, which leaves no run of the 10 "),
+        ("trainer", None, "trainer is None, but must be settings by name."),
+        ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch is 0, but must be at least 1."),
+        ("trainer.barebones", True, "trainer.barebones is True: "),
+        (
+            "trainer.callbacks",
+            [STOPPING],
+            "trainer.callbacks has EarlyStopping, whose monitor is val/nope, but must be",
+        ),
+        (
+            "trainer.callbacks",
+            [{"class_path": "dmaml_pl.RunCheckpoint"}],
+            "trainer.callbacks is ['RunCheckpoint', 'RunC",
+        ),
+        (f"{STRATEGY}.timeout", 1e-9, "trainer.strategy.timeout is 1e-09, but must be from 1 to 10,000,000 (s)."),
+        (f"{STRATEGY}.timeout", 1e300, "trainer.strategy.timeout is 1e+300, but must be from 1 to 10,000,000 (s)."),
+        (
+            f"{STRATEGY}.process_group_backend",
+            "nope",
+            "trainer.strategy.process_group_backend is nope, but must be gloo",
+        ),
+        (
+            f"{STRATEGY}.process_group_backend",
+            "nccl",
+            "trainer.strategy.process_group_backend is nccl, but must be gloo",
+        ),
+        (
+            f"{MODEL}.meta_schedule",
+            {"class_path": "torch.optim.lr_scheduler.LRScheduler"},
+            "model.meta_schedule refuses a setting: NotImplementedError.",
+        ),
+        (
+            f"{LOGGER}.tracking_uri",
+            "sqlite:////proc/x.db",
+            "The tracking store /proc/x.db cannot be opened: [Errno 2] ",
+        ),
         ("trainer.overfit_batches", 2, "trainer.overfit_batches is 2, but must be 0: every run draws tasks of its ow"),
         ("trainer.num_nodes", 2, "trainer.num_nodes is 2, but must be 1 where dmaml alone starts the workers: for mor"),
         ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches is 4, but must be 1: for a larger me"),
@@ -309,6 +354,19 @@ def test_a_config_file_that_is_not_there_is_named(refusal: Refusal) -> None:
     assert refusal("fit", "--config", "nope.yaml").startswith("--config is nope.yaml, but there is no such file.")
 
 
+def test_a_config_comes_from_a_file_or_by_the_shells_pipes_and_nothing_else_is_waited_for(refusal: Refusal) -> None:
+    os.mkfifo("p.yaml")  # which nobody writes
+    for endless in ("p.yaml", "/dev/zero"):
+        told = f"--config is {endless}, which is no file, and may never end or never come: give a file, /dev/stdin, or "
+        assert refusal("fit", "--config", endless).startswith(told)
+    reader, writer = os.pipe()
+    os.write(writer, b"trainer:\n  max_epochs: 0\n")
+    os.close(writer)
+    said = refusal("--config", f"/dev/fd/{reader}", config=SINUSOID)
+    os.close(reader)
+    assert said.startswith("trainer.max_epochs is 0, but must be at least 1")
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -392,6 +450,28 @@ def test_a_class_of_the_users_that_ends_the_command_is_no_success(
     Path("raises_one.py").write_text("raise RuntimeError('two\\nlines')\n")
     text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "raises_one.Net"}}))
     assert text.startswith("model.network cannot be raises_one.Net: two lines.")
+
+
+def test_what_a_class_of_the_users_raises_before_the_work_is_one_line_with_its_place(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("my_classes.py").write_text(
+        "from data_modules import Sinusoid\nfrom dmaml_pl import MLP\n\n\nclass Data(Sinusoid):\n"
+        "    def sample_task(self, split, seed):\n        return {}['sample']\n\n\nclass Net(MLP):\n"
+        "    def __init__(self):\n        raise KeyError\n"
+    )
+    text = refusal(config=changed(SINUSOID, {"data.class_path": "my_classes.Data"}))
+    assert text.startswith(f"KeyError in {Path.cwd()}/my_classes.py, line 7: 'sample'. PYTHONDEVMODE=1 shows ")
+    text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "my_classes.Net"}}))
+    assert text == "model.network is Net, which cannot be made: KeyError."
+
+
+def test_a_variable_that_names_what_is_not_there_is_told(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LSF.items():
+        monkeypatch.setenv(name, value)
+    text = refusal(config=SINUSOID)
+    assert text == "trainer: [Errno 2] No such file or directory: '/nope' (LSB_DJOB_RANKFILE)"
 
 
 # ---- data
@@ -487,6 +567,13 @@ class InPlace(torch.nn.Linear):
         return super().forward(x.mul_(2.0))
 
 
+class NoNumber(torch.nn.Linear):
+    """Gives what no training can mend."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * float("nan")
+
+
 class Broken(torch.nn.Linear):
     """Gives what PyTorch cannot differentiate."""
 
@@ -499,6 +586,10 @@ class Broken(torch.nn.Linear):
     ("network", "expected"),
     [
         (InPlace(1, 1), "model.network is InPlace, which changes the samples that it is given: "),
+        (
+            NoNumber(1, 1),
+            "model.network is NoNumber, which gives values that are not finite numbers before any trainin",
+        ),
         (Broken(1, 1), "No engine can run model.network with model.algorithm: Broken cannot be adapted ("),
     ],
 )
@@ -587,6 +678,11 @@ def test_devices_and_strategies_that_cannot_be_had_are_refused(
     [
         ("ImageFolder", {}, "Not set: data.root, which data_modules.ImageFolder needs."),
         ("ImageFolder", {"root": "none"}, "data.root is none, but there is no such folder: root/CLASS/PICTURE"),
+        (
+            "ImageFolder",
+            {"root": ".", "image_size": 10**6},
+            "data.image_size is 1000000, but must be at most 10,000.",
+        ),
         ("ImageFolder", {"root": ".", "channels": 2}, "data.channels is '2', but must be one of 1, 3."),
         ("ImageFolder", {"root": ".", "fit": "cut"}, "data.fit is 'cut', but must be one of 'crop', 'pad', 'stretch'."),
         ("MiniImageNet", {"root": "none"}, "data.root (none) does not hold mini-ImageNet: expected are "),

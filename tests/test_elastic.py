@@ -17,6 +17,7 @@ from dmaml_pl import MLP
 from dmaml_pl.cli.fitting import fit
 from dmaml_pl.errors import ConfigError, LeftBehindError
 from dmaml_pl.strategies import DMAMLStrategy
+from dmaml_pl.strategies.replica import address_towards
 from dmaml_pl.tracking.relay import Relay, RelayedTracker
 from dmaml_pl.tracking.tracker import MLflowTracker
 from tests.by_hand import ByHand
@@ -187,11 +188,19 @@ def test_without_faults_weights_are_those_of_the_plain_strategy_to_the_bit(tmp_p
 def test_a_lighthouse_that_does_not_answer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
-    monkeypatch.setenv("TORCHFT_LIGHTHOUSE", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCHFT_LIGHTHOUSE", "http://me:secret@127.0.0.1:9")
     training = train(tmp_path, config, **{"trainer.devices": 1})
     assert training.result.returncode == 1
     *_, line = training.result.stderr.splitlines()  # after that of settings which the data module keeps
-    assert line.startswith("dmaml: error: TORCHFT_LIGHTHOUSE is http://127.0.0.1:9, where no lighthouse answers")
+    assert line.startswith("dmaml: error: TORCHFT_LIGHTHOUSE is 127.0.0.1:9, where no lighthouse answers")
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://me:secret@127.0.0.1:99999"])
+def test_an_address_that_is_none_is_told_without_its_password(address: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^TORCHFT_LIGHTHOUSE must be the address of a lighthouse: http://host:port\.$"
+    ):
+        address_towards(address)
 
 
 @pytest.mark.skipif(find_spec("torchft") is not None, reason="torchft is there")

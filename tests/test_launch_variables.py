@@ -42,6 +42,14 @@ def test_what_launchers_set_is_accepted(variables: dict[str, str]) -> None:
         (TASK, {"SLURM_PROCID": "2"}, "SLURM_PROCID is 2, but must be less than SLURM_NTASKS, which is 2."),
         (TASK, {"SLURM_NTASKS": "2(x2)"}, "SLURM_NTASKS is '2(x2)', but must be a whole number of at least 1."),
         (TASK, {"SLURM_LOCALID": None}, "SLURM_NTASKS is set, but not SLURM_LOCALID."),
+        (TASK, {"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x', but must be a whole number of at least 0."),
+        ({}, {"LOCAL_RANK": "1"}, "LOCAL_RANK is set, but not WORLD_SIZE."),
+        (
+            POD,
+            {"LOCAL_RANK": "0"},
+            "RANK and LOCAL_RANK are set, but not as torchrun does: TORCHELASTIC_RUN_ID, too. ",
+        ),
+        ({}, {"GLOO_SOCKET_IFNAME": "nope0"}, "GLOO_SOCKET_IFNAME has 'nope0', but must be one of lo"),
         (TASK, {"SLURM_NNODES": "1.5"}, "SLURM_NNODES is '1.5', but must be a whole number of at least 1."),
     ],
 )

@@ -233,6 +233,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_by_its_first_seed(tmp_p
         ),
         ("nonsense://ann:secret@somewhere/optuna", "nonsense://"),
         ("sqlite:////proc/none/optuna.db", "Set --storage to one that can be"),
+        ("/proc/none/optuna.journal", "Move it away, or set --storage to another."),
     ],
 )
 def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password(

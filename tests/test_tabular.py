@@ -267,6 +267,7 @@ def changed(row: int, **cells: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("table", "settings", "message"),
     [
+        (changed(5, x="1_0"), {}, r"t\.csv, row 5: column x \(data\.inputs\) is '1_0', and not a finite number"),
         (changed(5, x="many"), {}, r"t\.csv, row 5: column x \(data\.inputs\) is 'many', and not a finite number"),
         (changed(5, y=""), {}, r"t\.csv, row 5: column y \(data\.targets\) is empty"),
         (

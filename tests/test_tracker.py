@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.environment import git_state
 from dmaml_pl.tracking import patience as patience_module
+from dmaml_pl.tracking import store as store_module
 from dmaml_pl.tracking.description import wrap
 from dmaml_pl.tracking.params import clean_name, flatten
 from dmaml_pl.tracking.sender import pause_after
@@ -269,14 +270,23 @@ def test_patience_is_bounded_without_a_write_into_the_environment_that_other_thr
     assert not written
 
 
-def test_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience_module, "REQUEST_TIMEOUT_S", 1)
+@pytest.mark.parametrize(
+    ("of_a_request", "of_all", "match"),
+    [(1, 60.0, r"timed out.*MLFLOW_TRACKING_URI"), (6, 0.2, r"it has not answered in 0.2 s.*MLFLOW_TRACKING_URI")],
+)
+def test_a_server_that_does_not_answer_is_told_of_and_given_up(
+    of_a_request: int, of_all: float, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(patience_module, "REQUEST_TIMEOUT_S", of_a_request)
+    monkeypatch.setattr(store_module, "KNOCK_S", 0.1)
+    monkeypatch.setattr(store_module, "ANSWER_S", of_all)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(TrackingError, match=r"timed out.*MLFLOW_TRACKING_URI"):
+        with pytest.raises(TrackingError, match=match):
             make(tmp_path).open()
+    assert capsys.readouterr().err.startswith("Waiting for the MLflow server at http://127.0.0.1:")
 
 
 def test_password_of_the_server_is_not_told(tmp_path: Path) -> None:
@@ -318,7 +328,9 @@ def test_path_that_mlflow_misreads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "no run's id!"])
 def test_unknown_run_id(folder: Path, run_id: str) -> None:
-    with pytest.raises(TrackingError, match=r"init_args.run_id"):
+    with pytest.raises(
+        TrackingError, match=r"init_args.run_id to an id that the UI shows, or \S+init_args.save_dir to the"
+    ):
         make(folder, run_id=run_id).open()
 
 

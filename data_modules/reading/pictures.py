@@ -72,6 +72,8 @@ class PictureReader(ABC):
         try:
             with picture.open("rb") if isinstance(picture, Picture) else picture as file, Image.open(file) as opened:
                 pixels = self.make_sample(opened)
+        except MemoryError:
+            raise
         except Exception as error:  # on damaged files Pillow raises anything from SyntaxError to struct.error
             raise DataError(
                 f"{name or picture} is not a picture that can be read ({_reason(error)}): mend it, or leave it out."

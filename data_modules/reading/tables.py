@@ -215,6 +215,6 @@ class Table:
 def as_number(cell: Any) -> float:
     """The number that a cell holds; NaN where it holds none."""
     try:
-        return float(cell)
+        return float("nan" if "_" in str(cell) else cell)  # which Python takes for 10, where it says 1_0
     except (TypeError, ValueError):
         return float("nan")

@@ -139,14 +139,16 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option
         have, need = (
             tuple(getattr(state[name], "shape", ())) if name in state else "missing" for state in (held, wanted)
         )
-        kept = held.get(name)
-        if have == need and not (isinstance(kept, Tensor) and bool(torch.isfinite(kept).all())):
-            raise CheckpointError(f"{option}{path} is of no use: not all values of {name} are finite numbers.")
         if have != need:
             raise CheckpointError(
                 f"{option}{path} was made for another network: {name} is {have} in the checkpoint and {need} in "
                 "model.network. Use the config that it was trained with, or another checkpoint."
             )
+        kept = held[name]
+        if not (isinstance(kept, Tensor) and bool(torch.isfinite(kept).all())):
+            raise CheckpointError(f"{option}{path} is of no use: not all values of {name} are finite numbers.")
+        if kept.is_floating_point() != wanted[name].is_floating_point():
+            raise CheckpointError(f"{option}{path} is of no use: {name} is of type {kept.dtype}.")
 
 
 def check_resumable(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:

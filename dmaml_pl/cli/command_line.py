@@ -16,6 +16,9 @@ LARGEST = 1_000_000
 MOST = 100_000
 """Values in a file, those that references (`*NAME`) repeat counted each time."""
 
+STREAMS = ("/dev/stdin", "/dev/fd/")
+"""Where a configuration may come through a pipe: of the shell's `|`, and its `<(...)`."""
+
 MERGE = "tag:yaml.org,2002:merge"
 """Of the key `<<`, which may come more than once."""
 
@@ -57,8 +60,13 @@ def check_config_files(words: list[str]) -> None:
                     f"--config is {given}, but there is no such file.{near} `dmaml configs` lists those that come with "
                     "it."
                 )
-            if path.is_file():  # what comes through a pipe can be read only once
+            if path.is_file():
                 _check_yaml(path)
+            elif not str(path).startswith(STREAMS):  # what comes through those can be read only once
+                raise ConfigError(
+                    f"--config is {given}, which is no file, and may never end or never come: give a file, /dev/stdin, "
+                    "or <(...) of the shell."
+                )
         except OSError as error:
             raise ConfigError(f"--config {given} cannot be read: {error.strerror}.") from error
 

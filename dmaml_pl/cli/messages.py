@@ -1,6 +1,7 @@
 """Other libraries' errors in one line that names the setting."""
 
 import inspect
+import os
 import warnings
 from typing import Any
 
@@ -39,15 +40,24 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
     reason = " ".join(str(error).split())
     defaults = {name: each.default for name, each in inspect.signature(pl.Trainer).parameters.items()}
     apart: dict[str, Any] = {"callbacks": None, "logger": False}
-    if not isinstance(settings.get("strategy"), str):
-        apart["strategy"] = "auto"  # an instance has been given devices by the Trainer that failed
-    for name in dict.fromkeys([*_ADVICE, *settings]):
-        if settings.get(name) == defaults.get(name):
-            continue
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                pl.Trainer(**{**settings, **apart, name: defaults[name]})
-        except Exception:  # noqa: S112 - whatever else is wrong, another setting is to blame
-            continue
-        return f"trainer.{name} is {settings[name]!r}{_ADVICE.get(name, '')}: {reason}"
-    return f"trainer: {reason}"
+    # An instance has been given devices by the Trainer that failed.
+    plain = settings if isinstance(settings.get("strategy"), str) else settings | {"strategy": "auto"}
+    tries = [] if plain is settings else [("strategy", plain)]
+    tries += [(name, plain | {name: without}) for name, without in apart.items()]
+    tries += [(name, {**plain, **apart, name: defaults[name]}) for name in ["barebones", *_ADVICE, *settings]]
+    for name, others in tries:
+        given = settings.get(name)
+        if given != defaults[name] and _can_be_made(others):
+            shown = [type(each).__name__ for each in given] if name == "callbacks" and given else given
+            return f"trainer.{name} is {shown!r}{_ADVICE.get(name, '')}: {reason}"
+    variables = [name for name, value in os.environ.items() if repr(value) in reason]
+    return f"trainer: {reason}" + (f" ({' or '.join(variables)})" if variables else "")
+
+
+def _can_be_made(settings: dict[str, Any]) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            pl.Trainer(**settings)
+    except Exception:  # whatever is wrong
+        return False
+    return True

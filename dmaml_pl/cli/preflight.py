@@ -1,6 +1,7 @@
 """What can be checked before a training is checked here, so that nothing long starts in vain."""
 
 import os
+import re
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -84,8 +85,9 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
             f"trainer.overfit_batches is {trainer.overfit_batches}, but must be 0: every run draws tasks of its own. "
             "To see whether a network can learn, give the data fewer classes or rows."
         )
-    if trainer.log_every_n_steps < 1:
-        raise ConfigError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}, but must be at least 1.")
+    for name in ("log_every_n_steps", "check_val_every_n_epoch"):
+        if (every := getattr(trainer, name)) is not None and every < 1:
+            raise ConfigError(f"trainer.{name} is {every}, but must be at least 1.")
     if trainer.gradient_clip_val is not None:
         raise ConfigError(
             f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, but a run clips its own meta-gradients: "
@@ -150,6 +152,13 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
     objective = module.objective
     better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
     ours = type(module).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
+        name, own = getattr(callback, "monitor", None), isinstance(callback, RunCheckpoint)
+        if ours and not own and name and not re.match(rf"val/.*({objective.metric}|loss)|train/loss$", name):
+            raise ConfigError(
+                f"trainer.callbacks has {type(callback).__name__}, whose monitor is {name}, but must be one of "
+                f"{', '.join(better)}."
+            )
     ours_keeps = trainer.checkpoint_callback
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, RunCheckpoint):

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dmaml_pl.checkpoints import check_fits, check_resumable, find_checkpoint, read_checkpoint
 from dmaml_pl.checkpoints.lookup import was_changed
 from dmaml_pl.cli.recorder import RUN_ID_KEY, trackers
-from dmaml_pl.errors import CheckpointError, ConfigError
+from dmaml_pl.errors import CheckpointError, ConfigError, reason_of
 from dmaml_pl.launching.restarts import Origin, current
 from dmaml_pl.modules.trainer_options import check_steps
 from dmaml_pl.provenance.commands import meta_test_command, resume_command
@@ -88,7 +88,7 @@ def _told(path: Path, what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise was_changed(path, f"{what} cannot be restored ({str(error) or type(error).__name__})") from error
+        raise was_changed(path, f"{what} cannot be restored ({reason_of(error)})") from error
 
 
 def _try_restoring(checkpoint: dict[str, Any], trainer: Any, model: Any, optimizer: Any, path: Path) -> None:
@@ -97,9 +97,12 @@ def _try_restoring(checkpoint: dict[str, Any], trainer: Any, model: Any, optimiz
         Version(checkpoint["pytorch-lightning_version"])
     with _told(path, "runs and validations"):
         model.on_load_checkpoint(checkpoint)
+        _compare(dict.fromkeys(("done", "tasks_seen", "env_steps"), 0), checkpoint.get("runs", {}))
     with _told(path, "optimizer_states"):
         optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer_states"][0]))
         check_steps(optimizer, None, 0)
+        if checkpoint["global_step"] and optimizer.state and not checkpoint["optimizer_states"][0]["state"]:
+            raise ValueError("they have no state")
     with _told(path, "loops"):
         _compare(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"])
     if isinstance(trainer.strategy, WorkerStrategy):

@@ -21,13 +21,16 @@ from dmaml_pl.errors import (
     NobodyLeftError,
     NonFiniteError,
     WorkerLostError,
-    of_the_machine,
+    in_one_line,
 )
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.supervisor import LEFT_BEHIND, NOBODY_LEFT
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells give them."""
+
+KNOWN = (MisconfigurationException, OmegaConfBaseException)
+"""Errors of other libraries whose words are for the user."""
 
 ENDS = ("", "__main__", "argparse", "jsonargparse", "dmaml_pl", "pytorch_lightning", "lightning_fabric")
 """Packages that end the process where its work is done, as after --help, or has been told to be in vain."""
@@ -48,7 +51,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
     try:
         check_command(arguments, list(LightningCLI.subcommands()))
         check_config_files(arguments)
-        with of_the_machine(prepared.is_set):
+        with in_one_line(prepared.is_set, KNOWN):
             front(prepared)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -56,7 +59,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         return _stopped(TERMINATED, stop)
     except SystemExit as stop:
         return _ended(stop)
-    except (DmamlError, MisconfigurationException, OmegaConfBaseException) as error:
+    except (DmamlError, *KNOWN) as error:
         # What every worker knows alike is told once.
         alike = not prepared.is_set() or isinstance(error, NonFiniteError | WorkerLostError)
         left_behind = isinstance(error, LeftBehindError)  # told by whoever starts it again

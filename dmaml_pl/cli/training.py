@@ -24,7 +24,7 @@ from dmaml_pl.cli.mistakes import check_path, options_of, prefer_classes, refuse
 from dmaml_pl.cli.recorder import ConfigRecorder
 from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
-from dmaml_pl.errors import ConfigError, DmamlError
+from dmaml_pl.errors import ConfigError, DmamlError, reason_of
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport, from_here, print_metrics
 from dmaml_pl.launching.clusters import Launch
@@ -49,22 +49,42 @@ class Making:
     """Makes the objects of a configuration, and keeps why one could not be made.
 
     The parser tries what a setting may be, type by type, and tells of the first that did not do.
+
+    Args:
+        settings: the configuration.
     """
 
-    refused: Exception | None = None
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+        self.refused: Exception | None = None
 
     def __call__(self, class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
         """Make one."""
         try:
             check_logger(class_type)
             return class_type(*args, **kwargs)
-        except ImportError as error:
-            first = str(error).partition("\n")[0]  # Lightning says there what to install, and below it once more
-            self.refused = ImportError(f"{class_type.__name__} cannot be made: {first}")
-            raise
-        except Exception as error:
+        except DmamlError as error:
             self.refused = error
             raise
+        except Exception as error:  # of a user's own class, too
+            setting = _setting_of(class_type.__name__, self._settings)
+            is_it = f"{setting} is {class_type.__name__}, which" if setting else class_type.__name__
+            # Lightning says in the first line what to install, and below it once more.
+            told = ImportError(str(error).partition("\n")[0]) if isinstance(error, ImportError) else error
+            self.refused = ConfigError(f"{is_it} cannot be made: {reason_of(told)}.")
+            raise
+
+
+def _setting_of(name: str, settings: Any, prefix: str = "") -> str:
+    """The setting that names a class; nothing where none does."""
+    if isinstance(settings, list):
+        return next(filter(None, (_setting_of(name, each, prefix) for each in settings)), "")
+    if not isinstance(settings, dict):
+        return ""
+    if str(settings.get("class_path")).rpartition(".")[2] == name:
+        return prefix
+    below = ((f"{prefix}.{key}" if key != "init_args" else prefix, each) for key, each in settings.items())
+    return next(filter(None, (_setting_of(name, each, key.lstrip(".")) for key, each in below)), "")
 
 
 class DmamlCLI(LightningCLI):
@@ -157,15 +177,14 @@ class DmamlCLI(LightningCLI):
         Raises:
             ConfigError: what is wrong, in one line.
         """
-        making = Making()
+        making = Making(self.config[self.subcommand].as_dict())
         add_instantiator(making, object)
         try:
             super().instantiate_classes()
         except DmamlError:
             raise
         except Exception as error:  # of a user's own class, too
-            reason = making.refused or error
-            raise ConfigError(str(reason) or type(reason).__name__) from error
+            raise ConfigError(str(making.refused or reason_of(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's Trainer with our progress bar, and without checkpoints where they are turned off."""

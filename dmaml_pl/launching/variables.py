@@ -1,19 +1,32 @@
 """The variables by which launchers tell a process which worker it is, read before anything leans on them."""
 
 import os
+import socket
 from collections.abc import Mapping
 
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.launching.restarts import MEMORY
 
 COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES")
-NUMBERS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+NUMBERS = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_JOB_ID",
+)
 PORT = "MASTER_PORT"
+INTERFACES = "GLOO_SOCKET_IFNAME"
 BELOW = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 """Which number must be less than which count."""
 
 TOGETHER = {
     "TORCHELASTIC_RUN_ID": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", PORT),
     "RANK": ("WORLD_SIZE", "MASTER_ADDR", PORT),
+    "LOCAL_RANK": ("WORLD_SIZE",),
     "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
 }
 """What launchers set together: torchrun, Kubernetes' PyTorchJob, srun."""
@@ -39,10 +52,17 @@ def check_variables(environment: Mapping[str, str] = os.environ) -> None:
             raise ConfigError(
                 f"{number} is {values[number]}, but must be less than {count}, which is {values[count]}. {WAY_OUT}"
             )
+    if {"RANK", "LOCAL_RANK"} <= environment.keys() and "TORCHELASTIC_RUN_ID" not in environment:
+        raise ConfigError(f"RANK and LOCAL_RANK are set, but not as torchrun does: TORCHELASTIC_RUN_ID, too. {WAY_OUT}")
+    there = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, environment.get(INTERFACES, "").split(",")):
+        if name not in there:
+            raise ConfigError(f"{INTERFACES} has {name!r}, but must be one of {', '.join(there)}, or unset it.")
     for mark, others in TOGETHER.items():
         missing = [name for name in others if name not in environment]
         typed = mark == "SLURM_NTASKS" and environment.get("SLURM_JOB_NAME") in SHELLS
-        if mark in environment and missing and not typed:
+        elastic = mark == "LOCAL_RANK" and MEMORY in environment  # whose number changes
+        if mark in environment and missing and not typed and not elastic:
             raise ConfigError(f"{mark} is set, but not {' and '.join(missing)}. {WAY_OUT}")
 
 

@@ -142,6 +142,11 @@ class CheckedModule(RunModule):
         else:
             self.objective.check(prediction, targets.to(self.device))
             self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
+            if not bool(torch.isfinite(prediction).all()):
+                raise ConfigError(
+                    f"model.network is {type(self.learner.network).__name__}, which gives values that are not finite "
+                    "numbers before any training: see to its initial weights, and to the samples of the data."
+                )
         many = batch.map(lambda tensor: tensor.expand(meta_batch, *tensor.shape[1:]))
         with _told("be trained on a task of the data", "PyTorch must be able to differentiate its output"):
             self.engine.for_training(self.learner, many.to(self.device))

@@ -17,7 +17,7 @@ from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
 from dmaml_pl.checks import MOST_STEPS, require_at_most, require_one_of, require_positive
 from dmaml_pl.engines import CompileSetting, EngineChoice, EngineName
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.evaluation.curves import Validation
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.modules.checking import CheckedModule
@@ -160,7 +160,7 @@ class MetaLearning(CheckedModule):
         try:
             optimizer = self.meta_optimizer(groups)
         except Exception as error:  # of a user's own class, too
-            raise ConfigError(f"model.meta_optimizer refuses a setting: {str(error).rstrip('.')}.") from error
+            raise ConfigError(f"model.meta_optimizer refuses a setting: {reason_of(error)}.") from error
         if isinstance(optimizer, AskingOptimizer) and type(self.objective).constraint is Objective.constraint:
             raise ConfigError(
                 f"model.meta_optimizer is {type(optimizer).__name__}, which bounds how far policies move, but "
@@ -176,7 +176,7 @@ class MetaLearning(CheckedModule):
         try:
             return self.meta_schedule and self.meta_schedule(optimizer)
         except Exception as error:  # of a user's own class, too
-            raise ConfigError(f"model.meta_schedule refuses a setting: {str(error).rstrip('.')}.") from error
+            raise ConfigError(f"model.meta_schedule refuses a setting: {reason_of(error)}.") from error
 
     def forward(self, x: Tensor) -> Any:
         """The unadapted network's predictions (B, ...) of samples (B, ...)."""

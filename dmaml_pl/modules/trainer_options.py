@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.optimizers import AskingOptimizer
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -121,5 +121,5 @@ def _try(setting: str, made: Any, step: Any) -> None:
     try:
         step()
     except Exception as error:  # of a user's own class, too
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"model.{setting} is {type(made).__name__}, which cannot make a step ({reason}).") from error
+        name = type(made).__name__
+        raise ConfigError(f"model.{setting} is {name}, which cannot make a step ({reason_of(error)}).") from error

@@ -136,6 +136,7 @@ class DMAMLStrategy(WorkerStrategy):
                 "trainer.strategy.elastic is true, for which dmaml itself starts the workers of each machine: start "
                 "`dmaml fit` there without torchrun, srun or the like, or set it to false."
             )
+        super().check(trainer, module, data)
 
     def setup_environment(self) -> None:
         """Lightning's.

@@ -20,11 +20,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.distributed import DistNetworkError
 
 from dmaml_pl.checks import require_one_of, require_positive
-from dmaml_pl.errors import NonFiniteError, WorkerLostError
+from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import forget_terminal
 from dmaml_pl.launching.workers import POLL_SECONDS, WorkerLauncher
 from dmaml_pl.strategies.loopback import LOOPBACK, LOOPBACK_INTERFACE, own_store
+
+LONGEST_S = 10_000_000
+"""The longest timeout, in s; PyTorch counts it in milliseconds, and not without end."""
 
 StartMethod = Literal["popen", "fork"]
 
@@ -63,6 +66,8 @@ class WorkerGroupStrategy(DDPStrategy):
         start_method: StartMethod | None = None,
     ) -> None:
         require_positive(**{"trainer.strategy.timeout": timeout})
+        if not 1 <= timeout <= LONGEST_S:
+            raise ConfigError(f"trainer.strategy.timeout is {timeout:g}, but must be from 1 to {LONGEST_S:,} (s).")
         if start_method is not None:
             require_one_of("trainer.strategy.start_method", start_method, ("popen", "fork"))
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))

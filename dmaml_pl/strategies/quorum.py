@@ -113,8 +113,9 @@ class Quorum:
             )
         except RuntimeError as error:
             raise ConfigError(
-                f"TORCHFT_LIGHTHOUSE is {lighthouse}, where no lighthouse answers: start `torchft_lighthouse "
-                "--min_replicas 1` there, or unset it, and dmaml starts one for the workers of this machine."
+                f"TORCHFT_LIGHTHOUSE is {lighthouse.rpartition('@')[2]}, where no lighthouse answers: start "
+                "`torchft_lighthouse --min_replicas 1` there, or unset it, and dmaml starts one for the workers of "
+                "this machine."
             ) from error
         self.rank, self.size, self.guests = 0, 1, False
         self.time_ms, self.kept, self._since = 0, 0, 0

@@ -54,15 +54,13 @@ def member_name(local_rank: int) -> str:
 
 def address_towards(lighthouse: str) -> str:
     """The address by which others reach this machine, where they reach the lighthouse."""
-    url = urlsplit(lighthouse)
     try:
+        url = urlsplit(lighthouse)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((url.hostname or "", url.port or 0))  # sends nothing
             return str(probe.getsockname()[0])
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"TORCHFT_LIGHTHOUSE is {lighthouse!r}, but must be the address of a lighthouse, http://host:port."
-        ) from error
+        raise ConfigError("TORCHFT_LIGHTHOUSE must be the address of a lighthouse: http://host:port.") from error
 
 
 def new_group(here: str, timeout: timedelta) -> Any:

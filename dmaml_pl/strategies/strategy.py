@@ -60,11 +60,22 @@ class WorkerStrategy(WorkerGroupStrategy):
         self._steps_before = 0
 
     def check(self, trainer: Any, module: Any, data: Any) -> None:
-        """Refuse before the training, in this process, what cannot be trained so; nothing, by default.
+        """Refuse before the training, in this process, what cannot be trained so.
 
         Raises:
             ConfigError: names the setting.
         """
+        device, given = self.root_device.type, self._process_group_backend
+        able = [
+            name
+            for name, devices in torch.distributed.Backend.backend_capability.items()
+            if device in devices and torch.distributed.is_backend_available(name)
+        ]
+        if given is not None and not any(part.rpartition(":")[2] in able for part in given.split(",")):
+            raise ConfigError(
+                f"trainer.strategy.process_group_backend is {given}, but must be {' or '.join(able)} for workers on "
+                f"{device}."
+            )
 
     def configure_ddp(self) -> None:
         """Nothing to wrap; worker 0's weights and buffers become everyone's.

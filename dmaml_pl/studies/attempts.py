@@ -75,7 +75,9 @@ class Attempts:
     def _told(self) -> Iterator[None]:
         """Turn what goes wrong with the storage into one line."""
         problem = f"{redact(self._place)}, in which Optuna keeps its trials, cannot be used"
-        remedy = "Set --storage to one that can be" if "://" in self._place else "Move it away"
+        remedy = (
+            "Set --storage to one that can be" if "://" in self._place else "Move it away, or set --storage to another"
+        )
         with told_in_one_line(problem, f"{remedy}. Trainings that have finished are not made again."):
             yield
 

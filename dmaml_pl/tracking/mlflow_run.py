@@ -77,7 +77,7 @@ class MLflowRun:
             TrackingError: there is none with this id, or it was deleted.
         """
         problem = f"There is no MLflow run {run_id!r} to continue in {redact(store.uri)}"
-        remedy = f"Set {SETTING}.run_id to an id that the UI shows, or unset it to start a new one."
+        remedy = f"Set {SETTING}.run_id to an id that the UI shows, or {store.setting} to the store of that training."
         client = store.connect()
         with told_in_one_line(problem, remedy):
             run = client.get_run(run_id)

@@ -13,7 +13,10 @@ import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Of MLflow's databases, where an address names none."""
 
 KNOCK_S = 5.0
+ANSWER_S = 60.0  # also for a database in which MLflow makes its tables first
 _LOCK_TIMEOUT_S = 120  # making a store takes 2 s; on a busy machine, behind other processes, perhaps 20
 
 
@@ -85,14 +89,13 @@ class Store:
             )
             remedy += "http://127.0.0.1:5000, or unset both for a local store."
             with told_in_one_line(f"No MLflow server can be used at {redact(self.uri)}", remedy):
-                knock(self.uri)
-                client = _client(self.uri)
-                client.search_experiments(max_results=1)  # the client alone does not ask the server
-                return client
+                return self._ask()
         place = "a folder that can be written" if self.is_default else "sqlite:///<a file that can be written>"
         with told_in_one_line(f"The tracking store {self.file} cannot be opened", f"Set {self.setting} to {place}."):
             check_path(self.file, self.setting)
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.file.parent):
+                pass  # a lock would be waited for where none can be made
             with FileLock(f"{self.file}.lock", timeout=_LOCK_TIMEOUT_S):
                 check_database(self.file, self.setting)
                 if self.is_default:
@@ -101,6 +104,27 @@ class Store:
                 with closing(sqlite3.connect(self.file, timeout=20, isolation_level=None)) as database:
                     database.execute("BEGIN IMMEDIATE")
                 return _client(self.uri)
+
+    def _ask(self) -> MlflowClient:
+        """A client whose server has answered; in a thread, as no library bounds the time of a whole answer."""
+        _load_client()  # in seconds in which no server is waited for
+        answer: Future[MlflowClient] = Future()
+
+        def ask() -> None:
+            try:
+                knock(self.uri)
+                client = _client(self.uri)
+                client.search_experiments(max_results=1)  # the client alone does not ask the server
+                answer.set_result(client)
+            except Exception as error:  # told by whoever waits
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        if wait([answer], KNOCK_S).not_done:
+            print(f"Waiting for the MLflow server at {redact(self.uri)} ...", file=sys.stderr, flush=True)
+            if wait([answer], ANSWER_S - KNOCK_S).not_done:
+                raise TimeoutError(f"it has not answered in {ANSWER_S:g} s")
+        return answer.result()
 
 
 @contextmanager
@@ -160,11 +184,15 @@ def knock(uri: str) -> None:
             socket.create_connection((url.host, port), timeout=KNOCK_S).close()
 
 
-def _client(uri: str) -> MlflowClient:
+def _load_client() -> type[MlflowClient]:
     disable_telemetry()
     from mlflow import MlflowClient  # noqa: PLC0415 (3 s: not before it is needed, and on rank zero only)
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return MlflowClient
+
+
+def _client(uri: str) -> MlflowClient:
+    return _load_client()(tracking_uri=uri, registry_uri=uri)
 
 
 def own_command(command: str, save_dir: str, *more: str) -> str:

@@ -149,7 +149,7 @@ class MLflowTracker(Logger):
         """
         if self._run is not None:
             return
-        store, run_id = self._store, run_id or self._run_id
+        store, run_id = self._store, self._run_id or run_id
         if run_id is None:
             run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
         else:
