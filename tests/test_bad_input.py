@@ -232,7 +232,7 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ),
         ("trainer.limit_train_batches", 0, "trainer.limit_train_batches is 0, which leaves no run of the 10 of an ep"),
         ("trainer.limit_train_batches", 0.01, "trainer.limit_train_batches is 0.01, which leaves no run of the 10 "),
-        ("trainer", None, "trainer is None, but must be settings by name."),
+        ("trainer", None, "trainer is null, but must be settings by name: leave it out for its defaults."),
         ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch is 0, but must be at least 1."),
         ("trainer.barebones", True, "trainer.barebones is True: "),
         (
@@ -705,4 +705,10 @@ def test_windows_is_told_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(sys, "platform", "win32")
     assert main(["fit", "--config", "sinusoid"]) == 1
     told = "dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux."
+    assert capsys.readouterr().err == f"dmaml: error: {told}\n"
+
+
+def test_a_port_that_is_none_is_told_with_its_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ui", "--port", "99999"]) == 1
+    told = "--port is 99999, but must be a whole number from 0 to 65535. dmaml ui --help lists all."
     assert capsys.readouterr().err == f"dmaml: error: {told}\n"

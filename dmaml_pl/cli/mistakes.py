@@ -154,8 +154,6 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
         if is_group and isinstance(value, dict):
             for inner, each in value.items():
                 look(f"{name}.{inner}", each)
-        elif is_group and not isinstance(value, str):  # else a file of settings
-            raise ConfigError(f"{prefix}{name} is {value!r}, but must be settings by name.")
         elif action := known.get(name.removesuffix("+")):
             default = action.default.as_dict() if hasattr(action.default, "as_dict") else None  # a class
             _check(prefix + action.dest, getattr(action, "_typehint", Any), _lay_over(default, value))

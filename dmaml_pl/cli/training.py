@@ -166,7 +166,14 @@ class DmamlCLI(LightningCLI):
             sys.argv = written
 
     def before_instantiate_classes(self) -> None:
-        """A launcher that has started this process knows how many workers there are."""
+        """A launcher that has started this process knows how many workers there are.
+
+        Raises:
+            ConfigError: a section holds nothing, which the parser takes.
+        """
+        for section in ("trainer", *self._parser(self.subcommand).callback_keys):
+            if self.config[self.subcommand].get(section) is None:
+                raise ConfigError(f"{section} is null, but must be settings by name: leave it out for its defaults.")
         self._launch = Launch.detect()
         if self._launch is not None:
             self._launch.apply(self.config[self.subcommand]["trainer"])

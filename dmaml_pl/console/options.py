@@ -23,12 +23,13 @@ class Options(argparse.ArgumentParser):
         raise ConfigError(f"{message.rstrip('.')}. {command} --help lists all.")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number of at least `least`."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number of at least `least`, and at most `most`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"is {text}, but must be a whole number of at least {least}")
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least or (most is not None and int(text) > most):
+            upwards = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"is {text}, but must be a whole number {upwards}")
         return int(text)
 
     return parse

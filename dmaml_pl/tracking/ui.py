@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     """
     parser = Options("dmaml ui", description="Open the MLflow UI on the local store.", allow_abbrev=False)
     parser.add_argument("--save_dir", default="mlruns", help="folder of the store (default: mlruns)")
-    parser.add_argument("--port", type=whole(0), default=5000, help="port to listen on (default: 5000)")
+    parser.add_argument("--port", type=whole(0, 65535), default=5000, help="port to listen on (default: 5000)")
     # The UI asks for no password, so it is reached from this machine only; a container needs 0.0.0.0.
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--run", help="id of an MLflow run to show first")
