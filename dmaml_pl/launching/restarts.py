@@ -19,6 +19,7 @@ import torch
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from dmaml_pl.errors import CheckpointError, WorkerLostError
+from dmaml_pl.launching.variables import MEMORY
 
 POLL_SECONDS = 0.02
 CONNECT = timedelta(seconds=60)
@@ -28,10 +29,6 @@ START_SECONDS = 120.0
 BEGUN, LAST, REFUSED = "begun", "last", "refused"
 """Names in the agent's store: the id of the MLflow run, as JSON; the last checkpoint; whether the user was told of a
 mistake, which a restart does not mend."""
-
-
-MEMORY = "DMAML_MEMORY"
-"""The variable with the file of the store that `supervisor.py` keeps."""
 
 
 class Origin(NamedTuple):

@@ -17,8 +17,9 @@ from typing import Any
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from dmaml_pl.launching import restarts, server
+from dmaml_pl.launching import server
 from dmaml_pl.launching.server import PATIENCE_S
+from dmaml_pl.launching.variables import MEMORY
 
 LIGHTHOUSE = "TORCHFT_LIGHTHOUSE"
 """The variable with the lighthouse's address, which is torchft's own."""
@@ -58,7 +59,7 @@ def supervise(workers: int, timeout: float) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             memory = os.path.join(folder, "memory")  # noqa: PTH118 - a variable of the environment
-            codes = _keep(workers, os.environ | {LIGHTHOUSE: address, restarts.MEMORY: memory})
+            codes = _keep(workers, os.environ | {LIGHTHOUSE: address, MEMORY: memory})
     finally:
         if lighthouse is not None:
             lighthouse[0].shutdown()

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Mapping
 
 from dmaml_pl.errors import ConfigError
-from dmaml_pl.launching.restarts import MEMORY
 
 COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES")
 NUMBERS = (
@@ -33,6 +32,9 @@ TOGETHER = {
 
 SHELLS = ("bash", "interactive")
 """Names of SLURM's jobs in which a person types, so that nothing has been started by srun yet."""
+
+MEMORY = "DMAML_MEMORY"
+"""The file of the store that `supervisor.py` keeps for workers that come and go."""
 
 WAY_OUT = "It is for whoever starts the workers (torchrun, srun, Kubernetes): unset it to let dmaml start them."
 
