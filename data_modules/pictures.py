@@ -68,7 +68,7 @@ class PictureTasks(ImageTasks):
         """Fill the cache, unless it is filled (once per machine)."""
         self.load_parts()
 
-    def read_sample(self, path: Path) -> Tensor:
+    def read_sample(self, path: Path | str) -> Tensor:
         """A picture of a user's own as a sample (C, H, W), made by the reader of those of training.
 
         Raises:

@@ -281,7 +281,7 @@ class ActingTasks(Protocol):
 class SampleReader(Protocol):
     """A data module that can make a sample of a user's own picture, like those that it draws tasks of."""
 
-    def read_sample(self, path: Path) -> Tensor:
+    def read_sample(self, path: Path | str) -> Tensor:
         """The picture as a sample (...), as in training.
 
         Raises:

@@ -195,6 +195,7 @@ def test_a_picture_that_is_not_square_keeps_its_shape() -> None:
     height, width = ((sample > 0.5).any(dim=axis).sum() for axis in (1, 0))
     assert abs(int(height) - int(width)) <= 1
     assert not bool(Glyphs().read_sample(Path("ground.png")).any())
+    assert torch.equal(Glyphs().read_sample("wide.png")[0], sample)  # a path as text
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------

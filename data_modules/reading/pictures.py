@@ -116,7 +116,7 @@ class PictureReader(ABC):
             more = f" {len(unreadable) - 1} further ones cannot be read, either." if len(unreadable) > 1 else ""
             raise DataError(f"{unreadable[0]}{more}") from unreadable[0]
 
-    def read_sample(self, path: Path) -> Tensor:
+    def read_sample(self, path: Path | str) -> Tensor:
         """A picture as a sample, float32 (C, H, W) from 0 to 1.
 
         Raises:
@@ -124,7 +124,7 @@ class PictureReader(ABC):
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # as above
-            return torch.from_numpy(self.read(path)).float().div_(255)
+            return torch.from_numpy(self.read(Path(path))).float().div_(255)
 
 
 @dataclass(frozen=True)
