@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.accelerators import CUDAAccelerator
@@ -173,6 +174,16 @@ def test_every_callback_works_or_is_refused(
     end = outcome(callbacks=[kind(**CALLBACKS.get(name, {}))], **needs)
     on_the_page(name, end)
     assert end == "works" or end.startswith(f"trainer.callbacks has {name}, which cannot work here: ")
+
+
+def test_what_a_callback_of_ones_own_logs_may_be_monitored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Own(callbacks.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.log("own/metric", 1.0, sync_dist=True)
+
+    assert outcome(callbacks=[Own(), callbacks.EarlyStopping("own/metric")]) == "works"
 
 
 def test_what_is_advised_in_place_of_lightnings_averages_works() -> None:

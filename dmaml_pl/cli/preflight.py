@@ -151,8 +151,10 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
     """Check what would be found at the first validation only."""
     objective = module.objective
     better = {"val/loss": "min", "train/loss": "min", f"val/{objective.metric}": objective.better}
-    ours = type(module).__module__.startswith("dmaml_pl.")  # a user's module may log what it likes
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as above
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # as above
+    # A user's module or callback may log what it likes.
+    ours = all(type(each).__module__.startswith(("dmaml_pl.", "pytorch_lightning.")) for each in (module, *callbacks))
+    for callback in callbacks:
         name, own = getattr(callback, "monitor", None), isinstance(callback, RunCheckpoint)
         if ours and not own and name and not re.match(rf"val/.*({objective.metric}|loss)|train/loss$", name):
             raise ConfigError(
