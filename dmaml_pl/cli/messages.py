@@ -44,7 +44,8 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
     plain = settings if isinstance(settings.get("strategy"), str) else settings | {"strategy": "auto"}
     tries = [] if plain is settings else [("strategy", plain)]
     tries += [(name, plain | {name: without}) for name, without in apart.items()]
-    tries += [(name, {**plain, **apart, name: defaults[name]}) for name in ["barebones", *_ADVICE, *settings]]
+    known = [name for name in ("barebones", *_ADVICE, *settings) if name in defaults]
+    tries += [(name, {**plain, **apart, name: defaults[name]}) for name in known]
     for name, others in tries:
         given = settings.get(name)
         if given != defaults[name] and _can_be_made(others):

@@ -63,8 +63,9 @@ def check_variables(environment: Mapping[str, str] = os.environ) -> None:
     for mark, others in TOGETHER.items():
         missing = [name for name in others if name not in environment]
         typed = mark == "SLURM_NTASKS" and environment.get("SLURM_JOB_NAME") in SHELLS
-        elastic = mark == "LOCAL_RANK" and MEMORY in environment  # whose number changes
-        if mark in environment and missing and not typed and not elastic:
+        # Workers that come and go have no fixed number, and a training in this process leaves the first rank behind.
+        alone = mark == "LOCAL_RANK" and (MEMORY in environment or values.get(mark) == 0)
+        if mark in environment and missing and not typed and not alone:
             raise ConfigError(f"{mark} is set, but not {' and '.join(missing)}. {WAY_OUT}")
 
 
