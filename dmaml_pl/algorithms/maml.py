@@ -56,7 +56,7 @@ class MAML(Algorithm):
 
     def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
         """Every weight w becomes w - inner_lr * g."""
-        # Not `sub`, whose derivative takes one operation more: the same bits.
+        # Not `sub`, whose derivative takes one operation more.
         return {name: torch.add(fast[name], g, alpha=-self.inner_lr) for name, g in gradients.items()}
 
     def learn2learn(self, package: ModuleType, network: nn.Module) -> Any:

@@ -14,6 +14,7 @@ from dmaml_pl.engines import trial
 from dmaml_pl.engines.base import AdaptationCurve, Backward, Engine, MetaOutcome, Of
 from dmaml_pl.engines.loop import one_by_one
 from dmaml_pl.engines.work import threads_for
+from dmaml_pl.errors import reason_of
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.tasks import Samples, TaskBatch
 
@@ -35,9 +36,7 @@ class Learn2LearnEngine(Engine):
             with trial.trial(learner.network, batch) as task:
                 self._try(learner, task.task(0))
         except RuntimeError as error:
-            return (
-                f"learn2learn cannot adapt {type(learner.network).__name__} ({str(error).splitlines()[0].rstrip('.')})"
-            )
+            return f"learn2learn cannot adapt {type(learner.network).__name__} ({reason_of(error)})"
         try:
             with trial.trial(learner.network, batch) as task:
                 written = trial.written_buffer(learner.network, task)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dmaml_pl.algorithms import MAML
 from dmaml_pl.data import TaskDataModule
 from dmaml_pl.engines import EngineChoice
+from dmaml_pl.errors import reason_of
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import LabelledSource, derive_seed, derive_seeds
@@ -215,8 +216,7 @@ def _refusal_of_loss(objective: Objective, output: Tensor, y: Tensor) -> str | N
     try:
         objective.query_loss(output, y)
     except Exception as error:  # of a user's own, made for the ways of a task
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return f"{type(objective).__name__} has no loss for {output.shape[1]} classes at once ({reason})"
+        return f"{type(objective).__name__} has no loss for {output.shape[1]} classes at once ({reason_of(error)})"
     return None
 
 

@@ -45,7 +45,6 @@ class NativeEngine(PerTaskEngine):
 
     def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
         super().__init__(objective, task_chunk=task_chunk)
-        self._held = Held()
         self._layouts: Tried[dict[Hashable, Layout]] = Tried()
         self._machines: Tried[dict[Hashable, Machine]] = Tried()
         self._own_refusals: Tried[str | None] = Tried()
@@ -110,7 +109,7 @@ class NativeEngine(PerTaskEngine):
             UnknownLayerError: of what is not known.
         """
         sample = batch.query.x.shape[2:]
-        tensors = self._held.tensors(learner)
+        tensors = Held.tensors(learner)
         key = [*map(id, tensors), *(tensor.requires_grad for tensor in tensors), tensors[0].dtype]
         layouts = self._layouts.setdefault(learner, {})
         if sample not in layouts or layouts[sample].key != key:
