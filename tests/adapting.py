@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,11 @@ def train(folder: Path, config: dict[str, Any], *words: str) -> Path:
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     lay_store(folder)
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+    errors = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
         patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's call
-        assert run(["fit", "--config", str(file), "--checkpoint.dirpath", "kept", *words]) == 0
+        assert run(["fit", "--config", str(file), "--checkpoint.dirpath", "kept", *words]) == 0, errors.getvalue()
+    assert errors.getvalue() == "", "nobody asked for what a library has to tell"
     return folder / "kept" / "best.ckpt"
 
 

@@ -28,6 +28,7 @@ from dmaml_pl.tracking.ending import Ending, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.outbox import Operation, Outbox
 from dmaml_pl.tracking.params import flatten
+from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.sender import Sender
 from dmaml_pl.tracking.store import SETTING, Store, reason, told_in_one_line
 from dmaml_pl.tracking.system import SystemMetrics
@@ -292,7 +293,8 @@ class MLflowTracker(Logger):
         from mlflow.models import Model  # noqa: PLC0415 (slow import)
 
         def put() -> None:
-            staged = sender.outbox.make("model", lambda folder: save(folder, Model(run_id=run.run_id)))
+            with brief_requests():  # MLflow tells of each step by which it writes a model
+                staged = sender.outbox.make("model", lambda folder: save(folder, Model(run_id=run.run_id)))
             sender.put({"do": "log_model", "staged": staged, "name": name, "key": key})
 
         self._attempt(f"the model {name}", put)
