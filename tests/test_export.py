@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,6 +152,30 @@ def test_what_was_pushed_is_pulled_as_it_was(
     for name in hub:
         assert Path("again", name).read_bytes() == (exported / name).read_bytes()
     assert main(["pull", "me/sines", "again"]) == 0, "a second time brings what is new"
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_folder_that_is_there_is_not_taken_for_what_a_silent_server_has(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub.constants
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert main(["pull", "me/sines", str(exported)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "/me/sines cannot be used (" in error
+
+
+def test_a_repository_of_something_else_is_told_before_anything_is_fetched(
+    hub: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub["pytorch_model.bin"] = b"large"
+    assert main(["pull", "me/sines", "again"]) == 1
+    assert "me/sines has no model.safetensors: it was not uploaded by dmaml push." in capsys.readouterr().err
+    assert not Path("again").exists()
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,12 @@ def pull(words: list[str]) -> int:
     require_own(folder)
     hub = _hub()
     with _told(given.repository, hub):
-        hub.snapshot_download(given.repository, revision=given.revision, local_dir=folder, library_name="dmaml_pl")
-    if not (folder / WEIGHTS).is_file():
+        # Asked first: with a folder that is there and a server that is not, snapshot_download returns the folder.
+        found = hub.HfApi(library_name="dmaml_pl").model_info(given.repository, revision=given.revision)
+    if not any(file.rfilename == WEIGHTS for file in found.siblings or ()):
         raise ConfigError(f"{given.repository} has no {WEIGHTS}: it was not uploaded by dmaml push.")
+    with _told(given.repository, hub):
+        hub.snapshot_download(given.repository, revision=found.sha, local_dir=folder, library_name="dmaml_pl")
     print(f"Downloaded to {folder}: dmaml adapt --ckpt {folder} --support ... takes it as it is.")
     return 0
 
