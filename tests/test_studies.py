@@ -25,6 +25,7 @@ from dmaml_pl.__main__ import main
 from dmaml_pl.studies import local
 from dmaml_pl.studies.local import Gpus, Local, server
 from dmaml_pl.studies.runner import Job, Launcher, make
+from dmaml_pl.studies.settings_files import read_own
 from tests.trainings import lay_store
 from tests.workers import ends
 
@@ -214,6 +215,17 @@ def test_results_are_kept_with_the_parent_and_in_the_folder(workers: Grown) -> N
 def test_each_number_of_workers_may_have_settings_of_its_own(workers: Grown) -> None:
     made = {(run.data.params["trainer.devices"], workers.history(run, "train/meta_lr")[0]) for run in workers.children}
     assert made == {("1", 0.005), ("2", float(OWN_RATE))}
+
+
+def test_a_number_of_workers_without_settings_of_its_own_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("2: {model.meta_optimizer.init_args.lr: 0.1}")
+    assert read_own(own, [1, 2, 4]) == {2: (("model.meta_optimizer.init_args.lr", "0.1"),)}
+    assert capsys.readouterr().out == f"--own {own} has no settings of 1, 4 workers: the configuration's are taken.\n"
+    read_own(own, [2])
+    assert capsys.readouterr().out == ""
 
 
 def test_runs_may_be_counted_to_a_metric_that_is_asked_for(workers: Grown) -> None:

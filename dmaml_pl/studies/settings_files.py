@@ -46,7 +46,8 @@ def read_own(path: Path | None, workers: Sequence[int], option: str = "--own") -
     1: {model.meta_optimizer.init_args.lr: 0.0008}
     4: {model.meta_optimizer.init_args.lr: 0.002}
 
-    It may have further ones than are asked for.
+    It may have further ones than are asked for. Numbers that it lacks are trained as the configuration says, which is
+    told.
 
     Raises:
         ConfigError: names the file, and what in it is not understood.
@@ -63,6 +64,9 @@ def read_own(path: Path | None, workers: Sequence[int], option: str = "--own") -
     if set(content).isdisjoint(workers):
         given, asked = (", ".join(map(str, numbers)) for numbers in (content, workers))
         raise ConfigError(f"{option} {path} has settings of {given} workers, but --workers asks for {asked}.")
+    if lacking := [str(count) for count in workers if count not in content]:
+        words = f"{option} {path} has no settings of {', '.join(lacking)}"
+        print(f"{words} worker{'s' * (lacking != ['1'])}: the configuration's are taken.", flush=True)
     return {count: as_settings(settings) for count, settings in content.items() if count in workers}
 
 
