@@ -191,7 +191,8 @@ def test_a_lighthouse_that_does_not_answer_is_one_line(
     monkeypatch.setenv("TORCHFT_LIGHTHOUSE", "http://me:secret@127.0.0.1:9")
     training = train(tmp_path, config, **{"trainer.devices": 1})
     assert training.result.returncode == 1
-    *_, line = training.result.stderr.splitlines()  # after that of settings which the data module keeps
+    *_, waiting, line = training.result.stderr.splitlines()  # after that of settings which the data module keeps
+    assert waiting == "Waiting 10 s at most for the lighthouse at 127.0.0.1:9 ..."
     assert line.startswith("dmaml: error: TORCHFT_LIGHTHOUSE is 127.0.0.1:9, where no lighthouse answers")
 
 

@@ -50,7 +50,7 @@ class ElasticStrategy(DMAMLStrategy):
         lighthouse, rank = os.environ[supervisor.LIGHTHOUSE], self.cluster_environment.local_rank()
         self._listen()
         self._at_once = True
-        self.quorum = Quorum(lighthouse, member_name(rank), self.timeout, self.check_workers)
+        self.quorum = Quorum(lighthouse, member_name(rank), self.timeout, self.check_workers, tells=rank == 0)
         handed = self.quorum.join(self.num_processes * self.num_nodes, may_begin=supervisor.may_begin())
         self.set_world_ranks()
         return handed

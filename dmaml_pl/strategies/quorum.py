@@ -16,9 +16,12 @@ Legend: P values of a payload.
 
 import io
 import logging
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -28,13 +31,17 @@ from torch import Tensor
 from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # PyTorch does not say that it exports it
 
 from dmaml_pl.errors import ConfigError, LeftBehindError, NobodyLeftError, WorkerLostError
-from dmaml_pl.strategies.replica import address_towards, import_manager, new_group, no_transport
+from dmaml_pl.strategies.replica import address_towards, answers, import_manager, new_group, no_transport
 
 POLL_SECONDS = 0.0002
+CONNECT_SECONDS = 10.0
+"""At its start a worker waits so long for a lighthouse that is not there yet."""
 CALL_SECONDS = 30.0
 """A call among workers that are all there takes no longer than so many seconds."""
 START_SECONDS = 60.0
 """The first worker waits so long for the others that were asked for, before it begins with those who have come."""
+SILENCE_SECONDS = 3.0
+"""After so many seconds without a lighthouse it is told who is waited for."""
 
 _SUM, _GATHER, _HAND_OVER = range(3)
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.uint8)
@@ -68,6 +75,7 @@ class Quorum:
         name: of this worker; by it those who came together are ordered.
         timeout: seconds that it waits for a meeting, before it gives up.
         check: raises an error if this process is to stop.
+        tells: whether this worker tells that it waits for the lighthouse: one of each machine.
 
     Attributes:
         rank: of this worker among the members; those who have been there longest come first, so that worker 0 stays.
@@ -80,37 +88,40 @@ class Quorum:
         ConfigError: torchft is not installed, or there is no lighthouse.
     """
 
-    def __init__(self, lighthouse: str, name: str, timeout: float, check: Callable[[], None]) -> None:
+    def __init__(
+        self, lighthouse: str, name: str, timeout: float, check: Callable[[], None], *, tells: bool = False
+    ) -> None:
         Manager = import_manager()  # noqa: N806 - a class
         for logger in ("torchft", "torchft_quorums", "torchft_commits", "torchft_errors"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)  # it is told here
-        self._timeout, self._check = timeout, check
+        self._lighthouse, self._timeout, self._check, self._tells = lighthouse, timeout, check, tells
         here = address_towards(lighthouse)
         call = timedelta(seconds=min(CALL_SECONDS, timeout))
         # Of which torchft makes a corner for each group that this worker is the first of.
         self._store = TCPStore(here, 0, is_master=True, wait_for_workers=False)
         self._group = new_group(here, call)
         try:
-            self._manager: Any = Manager(
-                pg=self._group,
-                load_state_dict=None,
-                state_dict=None,
-                min_replica_size=1,
-                use_async_quorum=False,
-                timeout=call,
-                quorum_timeout=timedelta(seconds=timeout),
-                connect_timeout=timedelta(seconds=10),
-                rank=0,
-                world_size=1,
-                store_addr=here,
-                store_port=self._store.port,
-                lighthouse_addr=lighthouse,
-                replica_id=name,
-                hostname=here,
-                checkpoint_transport=no_transport(),
-                init_sync=False,
-                quorum_retries=int(timeout),
-            )
+            with self._never_silent(CONNECT_SECONDS):
+                self._manager: Any = Manager(
+                    pg=self._group,
+                    load_state_dict=None,
+                    state_dict=None,
+                    min_replica_size=1,
+                    use_async_quorum=False,
+                    timeout=call,
+                    quorum_timeout=timedelta(seconds=timeout),
+                    connect_timeout=timedelta(seconds=CONNECT_SECONDS),
+                    rank=0,
+                    world_size=1,
+                    store_addr=here,
+                    store_port=self._store.port,
+                    lighthouse_addr=lighthouse,
+                    replica_id=name,
+                    hostname=here,
+                    checkpoint_transport=no_transport(),
+                    init_sync=False,
+                    quorum_retries=int(timeout),
+                )
         except RuntimeError as error:
             raise ConfigError(
                 f"TORCHFT_LIGHTHOUSE is {lighthouse.rpartition('@')[2]}, where no lighthouse answers: start "
@@ -285,7 +296,8 @@ class Quorum:
                 "there, which TORCHFT_LIGHTHOUSE names? The last checkpoint, if there was one yet, is kept."
             )
         try:
-            self._manager.start_quorum(allow_heal=False, timeout=timedelta(seconds=self._timeout))
+            with self._never_silent(self._timeout):
+                self._manager.start_quorum(allow_heal=False, timeout=timedelta(seconds=self._timeout))
         except (RuntimeError, TimeoutError):  # the lighthouse is away; it may come again
             self._check()
             time.sleep(0.2)
@@ -294,6 +306,26 @@ class Quorum:
         seats: list[Seat] = []
         self._attempt(lambda: seats.extend(Seat(*row) for row in self._gather_numbers(own)))
         return seats or None
+
+    @contextmanager
+    def _never_silent(self, limit: float) -> Iterator[None]:
+        """Tell, while a block lasts, that it waits for the lighthouse, where that is so; `limit` seconds at most."""
+        if not self._tells:
+            yield
+            return
+
+        def tell() -> None:
+            if not answers(self._lighthouse):
+                where = self._lighthouse.rpartition("@")[2]
+                print(f"Waiting {limit:g} s at most for the lighthouse at {where} ...", file=sys.stderr, flush=True)
+
+        timer = threading.Timer(SILENCE_SECONDS, tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _attempt(self, call: Callable[[], T]) -> T | None:
         """Make a call that fails where a worker is lost; torchft then forms the group anew at the next meeting."""

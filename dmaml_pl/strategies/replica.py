@@ -63,6 +63,16 @@ def address_towards(lighthouse: str) -> str:
         raise ConfigError("TORCHFT_LIGHTHOUSE must be the address of a lighthouse: http://host:port.") from error
 
 
+def answers(lighthouse: str) -> bool:
+    """Whether anybody listens at the lighthouse's address."""
+    url = urlsplit(lighthouse)
+    try:
+        socket.create_connection((url.hostname or "", url.port or 0), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def new_group(here: str, timeout: timedelta) -> Any:
     """A group on gloo, at an address of this machine; torchft's own has any, and PyTorch warns of how it is formed."""
     from torchft import process_group  # noqa: PLC0415 - an extra
