@@ -91,8 +91,9 @@ def end_all(processes: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("transfer_dtype", "bytes_each"), [("float32", 4), ("bfloat16", 2)])
 def test_a_merge_sends_its_payload_once_each_way_and_nothing_crosses_during_a_run(
-    machines: list[str], tmp_path: Path, sinusoid: str
+    machines: list[str], tmp_path: Path, sinusoid: str, transfer_dtype: str, bytes_each: int
 ) -> None:
     callbacks = [{"class_path": "probe.Traffic", "init_args": {"interface": CABLE}}]
     settings = {
@@ -101,7 +102,9 @@ def test_a_merge_sends_its_payload_once_each_way_and_nothing_crosses_during_a_ru
         "trainer.max_steps": 80,
         "trainer.val_check_interval": 4,
         "model.network.hidden": "[300,300]",
+        "trainer.strategy.transfer_dtype": transfer_dtype,
     }
+    weights = 300 + 300 + 300 * 300 + 300 + 300 + 1
     processes = list(train(machines, tmp_path, sinusoid, **settings))
     try:
         for process in processes:
@@ -122,6 +125,7 @@ def test_a_merge_sends_its_payload_once_each_way_and_nothing_crosses_during_a_ru
         crossed = together[-1]["bytes"] - together[0]["bytes"]
         assert crossed < 0.02 * merged["payload"], "only torchrun's agents may greet each other"
         sent_and_received = merged["bytes"] - together[-1]["bytes"]
+        assert weights * bytes_each <= merged["payload"] < 1.01 * weights * bytes_each
         assert 2 * merged["payload"] <= sent_and_received < 2.1 * merged["payload"]
 
 
