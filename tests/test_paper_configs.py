@@ -27,6 +27,7 @@ SMALL = {
     "trainer.logger": "false",
     "model.compile": "false",
     "report.baseline_budget": 0,
+    "report.tasks": 1,
 }
 LETTERS = SMALL | {
     "data.train_classes": 7,
