@@ -206,7 +206,7 @@ def test_an_address_that_is_none_is_told_without_its_password(address: str) -> N
 
 @pytest.mark.skipif(find_spec("torchft") is not None, reason="torchft is there")
 def test_torchft_missing_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"pip install dmaml_pl\[elastic\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'dmaml_pl\[elastic\]'"):
         DMAMLStrategy(elastic=True)
 
 

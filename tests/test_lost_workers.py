@@ -24,7 +24,7 @@ def test_a_killed_worker_stops_the_training_in_one_line_and_the_same_command_goe
     (line,) = [line for line in result.stderr.splitlines() if "dmaml: error" in line]
     assert "was killed by SIGKILL while run 3 was under way." in line
     assert "--ckpt_path last goes on from it, and so does auto" in line
-    offered = "--trainer.strategy.elastic true (pip install dmaml_pl[elastic])" in line
+    offered = "--trainer.strategy.elastic true (pip install 'dmaml_pl[elastic]')" in line
     assert offered == (strategy != TASK_PARALLEL), "what this strategy does not have is not offered"
     again = fit(tmp_path, sinusoid, *words, *auto, disturb=disturb)
     assert again.returncode == 0, again.stderr

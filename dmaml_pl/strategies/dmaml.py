@@ -72,7 +72,7 @@ class DMAMLStrategy(WorkerStrategy):
     strategy_name = "dmaml"
     remedy = (
         WorkerStrategy.remedy
-        + " With --trainer.strategy.elastic true (pip install dmaml_pl[elastic]) the others go on without it."
+        + " With --trainer.strategy.elastic true (pip install 'dmaml_pl[elastic]') the others go on without it."
     )
 
     def __init__(

@@ -29,7 +29,7 @@ def check_installed() -> None:
     os.environ.setdefault("RUST_LOG", "error")  # torchft reads it when it is imported
     if find_spec("torchft") is None:
         raise ConfigError(
-            "trainer.strategy.elastic is true, for which torchft is missing here: pip install dmaml_pl[elastic]"
+            "trainer.strategy.elastic is true, for which torchft is missing here: pip install 'dmaml_pl[elastic]'"
         )
 
 
