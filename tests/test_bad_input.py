@@ -170,7 +170,7 @@ def test_a_value_of_another_type_or_choice_is_told_with_what_it_may_be(
 @pytest.mark.parametrize(
     ("path", "value", "setting"),
     [
-        (f"{STRATEGY}.timeout", 0, "trainer.strategy.timeout is 0.0"),
+        (f"{STRATEGY}.timeout", 0, "trainer.strategy.timeout is 0, but must be from 1 to"),
         (f"{MODEL}.meta_optimizer.init_args.lr", 0.0, "model.meta_optimizer.lr is 0.0"),
     ],
 )
