@@ -12,6 +12,8 @@ import yaml
 
 from dmaml_pl.__main__ import main
 from dmaml_pl.cli.run import run
+from dmaml_pl.strategies import DMAMLStrategy, TaskParallelStrategy
+from dmaml_pl.strategies.strategy import WorkerStrategy
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -95,9 +97,16 @@ def test_a_network_of_the_users_own_is_found_in_the_current_folder(
     assert network == {"class_path": "nets_of_mine.Net", "init_args": {"width": 3}}
 
 
-def test_the_strategy_goes_by_its_name(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = resolved(capsys, "--config", str(repository / "configs" / "sinusoid.yaml"), "--trainer.strategy=dmaml")
-    assert config["trainer"]["strategy"] == "dmaml"
+@pytest.mark.parametrize("strategy", [DMAMLStrategy, TaskParallelStrategy])
+@pytest.mark.parametrize("words", [["--trainer.strategy={}"], ["--trainer.strategy", "{}"]])
+def test_the_strategy_goes_by_its_name_keeps_what_the_configuration_sets_and_takes_settings(
+    strategy: type[WorkerStrategy], words: list[str], repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [word.format(strategy.strategy_name) for word in words]
+    config = str(repository / "configs" / "navigation2d.yaml")
+    found = resolved(capsys, "--config", config, *named, "--trainer.strategy.timeout=50")["trainer"]["strategy"]
+    assert found["class_path"] == f"dmaml_pl.{strategy.__name__}"
+    assert (found["init_args"]["run_length"], found["init_args"]["timeout"]) == (2, 50.0)
 
 
 def told(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:

@@ -23,6 +23,20 @@ MERGE = "tag:yaml.org,2002:merge"
 """Of the key `<<`, which may come more than once."""
 
 
+STRATEGIES = {"dmaml": "dmaml_pl.DMAMLStrategy", "task_parallel": "dmaml_pl.TaskParallelStrategy"}
+
+
+def with_strategies(words: list[str]) -> list[str]:
+    """A command line whose `--trainer.strategy` is a class, and no name of Lightning's: only that may have settings."""
+    option = "--trainer.strategy"
+    named = {f"{option}={name}": f"{option}={path}" for name, path in STRATEGIES.items()}
+    after = ["", *words[:-1]]
+    return [
+        STRATEGIES.get(word, word) if before == option else named.get(word, word)
+        for before, word in zip(after, words, strict=True)
+    ]
+
+
 def check_command(words: list[str], commands: list[str]) -> None:
     """Check that the command line begins with a command, and that settings follow.
 

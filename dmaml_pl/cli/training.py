@@ -19,6 +19,7 @@ from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import configs
 from dmaml_pl.cli.carried import carried_over
+from dmaml_pl.cli.command_line import with_strategies
 from dmaml_pl.cli.messages import explain_trainer
 from dmaml_pl.cli.mistakes import check_path, options_of, prefer_classes, refuse, settings_of
 from dmaml_pl.cli.recorder import ConfigRecorder
@@ -150,7 +151,7 @@ class DmamlCLI(LightningCLI):
             ConfigError: what is wrong, in one line.
         """
         written = sys.argv  # as the user would write it again
-        sys.argv = configs.with_files(written)
+        sys.argv = with_strategies(configs.with_files(written))
         command, *words = sys.argv[1:]
         try:
             super().parse_arguments(parser, args)
