@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ def test_a_finished_training_has_its_metrics_table_and_files_and_says_each_thing
 
 def test_several_workers_are_forked_and_the_process_is_left_as_it_was() -> None:
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    environment = dict(os.environ)
+    environment, hook = dict(os.environ), sys.excepthook
     counted = [train(devices=devices, meta_test=False).module.tasks_seen for devices in (2, 1, 2)]
     assert counted == [64, 32, 64]
     assert not torch.distributed.is_initialized()
     assert (torch.get_num_threads(), signal.getsignal(signal.SIGTERM)) == (threads, handler)
-    assert dict(os.environ) == environment
+    assert (dict(os.environ), sys.excepthook) == (environment, hook)
 
 
 def test_a_trained_network_adapts_to_samples_from_python() -> None:

@@ -157,7 +157,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
         """Put back what a training changes of its process: a notebook goes on, perhaps with another training."""
-        environment, threads = dict(os.environ), torch.get_num_threads()
+        environment, threads, hook = dict(os.environ), torch.get_num_threads(), sys.excepthook
         here = threading.current_thread() is threading.main_thread()  # who alone may answer signals
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()
         handlers = {number: signal.getsignal(number) for number in numbers}
@@ -170,6 +170,7 @@ class WorkerLauncher(_SubprocessScriptLauncher):
             os.environ.clear()
             os.environ.update(environment)
             torch.set_num_threads(threads)
+            sys.excepthook = hook  # PyTorch's writes the rank before each line of a traceback, once for each group
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
