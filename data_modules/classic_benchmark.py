@@ -16,6 +16,7 @@ from data_modules.pictures import PictureTasks
 from data_modules.reading.cache import Sample
 from data_modules.reading.class_folders import UNSPLIT, find_classes, read_lists
 from data_modules.reading.pictures import Fit, PhotoReader
+from dmaml_pl.checks import at_home
 from dmaml_pl.data import SPLITS, Split
 from dmaml_pl.errors import DataError
 
@@ -79,7 +80,7 @@ class Benchmark(PictureTasks):
 
     def prepare_data(self) -> None:
         """Fetch the data set if asked to, and decode it, unless it is in the cache (once per machine)."""
-        root = Path(self.root).expanduser()
+        root = at_home(self.root)
         if self.download and self.find(root) is None and not _is_sorted(root):
             try:
                 self.fetch(root)
@@ -104,7 +105,7 @@ class Benchmark(PictureTasks):
 
     def load_parts(self) -> dict[str, ClassImages]:
         """The images by split, from the cache; decoded there where they are not."""
-        root = Path(self.root).expanduser()
+        root = at_home(self.root)
         found, name = self.find(root), type(self).__name__.lower()
         if isinstance(found, Packed):
             files = {file.name: file for file in found.files}

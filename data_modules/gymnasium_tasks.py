@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.checks import require_not_negative
 from dmaml_pl.rollouts.data import EnvironmentDataModule
 from dmaml_pl.rollouts.environments import Environments
 from dmaml_pl.rollouts.stepping import EnvironmentMaker
@@ -52,8 +52,7 @@ class GymnasiumTasks(EnvironmentDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if processes < 0:
-            raise ConfigError(f"data.processes is {processes}, but must be 0, for none, or more.")
+        require_not_negative(**{"data.processes": processes})
         self.environment = environment
         self.environment_args = dict(environment_args or {})
         self.sampled_by = sample_task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from data_modules.class_images import ClassImages
@@ -10,7 +9,7 @@ from data_modules.pictures import PictureTasks
 from data_modules.reading.class_folders import UNSPLIT, find_classes, read_lists
 from data_modules.reading.pictures import Fit, PhotoReader
 from data_modules.shares import Shares, shuffle
-from dmaml_pl.checks import require_at_most, require_positive
+from dmaml_pl.checks import at_home, require_at_most, require_positive
 from dmaml_pl.data import SPLITS, Split
 
 
@@ -71,8 +70,8 @@ class ImageFolder(PictureTasks):
 
     def load_parts(self) -> dict[str, ClassImages]:
         """The images of each split, or all together where the splits are dealt by chance."""
-        root = Path(self.root).expanduser()
-        files = find_classes(root) if self.splits is None else read_lists(root, Path(self.splits).expanduser())
+        root = at_home(self.root)
+        files = find_classes(root) if self.splits is None else read_lists(root, at_home(self.splits))
         return self.decoded("image_folder", root, files)
 
     def load_splits(self) -> dict[Split, ClassImages]:

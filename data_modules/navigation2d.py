@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.data import EnvironmentDataModule
 from dmaml_pl.rollouts.environments import Environments, Step, Task
@@ -47,6 +48,7 @@ class Navigation2D(EnvironmentDataModule):
 
     def __init__(self, *, half_width: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
+        require_positive(**{"data.half_width": half_width})
         self.half_width = half_width
 
     def make_environments(self) -> Environments:

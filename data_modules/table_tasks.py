@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from data_modules.samplers import SamplerName
 from data_modules.shares import Shares, shuffle
+from dmaml_pl.checks import at_home
 from dmaml_pl.data import SPLITS, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.tasks import Scaling, TaskBatch
@@ -112,7 +112,7 @@ class TableTasks(TaskDataModule):
         if not self._is_set_up:
             from data_modules.reading.tables import Table  # noqa: PLC0415 - PyArrow is needed here alone
 
-            self._read(Table(Path(self.path).expanduser(), dialect=self.dialect))
+            self._read(Table(at_home(self.path), dialect=self.dialect))
             self._is_set_up = True
 
     @property

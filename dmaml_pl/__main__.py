@@ -12,7 +12,7 @@ from typing import NoReturn
 from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files
 from dmaml_pl.cli.commands import LIGHT, TRAININGS, light_command
 from dmaml_pl.cli.configs import make_own_importable
-from dmaml_pl.errors import ConfigError, DmamlError, in_one_line
+from dmaml_pl.errors import ConfigError, DmamlError, in_one_line, tell
 from dmaml_pl.launching.leaving import leave
 from dmaml_pl.launching.memory import keep_freed
 from dmaml_pl.launching.variables import check_variables
@@ -74,15 +74,15 @@ def main(arguments: list[str] | None = None) -> int:
                 check_config_files(words)
                 check_checkpoint(words)
             make_own_importable(words)
-        if sys.stderr.isatty():
-            print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
-        from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
-        from dmaml_pl.cli.training import DmamlCLI  # noqa: PLC0415 - the same
-        from dmaml_pl.launching.server import stand_by  # noqa: PLC0415 - the same
+            if sys.stderr.isatty():
+                print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)
+            from dmaml_pl.cli.run import run  # noqa: PLC0415 - what needs no PyTorch must not wait for it
+            from dmaml_pl.cli.training import DmamlCLI  # noqa: PLC0415 - the same
+            from dmaml_pl.launching.server import stand_by  # noqa: PLC0415 - the same
 
         return run(words, partial(DmamlCLI, parsed=stand_by))
     except DmamlError as error:
-        print(f"dmaml: error: {error}", file=sys.stderr, flush=True)
+        tell(error)
         return 1
     except KeyboardInterrupt:  # before there is anything to save
         return 130

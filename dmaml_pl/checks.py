@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -21,6 +22,17 @@ def require_positive(**settings: float) -> None:
             raise ConfigError(f"{name} is {value}, but must be greater than 0.")
         if math.isinf(value):
             raise ConfigError(f"{name} is {value}, but must be finite.")
+
+
+def require_not_negative(**settings: float) -> None:
+    """Check that each setting is zero or greater, and finite.
+
+    Raises:
+        ConfigError: names the first setting that is not.
+    """
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value}, but must be 0 or greater{', and finite' * (value > 0)}.")
 
 
 MOST_STEPS = 10_000
@@ -46,6 +58,11 @@ def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ConfigError(f"{setting} is {value}, but must be {' or '.join(choices)}.")
+
+
+def at_home(path: str) -> Path:
+    """The path with `~` as the user's folder; that of a user who is not there stays as it is, and is not found."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - which raises an error of no setting
 
 
 def require_folder(setting: str, folder: Path) -> None:
@@ -92,7 +109,8 @@ def require_file(setting: str, file: Path) -> None:
 
 def _try(setting: str, shown: Path, folder: Path) -> None:
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        # A link to nowhere is there, too, and no folder can be made in its place.
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:

@@ -17,11 +17,14 @@ from typing import Any, Literal, get_args
 import pytorch_lightning as pl
 import torch
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_at_most, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import Act, TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
 Split = Literal["train", "val", "test"]
+MOST = 10**9
+"""Of anything that is counted; more is a slip, which would be told as a lack of memory, or never."""
+
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -137,16 +140,16 @@ class TaskDataModule(pl.LightningDataModule, ABC):
         evaluation_seed: int = 0,
     ) -> None:
         super().__init__()
-        require_positive(
-            **{
-                "data.shots": shots,
-                "data.queries": queries,
-                "data.meta_batch": meta_batch,
-                "data.runs_per_epoch": runs_per_epoch,
-                "data.val_tasks": val_tasks,
-                "data.test_tasks": test_tasks,
-            }
-        )
+        counts = {
+            "data.shots": shots,
+            "data.queries": queries,
+            "data.meta_batch": meta_batch,
+            "data.runs_per_epoch": runs_per_epoch,
+            "data.val_tasks": val_tasks,
+            "data.test_tasks": test_tasks,
+        }
+        require_positive(**counts)
+        require_at_most(MOST, **counts)
         self.shots = shots
         self.queries = queries
         self.meta_batch = meta_batch

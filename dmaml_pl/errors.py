@@ -13,7 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-_OURS = tuple(f"{Path(__file__).parents[1]}/{package}/" for package in ("dmaml_pl", "data_modules"))
+_OTHERS = (
+    "site-packages",
+    "<frozen",
+    str(Path(os.__file__).parent),
+    *(f"{Path(__file__).parents[1]}/{package}/" for package in ("dmaml_pl", "data_modules")),
+)
+"""What the file of a user's own code has not in its name."""
 
 
 class DmamlError(Exception):
@@ -115,9 +121,50 @@ class NobodyLeftError(LeftBehindError):
     """There are no other workers any more for this one to join."""
 
 
+LONGEST, MOST = 400, 600
+"""Characters of a word, and of a reason, that are told; more are a value gone wrong, such as a whole file."""
+
+
+def tell(error: object) -> None:
+    """Print a mistake of the user's as one line on standard error, without what a terminal would obey."""
+    for_eyes = "".join(each if each.isprintable() or each.isspace() else ascii(each)[1:-1] for each in str(error))
+    words = [word if len(word) <= LONGEST else f"{word[:LONGEST]}..." for word in for_eyes.split()]
+    print("dmaml: error:", *words, file=sys.stderr, flush=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, of which PyTorch tells in an error of no type of its own."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def reason_of(error: BaseException) -> str:
-    """The words of an error on one line, without a full stop; its type where it has none."""
-    return " ".join(str(error).split()).rstrip(". ") or type(error).__name__
+    """The words of an error on one line, without a full stop; its type where it has none, or no more than a key.
+
+    Where it comes from a user's own code: its type, file and line before them.
+    """
+    words, name = " ".join(str(error).split())[:MOST].rstrip(". "), type(error).__name__
+    before = _place_of(error) if _is_theirs(error) else name if isinstance(error, KeyError) or not words else ""
+    return ": ".join(filter(None, (before, words)))
+
+
+def _is_theirs(error: BaseException) -> bool:
+    """Whether an error has come through a user's own code."""
+    return any(_is_their_file(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _is_their_file(name: str) -> bool:
+    return not any(other in name for other in _OTHERS)
+
+
+def _place_of(error: BaseException) -> str:
+    """Its type, and the last line of a user's own that it has come through; where there is none, the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = ([frame for frame in frames if _is_their_file(frame.filename)] or frames)[-1]
+    return f"{type(error).__name__} in {last.filename}, line {last.lineno}"
+
+
+_TOLD = (DmamlError, BrokenPipeError, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a command otherwise."""
 
 
 @contextmanager
@@ -127,7 +174,8 @@ def in_one_line(
     """Turn what nobody foresaw (what the machine refuses, or a user's own class raises) into one line.
 
     Args:
-        beyond: asked then, whether the work has begun, in which it may be a fault of ours that a traceback shows.
+        beyond: asked then, whether the work has begun, in which what comes neither from a user's own code nor from the
+            machine may be a fault of ours, that a traceback shows.
         known: errors beside `DmamlError` that are told by whoever calls.
 
     Raises:
@@ -135,23 +183,16 @@ def in_one_line(
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, (DmamlError, BrokenPipeError, *known)) or beyond() or sys.flags.dev_mode:
+    except BaseException as error:  # of a user's own, too
+        theirs = _is_theirs(error)
+        outside = theirs or isinstance(error, OSError) or out_of_memory(error)
+        if isinstance(error, (*_TOLD, *known)) or sys.flags.dev_mode or (beyond() and not outside):
             raise
-        if isinstance(error, MemoryError):
-            raise ConfigError(f"There is not enough memory. {error}") from error
-        if isinstance(error, OSError):
-            place = f"{str(error.filename)[:200]} cannot be used: " if error.filename else ""
-            raise ConfigError(f"{place}{error.strerror or error}.") from error
-        raise ConfigError(
-            f"{type(error).__name__} in {_place_of(error)}: {reason_of(error)}. PYTHONDEVMODE=1 shows the way there."
-        ) from error
-
-
-def _place_of(error: BaseException) -> str:
-    """The last line of a user's own that an error has come through; where there is none, the last of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    others = ("site-packages", "<frozen", str(Path(os.__file__).parent), *_OURS)
-    own = [frame for frame in frames if not any(other in frame.filename for other in others)]
-    last = (own or frames)[-1]
-    return f"{last.filename}, line {last.lineno}"
+        if out_of_memory(error):
+            raise ConfigError(
+                f"There is not enough memory ({reason_of(error)}): make the network, a task or data.meta_batch smaller."
+            ) from error
+        if isinstance(error, OSError) and error.filename and not theirs:
+            raise ConfigError(f"{error.filename} cannot be used: {error.strerror or error}.") from error
+        told = reason_of(error) if theirs else f"{_place_of(error)}: {reason_of(error)}"
+        raise ConfigError(f"{told}. PYTHONDEVMODE=1 shows the way there.") from error

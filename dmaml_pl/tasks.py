@@ -354,22 +354,35 @@ def derive_seeds(*parts: int | str, count: int) -> list[int]:
 
 
 def stack_tasks(tasks: list[TaskBatch]) -> TaskBatch:
-    """Join single tasks (no T axis) into a meta-batch, in their order."""
+    """Join single tasks (no T axis) into a meta-batch, in their order.
+
+    Raises:
+        DataError: they are no tasks, or differ in their shapes.
+    """
+    if wrong := [type(task).__name__ for task in tasks if not isinstance(task, TaskBatch)]:
+        raise DataError(f"sample_task gives a {wrong[0]}, but must give what TaskBatch.of makes.")
     if any(task.numbers is None for task in tasks):
         tasks = [task._replace(numbers=None) for task in tasks]
-    columns = zip(*(task.tensors() for task in tasks), strict=True)
+    columns = list(zip(*(task.tensors() for task in tasks), strict=True))
+    for column in columns:
+        if len(shapes := {tuple(tensor.shape) for tensor in column}) > 1:
+            raise DataError(
+                f"sample_task gives tasks whose tensors differ in shape ({shapes}), but must give equal ones."
+            )
     return tasks[0].with_tensors([torch.stack(column) for column in columns])
 
 
 def check_tasks(batch: TaskBatch) -> None:
-    """Check that the axes of a meta-batch agree.
+    """Check that the axes of a meta-batch agree, that there are tasks in it, and that targets are finite numbers.
 
     Raises:
         DataError: names the tensor and the shape it should have.
     """
     tasks = batch.tasks
+    if not tasks:
+        raise DataError("The data gives a meta-batch without tasks: see to data.meta_batch.")
     several = len(batch.support) > 1
-    sets = {f"support{f'[{step}]' if several else ''}": samples for step, samples in enumerate(batch.support)}
+    sets = {f"support[{step}]" if several else "support": samples for step, samples in enumerate(batch.support)}
     for name, samples in (sets | {"query": batch.query}).items():
         targets = samples.y if isinstance(samples.y, dict) else {"": samples.y}
         named = {f"{name}_x": samples.x} | {f"{name}_y{key and f'[{key}]'}": y for key, y in targets.items()}
@@ -381,5 +394,7 @@ def check_tasks(batch: TaskBatch) -> None:
                     f"{name}_x has shape {tuple(samples.x.shape)} and {title} {tuple(tensor.shape)}, "
                     "but their second axis must hold the same samples, at least one."
                 )
+        if isinstance(samples.y, torch.Tensor) and not bool(torch.isfinite(samples.y).all()):
+            raise DataError(f"{name}_y holds values that are not finite numbers, of which no loss can be made.")
     if batch.numbers is not None and batch.numbers.shape != (tasks,):
         raise DataError(f"numbers has shape {tuple(batch.numbers.shape)}, but its first axis must hold {tasks} tasks.")

@@ -63,8 +63,6 @@ Refusal = Callable[..., str]
 @pytest.fixture(autouse=True)
 def as_the_user_left_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each command line has a process of its own; what it puts into the environment goes with it."""
-    # Lightning calls a function of jsonargparse that is on its way out.
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     before = dict(os.environ)
     yield
     os.environ.clear()

@@ -151,6 +151,19 @@ def test_hidden_files_and_files_that_are_no_pictures_are_passed_over(letters: Pa
     assert len(rows("predictions.csv")) == 10
 
 
+def test_what_is_written_replaces_none_of_what_is_read(letters: Path, support: Path, refusal: Refusal) -> None:
+    shutil.copy(letters, "mine.ckpt")
+    given = ("--ckpt", "mine.ckpt", "--support", support, "--query", support)
+    assert refusal(*given, "--save", "./mine.ckpt") == "--save is mine.ckpt, as --ckpt is: give it a file of its own."
+    assert refusal(*given, "--save", "a.csv", "--output", "a.csv").startswith("--output is a.csv, as --save is: ")
+    assert Path("mine.ckpt").read_bytes() == letters.read_bytes()
+
+
+def test_more_steps_than_anybody_waits_for_are_refused(letters: Path, support: Path, refusal: Refusal) -> None:
+    said = refusal("--ckpt", letters, "--support", support, "--query", support, "--steps", "1000000000")
+    assert said.startswith("--steps is 1000000000, but must be a whole number from 1 to 10000.")
+
+
 # -- how a picture becomes a sample --------------------------------------------------------------------------------
 
 
@@ -255,7 +268,7 @@ def test_numbers_that_cannot_do_are_named(sines: Path, refusal: Refusal, lines: 
         (("--ckpt", "a.ckpt", "--query", "q", "--step", "3"), "unrecognized arguments: --step 3."),
         (
             ("--ckpt", "a.ckpt", "--query", "q", "--steps", "0"),
-            "--steps is 0, but must be a whole number of at least 1.",
+            "--steps is 0, but must be a whole number from 1 to 10000.",
         ),
         (("--ckpt", "a.ckpt", "--query", "q"), "--ckpt is a.ckpt, but there is no such file"),
         (("--ckpt", "here", "--query", "q"), "--query is q, but there is no such file or folder."),

@@ -77,5 +77,5 @@ def test_a_weight_that_is_not_used_does_not_matter() -> None:
 
 
 def test_a_negative_decay_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.algorithm.weight_decay is -1.0, but must not be negative"):
+    with pytest.raises(ConfigError, match=r"model.algorithm.weight_decay is -1.0, but must be 0 or greater"):
         ALFA(weight_decay=-1.0)

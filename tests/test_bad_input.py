@@ -6,24 +6,18 @@ All in this process: the mistakes are found before workers are started.
 from __future__ import annotations
 
 import os
-import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import torch
 import yaml
-from mlflow import MlflowClient
 
-from data_modules import Sinusoid
-from dmaml_pl import MAML, MLP, MetaLearning
-from dmaml_pl.__main__ import main
+from data_modules import Navigation2D, Sinusoid
+from dmaml_pl import MAML, MLP, MetaLearning, MetaTestReport, PolicyGradient
 from dmaml_pl.cli.run import run
-from dmaml_pl.cli.training import DmamlCLI
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, in_one_line
 from tests.bad_input import (  # noqa: F401 - two are fixtures
     DATA,
     GLYPHS,
@@ -39,8 +33,6 @@ from tests.bad_input import (  # noqa: F401 - two are fixtures
     changed,
     make_refusal,
 )
-from tests.recipes import small_data
-from tests.test_omniglot import make_folders
 
 BOMB = b"a0: &a0 [x]\n" + b"".join(
     b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)
@@ -210,6 +202,9 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),
         ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
         ("trainer.max_epochs", 0, "trainer.max_epochs is 0, but must be at least 1, or -1 "),
+        ("trainer.min_steps", 50, "trainer.min_steps is 50, but must be at most trainer.max_steps, 1."),
+        (f"{DATA}.runs_per_epoch", 2**40, "data.runs_per_epoch is 1099511627776, but must be at most 1,000,000,000."),
+        ("report.tasks", 1000, "report.tasks is 1000, but must be at most 100."),
         ("trainer.max_time", {"minutes": -1}, "trainer.max_time is -60 s, but must be greater than 0."),
         ("trainer.max_time", "00:00:00:00", "trainer.max_time is 0 s, but must be greater than 0."),
         (
@@ -276,14 +271,6 @@ def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expe
     assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
 
 
-def test_a_port_in_use_is_told_before_workers_start(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        text = refusal(config=changed(SINUSOID, {"trainer.devices": 2}))
-    assert text.startswith(f"MASTER_PORT is {port}, which cannot be used here (Address already in use): set it to anot")
-
-
 def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work(refusal: Refusal) -> None:
     told = ", which cannot be written (No such file or directory): set it to another one."
     config = changed(SINUSOID, {"report.folder": "/proc/nope/report", "meta_test": True})
@@ -299,7 +286,7 @@ def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("baseline_budget", -1, "report.baseline_budget is -1.0, but must be 0 or greater, and finite."),
+        ("baseline_budget", -1, "report.baseline_budget is -1.0, but must be 0 or greater."),
         ("tasks", 0, "report.tasks is 0, but must be greater than 0."),
     ],
 )
@@ -365,7 +352,7 @@ def test_a_config_comes_from_a_file_or_by_the_shells_pipes_and_nothing_else_is_w
     [
         (b"data:\n  shots: [1, 2\nmodel: }\n", "--config b.yaml is not valid YAML in line 3, column 6: "),
         (b"data:\n\tshots: 1\n", "--config b.yaml is not valid YAML in line 2, column 1: "),
-        (bytes(range(256)), "--config b.yaml is not a YAML file, or not in UTF-8."),
+        (bytes(range(256)), "--config b.yaml is not a YAML file, or not in UTF-8 ("),
         (
             b"data:\n  shots: 1\n  shots: 2\n",
             "--config b.yaml has shots twice in one place, in lines 2 and 3: leave one",
@@ -380,6 +367,12 @@ def test_a_config_comes_from_a_file_or_by_the_shells_pipes_and_nothing_else_is_w
         (BOMB, "--config b.yaml has more than 100,000 values, those repeated by references (*NAME) counted."),
         (b"data: " + b"[" * 900 + b"]" * 900, "--config b.yaml is nested too deeply to be read."),
         (b"? [1, 2]\n: 3\n", "--config b.yaml has a setting in line 1 whose name is no text."),
+        (
+            b"data: !!python/tuple [1]\n",
+            "--config b.yaml is not valid YAML in line 1, column 7: could not determine a ",
+        ),
+        (b"data:\n  <<: 3\n", "--config b.yaml is not valid YAML in line 2, column 7: expected a mapping or list of "),
+        (b"day: 2020-13-45\n", "--config b.yaml is not a YAML file, or not in UTF-8 (month must be in 1..12"),
         (b"", "--config b.yaml holds no settings"),
         (b"- 1\n", "--config b.yaml holds no settings"),
     ],
@@ -403,8 +396,21 @@ def test_more_steps_than_one_task_can_be_tried_with_are_refused(refusal: Refusal
     assert text == "model.algorithm.inner_steps is 1000000000, but must be at most 10,000."
 
 
-def test_more_samples_than_memory_holds_are_one_line(refusal: Refusal) -> None:
-    assert refusal(config=changed(SINUSOID, {f"{DATA}.shots": 10**12})).startswith("There is not enough memory. Unabl")
+def test_what_must_not_be_negative_is_no_nan_either() -> None:
+    for value in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match=f"model.objective.inner_penalty is {value}, but must be 0 or greater."):
+            PolicyGradient(inner_penalty=value)
+    with pytest.raises(ConfigError, match=r"report.baseline_budget is inf, but must be 0 or greater, and finite\."):
+        MetaTestReport(baseline_budget=float("inf"))
+    with pytest.raises(ConfigError, match=r"data.half_width is nan, but must be greater than 0\."):
+        Navigation2D(half_width=float("nan"))
+
+
+def test_more_samples_than_memory_holds_are_one_line() -> None:
+    told = r"^There is not enough memory \(.*4 TiB\): make the network, a task or data.meta_batch smaller\.$"
+    for error in (MemoryError("Unable to allocate 4 TiB"), RuntimeError("err == 0. can't allocate memory: 4 TiB")):
+        with pytest.raises(ConfigError, match=told), in_one_line(lambda: True):
+            raise error
 
 
 def test_without_a_config_file_it_says_what_is_not_set(refusal: Refusal) -> None:
@@ -431,277 +437,3 @@ def test_a_file_without_config_before_it_is_told_how_to_give_it(refusal: Refusal
 def test_a_setting_without_a_value_is_named(refusal: Refusal) -> None:
     text = refusal("--trainer.max_steps", config=SINUSOID)
     assert text == "trainer.max_steps has no value: give one after --trainer.max_steps."
-
-
-def test_a_class_of_the_users_that_ends_the_command_is_no_success(
-    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(Path.cwd())
-    Path("ends_all.py").write_text("import sys\nsys.exit(0)\n")
-    text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "ends_all.Net"}}))
-    assert text.startswith("ends_all has ended the command, by sys.exit or the like: let it raise an error instead.")
-    Path("raises_one.py").write_text("raise RuntimeError('two\\nlines')\n")
-    text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "raises_one.Net"}}))
-    assert text.startswith("model.network cannot be raises_one.Net: two lines.")
-
-
-def test_what_a_class_of_the_users_raises_before_the_work_is_one_line_with_its_place(
-    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(Path.cwd())
-    Path("my_classes.py").write_text(
-        "from data_modules import Sinusoid\nfrom dmaml_pl import MLP\n\n\nclass Data(Sinusoid):\n"
-        "    def sample_task(self, split, seed):\n        return {}['sample']\n\n\nclass Net(MLP):\n"
-        "    def __init__(self):\n        raise KeyError\n"
-    )
-    text = refusal(config=changed(SINUSOID, {"data.class_path": "my_classes.Data"}))
-    assert text.startswith(f"KeyError in {Path.cwd()}/my_classes.py, line 7: 'sample'. PYTHONDEVMODE=1 shows ")
-    text = refusal(config=changed(SINUSOID, {f"{MODEL}.network": {"class_path": "my_classes.Net"}}))
-    assert text == "model.network is Net, which cannot be made: KeyError."
-
-
-def test_a_variable_that_names_what_is_not_there_is_told(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in LSF.items():
-        monkeypatch.setenv(name, value)
-    text = refusal(config=SINUSOID)
-    assert text == "trainer: [Errno 2] No such file or directory: '/nope' (LSB_DJOB_RANKFILE)"
-
-
-# ---- data
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"ways": 47}, "data.ways is 47, but the val split of Glyphs has 46 classes: choose 2 to 46."),
-        ({"ways": 1}, "data.ways is 1, but a task needs at least 2 classes to tell apart."),
-        (
-            {"shots": 20},
-            "data.shots + data.queries is 20 + 5, but a class of Glyphs has 24 samples: choose them to be ",
-        ),
-    ],
-)
-def test_tasks_that_the_data_cannot_give_are_refused(settings: dict[str, int], expected: str, refusal: Refusal) -> None:
-    config = changed(GLYPHS, {f"{DATA}.{name}": value for name, value in settings.items()})
-    assert refusal(config=config).startswith(expected)
-
-
-def test_a_data_folder_that_is_missing_is_named_with_what_is_expected_in_it(refusal: Refusal) -> None:
-    text = refusal(config=OMNIGLOT)
-    assert text.startswith("data.root (omniglot) does not hold Omniglot: images_background and images_evaluation are ")
-
-
-def test_a_data_folder_without_pictures_is_named(refusal: Refusal) -> None:
-    for part in ("images_background", "images_evaluation"):
-        Path("omniglot", part).mkdir(parents=True)
-    assert refusal(config=OMNIGLOT).startswith("omniglot/images_background holds no pictures: ")
-
-
-def test_a_picture_that_is_corrupt_is_named(refusal: Refusal) -> None:
-    make_folders(Path("omniglot"))
-    picture = sorted(Path("omniglot").rglob("*.png"))[7]
-    picture.write_bytes(picture.read_bytes()[:60])
-    assert refusal(config=changed(OMNIGLOT, {f"{DATA}.cache_dir": "cache"})).startswith(
-        f"{picture} is not a picture that can be read"
-    )
-
-
-@pytest.mark.parametrize(("command", "split"), [("fit", "val"), ("fit", "test"), ("validate", "val")])
-def test_fewer_tasks_than_workers_are_refused_before_workers_are_started(
-    command: str, split: str, refusal: Refusal
-) -> None:
-    config = changed(SINUSOID, {f"{DATA}.{split}_tasks": 1, "trainer.devices": 2, "meta_test": True})
-    assert refusal(command, config=config).startswith(f"data.{split}_tasks is 1, but there are 2 workers to share the ")
-
-
-# ---- network, objective and data that do not fit together
-
-
-@pytest.mark.parametrize(
-    ("config", "settings", "expected"),
-    [
-        (
-            GLYPHS,
-            {f"{MODEL}.network": {"class_path": "dmaml_pl.networks.MLP"}},
-            "model.network cannot take samples of shape (1, 28, 28) ",
-        ),
-        (
-            GLYPHS,
-            {f"{DATA}.ways": 10},
-            "The network's output has shape (10, 5), but the tasks have 10 ways: set the network's ways",
-        ),
-        (
-            GLYPHS,
-            {f"{MODEL}.objective": "regression"},
-            "The network's output has shape (5, 5), but the targets (5,): set the network's number of outputs",
-        ),
-        (
-            SINUSOID,
-            {f"{MODEL}.objective": "classification"},
-            "model.objective is classification, but the data has real targets: set it to regression.",
-        ),
-        (
-            SINUSOID,
-            {f"{MODEL}.network.init_args.outputs": 2},
-            "The network's output has shape (10, 2), but the targets (10, 1): set the network's number of outputs",
-        ),
-    ],
-)
-def test_a_network_that_does_not_fit_the_data_is_refused(
-    config: dict[str, Any], settings: dict[str, Any], expected: str, refusal: Refusal
-) -> None:
-    assert refusal(config=changed(config, settings)).startswith(expected)
-
-
-class InPlace(torch.nn.Linear):
-    """Changes the samples that it is given."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.mul_(2.0))
-
-
-class NoNumber(torch.nn.Linear):
-    """Gives what no training can mend."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) * float("nan")
-
-
-class Broken(torch.nn.Linear):
-    """Gives what PyTorch cannot differentiate."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().forward(x).exp()
-        return y.mul_(2.0) if torch.is_grad_enabled() else y
-
-
-@pytest.mark.parametrize(
-    ("network", "expected"),
-    [
-        (InPlace(1, 1), "model.network is InPlace, which changes the samples that it is given: "),
-        (
-            NoNumber(1, 1),
-            "model.network is NoNumber, which gives values that are not finite numbers before any trainin",
-        ),
-        (Broken(1, 1), "No engine can run model.network with model.algorithm: Broken cannot be adapted ("),
-    ],
-)
-def test_a_users_network_that_cannot_be_trained_is_told(network: torch.nn.Module, expected: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        MetaLearning(network, MAML()).check_task(small_data().evaluation_task("val", 0))
-    assert str(refused.value).startswith(expected)
-
-
-# ---- tracking
-
-
-def test_a_tracking_server_that_does_not_answer_is_named(refusal: Refusal) -> None:
-    text = refusal(config=changed(SINUSOID, {f"{LOGGER}.tracking_uri": "http://127.0.0.1:9"}))
-    assert text.startswith("No MLflow server can be used at http://127.0.0.1:9: Connection refused.")
-    assert "set trainer.logger.init_args.tracking_uri" in text
-
-
-@pytest.mark.parametrize("folder", ["mlruns", "/proc/nope"])
-def test_a_tracking_store_that_cannot_be_written_is_named(folder: str, refusal: Refusal) -> None:
-    Path("mlruns").write_text("not a folder")
-    text = refusal(config=changed(SINUSOID, {f"{LOGGER}.save_dir": folder}))
-    assert text.startswith("The tracking store ")
-    assert text.endswith("Set trainer.logger.init_args.save_dir to a folder that can be written.")
-
-
-def _statuses() -> list[str]:
-    client = MlflowClient("sqlite:///mlruns/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "dmaml"]
-    return [found.info.status for found in client.search_runs([experiment.experiment_id])]
-
-
-def test_a_tracker_that_cannot_be_opened_leaves_no_other_one_running(refusal: Refusal) -> None:
-    good = SINUSOID["trainer"]["logger"]
-    bad = changed(good, {"init_args.tracking_uri": "http://127.0.0.1:9"})
-    refusal(config=changed(SINUSOID, {"trainer.logger": [good, bad]}))
-    assert _statuses() == ["FAILED"]
-
-
-def test_an_error_after_the_training_does_not_leave_its_mlflow_run_finished(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: DmamlCLI) -> None:
-        raise ConfigError("too late")
-
-    monkeypatch.setattr(DmamlCLI, "after_fit", fail)
-    Path("a.yaml").write_text(yaml.safe_dump(changed(SINUSOID, {"trainer.limit_val_batches": 0})))
-    assert run(["fit", "--config", "a.yaml"]) == 1
-    assert capfd.readouterr().err.endswith("dmaml: error: too late\n")
-    assert _statuses() == ["FAILED"]
-
-
-# ---- devices and workers
-
-
-@pytest.mark.parametrize(
-    ("gpus", "settings", "expected"),
-    [
-        (
-            0,
-            {"accelerator": "cuda"},
-            "trainer.accelerator is 'cuda', but must be auto, cpu, or one that this machine has: ",
-        ),
-        (1, {"accelerator": "cuda", "devices": 4}, "trainer.devices is 4, which cannot be had: "),
-        (0, {"devices": 0}, "trainer.devices is 0, which cannot be had: "),
-        (
-            0,
-            {"strategy": "ddp", "devices": 2},
-            "trainer.strategy is DDPStrategy, which does not know about runs: with ",
-        ),
-    ],
-)
-def test_devices_and_strategies_that_cannot_be_had_are_refused(
-    gpus: int, settings: dict[str, Any], expected: str, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    config = changed(SINUSOID, {f"trainer.{name}": value for name, value in settings.items()})
-    assert refusal(config=config).startswith(expected)
-
-
-# ---- a user's own data
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "expected"),
-    [
-        ("ImageFolder", {}, "Not set: data.root, which data_modules.ImageFolder needs."),
-        ("ImageFolder", {"root": "none"}, "data.root is none, but there is no such folder: root/CLASS/PICTURE"),
-        (
-            "ImageFolder",
-            {"root": ".", "image_size": 10**6},
-            "data.image_size is 1000000, but must be at most 10,000.",
-        ),
-        ("ImageFolder", {"root": ".", "channels": 2}, "data.channels is '2', but must be one of 1, 3."),
-        ("ImageFolder", {"root": ".", "fit": "cut"}, "data.fit is 'cut', but must be one of 'crop', 'pad', 'stretch'."),
-        ("MiniImageNet", {"root": "none"}, "data.root (none) does not hold mini-ImageNet: expected are "),
-        ("Tabular", {"path": "a.csv"}, "Not set: data."),
-        (
-            "Tabular",
-            {"path": "none.csv", "task_column": "t", "inputs": ["x"], "targets": ["y"]},
-            "data.path is none.csv, but there is no such file: a CSV or Parquet file is expected.",
-        ),
-    ],
-)
-def test_own_data_that_cannot_be_used_is_told_before_anything_is_trained(
-    name: str, settings: dict[str, Any], expected: str, refusal: Refusal
-) -> None:
-    data = {"class_path": f"data_modules.{name}", "init_args": settings}
-    assert refusal(config=GLYPHS | {"data": data}).startswith(expected)
-
-
-def test_windows_is_told_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert main(["fit", "--config", "sinusoid"]) == 1
-    told = "dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux."
-    assert capsys.readouterr().err == f"dmaml: error: {told}\n"
-
-
-def test_a_port_that_is_none_is_told_with_its_range(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ui", "--port", "99999"]) == 1
-    told = "--port is 99999, but must be a whole number from 0 to 65535. dmaml ui --help lists all."
-    assert capsys.readouterr().err == f"dmaml: error: {told}\n"

@@ -335,7 +335,7 @@ def test_arguments_that_there_are_not_are_refused_with_their_names(tasks: Any) -
 
 
 def test_fewer_processes_than_none_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.processes is -1, but must be 0, for none, or more"):
+    with pytest.raises(ConfigError, match=r"data\.processes is -1, but must be 0 or greater"):
         GymnasiumTasks(environment="own_walks.Walk", processes=-1)
 
 

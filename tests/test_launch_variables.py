@@ -20,7 +20,9 @@ TASK = {
 }
 
 
-@pytest.mark.parametrize("variables", [{}, POD, AGENT, TASK, {"SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "2"}])
+@pytest.mark.parametrize(
+    "variables", [{}, POD, AGENT, TASK, {"SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "2"}, TASK | {"PMI_SIZE": "2"}]
+)
 def test_what_launchers_set_is_accepted(variables: dict[str, str]) -> None:
     check_variables(variables)
 
@@ -50,6 +52,12 @@ def test_what_launchers_set_is_accepted(variables: dict[str, str]) -> None:
             "RANK and LOCAL_RANK are set, but not as torchrun does: TORCHELASTIC_RUN_ID, too. ",
         ),
         ({}, {"GLOO_SOCKET_IFNAME": "nope0"}, "GLOO_SOCKET_IFNAME has 'nope0', but must be one of lo"),
+        ({}, {"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not RANK."),
+        (
+            {},
+            {"OMPI_COMM_WORLD_SIZE": "2"},
+            "OMPI_COMM_WORLD_SIZE is '2', but must be 1: of processes that mpirun has ",
+        ),
         (TASK, {"SLURM_NNODES": "1.5"}, "SLURM_NNODES is '1.5', but must be a whole number of at least 1."),
     ],
 )

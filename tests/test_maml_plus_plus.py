@@ -148,7 +148,7 @@ def test_its_report_tells_the_settings_of_all_its_parts() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"multi_step_until is -1, but must not be negative"):
+    with pytest.raises(ConfigError, match=r"multi_step_until is -1, but must be 0 or greater"):
         MAMLPlusPlus(multi_step_until=-1)
     with pytest.raises(ConfigError, match=r"adapts chooses weights of norm layers only, .*per_step_norms"):
         _learner(MAMLPlusPlus, adapts=["1.*"])

@@ -126,7 +126,7 @@ def test_options_are_laid_over_files_before_they_are_held_against_a_class() -> N
 
 
 def test_what_is_not_recognized_is_told_in_one_line_as_the_parser_tells_it() -> None:
-    with pytest.raises(ConfigError, match=r"^this is why$"):
+    with pytest.raises(ConfigError, match=r"^this is why\.$"):
         refuse(ArgumentParser(), [], ArgumentError(None, "this\nis why"))
 
 

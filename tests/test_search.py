@@ -246,9 +246,11 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password
 
 
 def test_a_file_that_optuna_cannot_read_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "optuna.journal").write_text("no journal\n")
+    file = tmp_path / "optuna.journal"
+    file.write_text("no journal\n")
     with pytest.raises(TrackingError, match=r"optuna\.journal, in which Optuna keeps its trials, cannot be used"):
         search(tmp_path).ask()
+    assert file.read_text() == "no journal\n"
 
 
 def test_the_lock_of_a_command_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:

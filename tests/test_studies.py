@@ -248,6 +248,7 @@ def test_what_a_study_has_trained_is_not_trained_again(workers: Grown) -> None:
         ("2: 0.1", "has 2: 0.1, but lines of the form"),
         ("", "holds no settings"),
         ("2: {", "is not valid YAML"),
+        ("2: {data.shots: 3}\n2: {}", "has 2 twice in one place, in lines 1 and 2"),
         ("2: {trainer.devices: 3}", "sets trainer.devices of 2 workers: leave it out"),
     ],
 )
@@ -472,6 +473,10 @@ def test_a_sweep_finds_the_best_setting_makes_each_once_and_counts_divergence_as
             ["workers", "--launcher", "slurm", "--resources", "long"],
             "--resources has long, but must be",
         ),
+        (
+            ["workers", "--simulate", "--trainer.strategy", "task_parallel"],
+            "--trainer.strategy cannot be set in a study",
+        ),
         (["sweep", "--space", "none.yaml"], "--space is none.yaml, which cannot be read"),
         (["sweep", "--space", "SPACE", "--target", "low"], "--target is low, but must be a number"),
         (["weather"], "invalid choice: 'weather'"),
@@ -522,6 +527,11 @@ def test_a_space_that_makes_no_sense_is_told_in_one_line(
     [
         ("workers", ["--trainer.max_step=3"], "trainer.max_step is not a setting. Did you mean"),
         ("workers", ["--workers", "9", "--data.val_tasks=8"], "data.val_tasks is 8"),
+        (
+            "workers",
+            ["--workers", "1", "--trainer.limit_val_batches", "0"],
+            "trainer.limit_val_batches is 0, but must ",
+        ),
         ("sweep", ["--workers", "1", "--space", "space.yaml"], "model.inner_rl"),
     ],
 )

@@ -454,7 +454,8 @@ def test_config_that_cannot_be_logged_stops_before_the_training(folder: Path) ->
     (folder / "artifacts").write_text("a file in the way")
     with pytest.raises(TrackingError, match=r"did not take the configuration.*init_args.save_dir"):
         tracker.log_config({"lr": 0.1}, "lr: 0.1\n")
-    assert client(folder).get_run(run_id).info.status == "FAILED"
+    left = client(folder).get_run(run_id).info
+    assert (left.status, left.lifecycle_stage) == ("FAILED", "deleted")
 
 
 def test_hyperparameters_never_raise(folder: Path) -> None:

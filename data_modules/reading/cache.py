@@ -25,6 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from data_modules.class_images import ClassImages
+from dmaml_pl.checks import at_home
 from dmaml_pl.errors import DataError
 
 SAY_EVERY = 60.0  # seconds
@@ -42,7 +43,7 @@ def cache_folder(cache_dir: str | None) -> Path:
         DataError: no folder was named, and the user has no home folder.
     """
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+        return at_home(cache_dir)
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if Path(xdg).is_absolute():  # the XDG specification asks to ignore relative paths
         return Path(xdg) / "dmaml_pl"

@@ -247,15 +247,17 @@ def _pictures_below(
     try:
         with os.scandir(folder) as scan:
             entries = sorted((each for each in scan if not each.name.startswith(HIDDEN)), key=lambda each: each.name)
-        files = [Path(each) for each in entries if each.is_file()]
-        folders = [Path(each) for each in entries if each.is_dir()]
+        pictures: list[Path] = []
+        folders: list[Path] = []
+        for each in entries:
+            picture = each.is_file() and _suffix(each.name) in wanted
+            # What is none of the two may also be a link to nowhere.
+            (folders if each.is_dir() else pictures if picture else passed_over).append(Path(each))
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}).") from error
-    pictures = [file for file in files if _suffix(file.name) in wanted]
-    passed_over += [file for file in files if _suffix(file.name) not in wanted]
     found = {folder: pictures} if pictures else {}
-    for each in folders:
-        found |= _pictures_below(each, wanted, passed_over, (*within, real))
+    for below in folders:
+        found |= _pictures_below(below, wanted, passed_over, (*within, real))
     return found
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dmaml_pl.checks import or_last, tell_replaced
+from dmaml_pl.checks import MOST_STEPS, or_last, tell_replaced
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError
 
@@ -78,7 +78,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--support", type=Path, metavar="DIR", help="samples to adapt to: a folder of class folders, or a CSV file")
     add("--query", type=Path, metavar="DIR_OR_FILE", help="what to ask about: pictures, or a CSV file")
     add("--task", type=_task, metavar="JSON", help="environment to adapt a policy to, in place of samples")
-    add("--steps", type=whole(1), metavar="N", help="adaptation steps (default: as many as in training)")
+    add("--steps", type=whole(1, MOST_STEPS), metavar="N", help="adaptation steps (default: as many as in training)")
     add("--output", type=Path, metavar="FILE", help=".csv or .json (default: predictions.csv)")
     add("--save", type=Path, metavar="FILE", help="keep the adapted network, such as ADAPTED.pt")
     add("--onnx", type=Path, metavar="FILE", help="write the adapted network as ONNX")
@@ -120,8 +120,12 @@ def _check_files(asked: argparse.Namespace) -> None:
             raise ConfigError(f"--{option} is {path}, but there is no such file or folder.")
     if asked.task is None and asked.output is None:
         asked.output = Path("predictions.csv")
+    files = ("ckpt", "support", "query", "output", "save", "onnx")
+    places = {option: path.resolve() for option in files if (path := getattr(asked, option)) is not None}
     for option in ("output", "save", "onnx"):
         path = getattr(asked, option)
+        if taken := [other for other in places if other != option and places[other] == places.get(option)]:
+            raise ConfigError(f"--{option} is {path}, as --{taken[0]} is: give it a file of its own.")
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"--{option} is {path}, but must be a file in a folder that is there.")
         if path is not None:

@@ -18,7 +18,7 @@ from dmaml_pl.adapting.recipe import build, of_today
 from dmaml_pl.checkpoints import CONFIG_KEY, check_fits
 from dmaml_pl.checkpoints.lookup import read_plain
 from dmaml_pl.checks import or_last
-from dmaml_pl.errors import CheckpointError, DmamlError, reason_of
+from dmaml_pl.errors import CheckpointError, reason_of
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.tasks import Scaling
 
@@ -123,5 +123,5 @@ def _build(path: Path, content: dict[str, Any], trust: Sequence[str]) -> tuple[M
     try:
         module: MetaLearning = build(of_today(config.get("model")), (MetaLearning,), trust)
         return module, config, build(config.get("data"), (TaskDataModule,), trust)
-    except DmamlError as error:
+    except Exception as error:  # also of settings that were changed
         raise CheckpointError(f"{path} cannot be used: {reason_of(error)}.") from error

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dmaml_pl.algorithms import InnerOptimizer
-from dmaml_pl.errors import CheckpointError
+from dmaml_pl.errors import CheckpointError, reason_of
 from dmaml_pl.objectives import Objective
 
 TRUSTED = ("dmaml_pl", "data_modules", "torch.nn")
@@ -67,7 +67,7 @@ def build(settings: Any, kinds: tuple[type[Any], ...], trust: Sequence[str] = ()
     try:
         return made(**{name: _value(value, trust) for name, value in arguments.items() if name not in _FOR_TRAINING})
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be made with the settings kept in it ({error})") from error
+        raise CheckpointError(f"{path} cannot be made with the settings kept in it ({reason_of(error)})") from error
 
 
 def _value(value: Any, trust: Sequence[str]) -> Any:
@@ -108,7 +108,7 @@ def _resolved(path: str, trusted: Sequence[str]) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"it names {path}, which is not there ({error})") from error
+        raise CheckpointError(f"it names {path}, which is not there ({reason_of(error)})") from error
     if not is_trusted(getattr(found, "__module__", None) or module, trusted):  # imported there from elsewhere
         raise _stranger(path, module)
     return found

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dmaml_pl.algorithms.base import OWN, Weights
 from dmaml_pl.algorithms.learned_step import LearnedStep
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.checks import require_not_negative
 
 
 class ALFA(LearnedStep):
@@ -43,8 +43,7 @@ class ALFA(LearnedStep):
 
     def __init__(self, weight_decay: float = 0.0005, **settings: Any) -> None:
         super().__init__(**settings)
-        if not weight_decay >= 0:
-            raise ConfigError(f"model.algorithm.weight_decay is {weight_decay}, but must not be negative.")
+        require_not_negative(**{"model.algorithm.weight_decay": weight_decay})
         self.weight_decay = weight_decay
 
     def attach(self, network: nn.Module) -> None:

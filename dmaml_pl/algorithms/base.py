@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmaml_pl.algorithms.inner_optimizers import InnerOptimizer
-from dmaml_pl.checks import MOST_STEPS, require_at_most
+from dmaml_pl.checks import MOST_STEPS, require_at_most, require_not_negative
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks.names import select
 from dmaml_pl.tasks import TaskBatch
@@ -158,8 +158,7 @@ class Algorithm(nn.Module, ABC):
         inner_optimizer: InnerOptimizer | None = None,
     ) -> None:
         super().__init__()
-        if inner_steps < 0:
-            raise ConfigError(f"model.algorithm.inner_steps is {inner_steps}, but must not be negative.")
+        require_not_negative(**{"model.algorithm.inner_steps": inner_steps})
         require_at_most(MOST_STEPS, **{"model.algorithm.inner_steps": inner_steps})
         self.steps = inner_steps
         self.adapts: list[str] = []

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from dmaml_pl.algorithms.base import Outcome, Tasks, Weights, gradients
 from dmaml_pl.algorithms.maml import MAML
-from dmaml_pl.checks import require_positive
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.checks import require_not_negative, require_positive
 
 
 class IMAML(MAML):
@@ -64,8 +63,7 @@ class IMAML(MAML):
         require_positive(
             **{"model.algorithm.regularization": regularization, "model.algorithm.cg_steps": cg_steps},
         )
-        if damping < 0:
-            raise ConfigError(f"model.algorithm.damping is {damping}, but must not be negative.")
+        require_not_negative(**{"model.algorithm.damping": damping})
         self.regularization = regularization
         self.cg_steps = cg_steps
         self.damping = damping

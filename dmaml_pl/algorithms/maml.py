@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from dmaml_pl.algorithms.base import Algorithm, Weights
-from dmaml_pl.checks import require_positive
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.checks import require_not_negative, require_positive
 
 _HOOKS = ("learned_from", "minibatch", "start", "step", "place", "adapt", "outer")
 
@@ -43,8 +42,7 @@ class MAML(Algorithm):
     ) -> None:
         super().__init__(inner_steps, **settings)
         require_positive(**{"model.algorithm.inner_lr": inner_lr, "model.algorithm.inner_steps": inner_steps})
-        if first_order_until < 0:
-            raise ConfigError(f"model.algorithm.first_order_until is {first_order_until}, but must not be negative.")
+        require_not_negative(**{"model.algorithm.first_order_until": first_order_until})
         self.inner_lr = inner_lr
         self.first_order = first_order
         self._first_order_until = None if first_order else first_order_until

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from dmaml_pl.algorithms.base import OWN, Outcome, Tasks, Weights
 from dmaml_pl.algorithms.lslr import LSLR
+from dmaml_pl.checks import require_not_negative
 from dmaml_pl.errors import ConfigError
 
 LEAST = 0.03
@@ -61,8 +62,7 @@ class MAMLPlusPlus(LSLR):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if multi_step_until < 0:
-            raise ConfigError(f"model.algorithm.multi_step_until is {multi_step_until}, but must not be negative.")
+        require_not_negative(**{"model.algorithm.multi_step_until": multi_step_until})
         self.multi_step_until = multi_step_until
         self._multi_step = multi_step_until > 0
         self.learned_rates = learned_rates

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
-from dmaml_pl.checks import require_folder, require_positive
+from dmaml_pl.checks import require_positive
 from dmaml_pl.errors import CheckpointError, ConfigError, LeftBehindError
 from dmaml_pl.launching import restarts
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport, strategy_of_runs
@@ -79,15 +79,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._told_of_last = False
         self._trains = False
         self._held: dict[str, Any] | None = None
-
-    def check_writable(self) -> None:
-        """Check that a folder that the user has chosen can be written, before there is anything to lose.
-
-        Raises:
-            ConfigError: it cannot.
-        """
-        if self.dirpath is not None:
-            require_folder("checkpoint.dirpath", Path(self.dirpath))
 
     def check_beside(self, other: ModelCheckpoint) -> None:
         """Check that a user's own ModelCheckpoint leaves `best.ckpt` and `last.ckpt` to this one.

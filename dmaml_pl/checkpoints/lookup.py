@@ -145,7 +145,7 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option
                 "model.network. Use the config that it was trained with, or another checkpoint."
             )
         kept = held[name]
-        if not (isinstance(kept, Tensor) and bool(torch.isfinite(kept).all())):
+        if not (isinstance(kept, Tensor) and not kept.is_meta and bool(torch.isfinite(kept).all())):
             raise CheckpointError(f"{option}{path} is of no use: not all values of {name} are finite numbers.")
         if kept.is_floating_point() != wanted[name].is_floating_point():
             raise CheckpointError(f"{option}{path} is of no use: {name} is of type {kept.dtype}.")

@@ -8,7 +8,7 @@ import yaml
 
 from dmaml_pl.checks import or_last, suggest
 from dmaml_pl.cli import configs
-from dmaml_pl.errors import CheckpointError, ConfigError
+from dmaml_pl.errors import CheckpointError, ConfigError, reason_of
 
 LARGEST = 1_000_000
 """Bytes; reading so much takes some seconds."""
@@ -75,7 +75,7 @@ def check_config_files(words: list[str]) -> None:
                     "it."
                 )
             if path.is_file():
-                _check_yaml(path)
+                check_yaml("--config", path)
             elif not str(path).startswith(STREAMS):  # what comes through those can be read only once
                 raise ConfigError(
                     f"--config is {given}, which is no file, and may never end or never come: give a file, /dev/stdin, "
@@ -100,31 +100,42 @@ def check_checkpoint(words: list[str]) -> None:
             raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: {instead}.")
 
 
-def _check_yaml(path: Path) -> None:
+def check_yaml(option: str, path: Path) -> None:
+    """Check that a YAML file can be read, and holds settings by name, each of them once.
+
+    Raises:
+        ConfigError: names the option, the file, and the line where it is broken.
+        OSError: there is none that may be read.
+    """
+    file = f"{option} {path}"
     try:
         if (size := path.stat().st_size) > LARGEST:
-            raise ConfigError(f"--config {path} has {size:,} bytes, but a configuration has at most {LARGEST:,}.")
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+            raise ConfigError(f"{file} has {size:,} bytes, but a configuration has at most {LARGEST:,}.")
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        _check_values(file, root)
+        loader.construct_document(root)  # finds tags and dates that are none
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"--config {path} is not valid YAML{place}: {error.problem}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not a YAML file, or not in UTF-8.") from error
+        raise ConfigError(f"{file} is not valid YAML{place}: {error.problem}.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file} is not a YAML file, or not in UTF-8 ({reason_of(error)}).") from error
     except RecursionError as error:
-        raise ConfigError(f"--config {path} is nested too deeply to be read.") from error
+        raise ConfigError(f"{file} is nested too deeply to be read.") from error
+
+
+def _check_values(file: str, root: yaml.Node | None) -> None:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
-            f"--config {path} holds no settings: lines of the form `name: value` are expected, as in "
+            f"{file} holds no settings: lines of the form `name: value` are expected, as in "
             "`dmaml configs copy sinusoid`."
         )
-    if _count(path, root, {}) > MOST:
-        raise ConfigError(
-            f"--config {path} has more than {MOST:,} values, those repeated by references (*NAME) counted."
-        )
+    if _count(file, root, {}) > MOST:
+        raise ConfigError(f"{file} has more than {MOST:,} values, those repeated by references (*NAME) counted.")
 
 
-def _count(path: Path, node: yaml.Node, counts: dict[int, int | None]) -> int:
+def _count(file: str, node: yaml.Node, counts: dict[int, int | None]) -> int:
     """Count the values of a node and below it; those of nodes that references lead to are counted once, and known then.
 
     YAML's readers let the last of two settings of a name stand, and drop the first without a word. A NUL, which no path
@@ -134,30 +145,26 @@ def _count(path: Path, node: yaml.Node, counts: dict[int, int | None]) -> int:
     if id(node) in counts:
         known = counts[id(node)]
         if known is None:
-            raise ConfigError(
-                f"--config {path} has a value that holds itself, in line {line}: leave its reference out."
-            )
+            raise ConfigError(f"{file} has a value that holds itself, in line {line}: leave its reference out.")
         return known
     counts[id(node)] = None
     below = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        raise ConfigError(f"--config {path} has a NUL character in line {line}: leave it out.")
+        raise ConfigError(f"{file} has a NUL character in line {line}: leave it out.")
     if isinstance(node, yaml.MappingNode):
-        _check_keys(path, node)
+        _check_keys(file, node)
         below = [value for _, value in node.value]
-    counts[id(node)] = total = 1 + sum(_count(path, each, counts) for each in below)
+    counts[id(node)] = total = 1 + sum(_count(file, each, counts) for each in below)
     return total
 
 
-def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+def _check_keys(file: str, node: yaml.MappingNode) -> None:
     seen: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"--config {path} has a setting in line {line} whose name is no text.")
+            raise ConfigError(f"{file} has a setting in line {line} whose name is no text.")
         if key.value in seen and key.tag != MERGE:
             lines = f"{seen[key.value]} and {line}"
-            raise ConfigError(
-                f"--config {path} has {key.value} twice in one place, in lines {lines}: leave one of them."
-            )
+            raise ConfigError(f"{file} has {key.value} twice in one place, in lines {lines}: leave one of them.")
         seen[key.value] = line

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dmaml_pl.checks import suggest
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, reason_of
 
 # Private names of argparse and jsonargparse below: neither has a public way to ask a parser what it knows.
 
@@ -50,7 +50,7 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
             raise ConfigError(f"{name} has no value: give one after --{name}.")
     _inspect(parser, _given(options))
     _check_defaults("", _given(options))
-    raise ConfigError(" ".join(str(error).split()))
+    raise ConfigError(f"{reason_of(error)}.")
 
 
 def prefer_classes(parser: ArgumentParser) -> None:
@@ -314,13 +314,15 @@ def _find(setting: str, path: str, kinds: tuple[type, ...]) -> Any:
             raise
         made = found if inspect.isclass(found) else get_type_hints(found).get("return")
     except Exception as error:  # of a user's own module, too
-        raise ConfigError(f"{setting} cannot be {path}: {error}.{suggest(path, _beside(path))}") from error
+        raise ConfigError(f"{setting} cannot be {path}: {reason_of(error)}.{suggest(path, _beside(path))}") from error
     try:
         fits = inspect.isclass(made) and issubclass(made, kinds)
     except TypeError:  # a protocol, which cannot be asked
         fits = True
     if not fits:
         raise ConfigError(f"{setting} cannot be {path}: it must be {_one_of(kinds)}.")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ConfigError(f"{setting} cannot be {path}: it is abstract, and needs {', '.join(lacking)}.")
     return found
 
 

@@ -12,7 +12,9 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
-from dmaml_pl.cli.resume import is_worker_zero
+from dmaml_pl.checks import require_folder
+from dmaml_pl.cli.recorder import trackers
+from dmaml_pl.cli.resume import checkpoint_folder, is_worker_zero
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
@@ -20,7 +22,7 @@ from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.strategies.loopback import listening
-from dmaml_pl.tasks import ActingSource
+from dmaml_pl.tasks import ActingSource, check_tasks
 
 
 def check_before(
@@ -50,6 +52,7 @@ def check_before(
         _check_trainer(trainer, data)
     data.prepare_data()
     data.setup(stage)
+    _try_sampling(stage, data, meta_test=meta_test)
     module.check_data(data, split)
     if stage == "fit":
         module.check_outer_steps(max(trainer.max_steps, 0))
@@ -68,6 +71,14 @@ def check_before(
             callback.check_writable(trainer)
         if isinstance(callback, PredictionWriter) and stage == "predict":
             callback.check_writable()
+
+
+def _try_sampling(stage: str, data: TaskDataModule, *, meta_test: bool) -> None:
+    """Sample what is first trained on, and one task of the meta-test, which would fail only after the training."""
+    if stage == "fit" and not isinstance(data, ActingSource):
+        check_tasks(data.sample(worker=0, run=0, iteration=0))
+        if meta_test:
+            check_tasks(data.evaluation_tasks("test", [0]))
 
 
 def _tell_of_gpu(trainer: Any) -> None:
@@ -123,6 +134,10 @@ def _check_length(trainer: Any) -> None:
         raise ConfigError(
             "trainer.max_epochs is 0, but must be at least 1, or -1 (as many as trainer.max_steps takes)."
         )
+    if 0 < trainer.max_steps < (trainer.min_steps or 0):
+        raise ConfigError(
+            f"trainer.min_steps is {trainer.min_steps}, but must be at most trainer.max_steps, {trainer.max_steps}."
+        )
     for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):
         left = timer.time_remaining()
         if left is not None and left <= 0:
@@ -138,6 +153,12 @@ def _check_machines(trainer: Any) -> None:
     """Check that workers whom no launcher has told of each other can meet."""
     missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+    number = int(os.environ.get("NODE_RANK", "0"))
+    if alone and number >= trainer.num_nodes:
+        raise ConfigError(
+            f"NODE_RANK is {number}, but must be less than trainer.num_nodes, which is {trainer.num_nodes}: set that "
+            "to the number of machines, or unset NODE_RANK."
+        )
     if trainer.num_nodes > 1 and alone and missing and not getattr(trainer.strategy, "elastic", False):
         raise ConfigError(
             f"trainer.num_nodes is {trainer.num_nodes}, but must be 1 where dmaml alone starts the workers: for more "
@@ -167,7 +188,10 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
             if isinstance(callback, ModelCheckpoint) and isinstance(ours_keeps, RunCheckpoint):
                 ours_keeps.check_beside(callback)
             continue
-        callback.check_writable()
+        folder = checkpoint_folder(trainer)
+        # By default it is made in the tracker's, beside the store, of which is told elsewhere; or is another logger's.
+        if callback.dirpath is not None or (trackers(trainer) and os.path.lexists(folder.parent)):
+            require_folder("checkpoint.dirpath", folder)
         name = str(callback.monitor)
         of_step = name.startswith(f"val/{objective.metric}_step_")
         mode = objective.better if of_step else better.get(name)

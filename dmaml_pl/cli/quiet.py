@@ -1,6 +1,7 @@
 """Third-party messages that tell a user nothing to act on, each silenced by its own words, for its own reason."""
 
 import logging
+import os
 import warnings
 
 _LINES = {
@@ -38,6 +39,8 @@ class _Silence(logging.Filter):
 
 def quieten() -> None:
     """Install the filters; only the command line and `dmaml_pl.fit` do, a library must not decide for its caller."""
+    # Lightning calls a function of jsonargparse that is on its way out; a user's module may set other filters.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_Silence())
     # The error that follows tells it in one line.

@@ -22,6 +22,7 @@ from dmaml_pl.errors import (
     NonFiniteError,
     WorkerLostError,
     in_one_line,
+    tell,
 )
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.supervisor import LEFT_BEHIND, NOBODY_LEFT
@@ -65,7 +66,7 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         left_behind = isinstance(error, LeftBehindError)  # told by whoever starts it again
         if not left_behind and (not alike or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"):
             text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
-            print("dmaml: error:", *text.split(), file=sys.stderr, flush=True)
+            tell(text)
             if not prepared.is_set():
                 restarts.remember(restarts.REFUSED)
         return NOBODY_LEFT if isinstance(error, NobodyLeftError) else LEFT_BEHIND if left_behind else 1
@@ -83,7 +84,7 @@ def _ended(stop: SystemExit) -> int:
     if module.partition(".")[0] in ENDS:
         raise stop
     by = f"{module} has ended the command, by sys.exit or the like"
-    print(f"dmaml: error: {by}: let it raise an error instead.", file=sys.stderr, flush=True)
+    tell(f"{by}: let it raise an error instead.")
     return 1
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from dmaml_pl.checks import require_folder, require_positive, unwritable
+from dmaml_pl.checks import require_at_most, require_folder, require_not_negative, require_positive, unwritable
 from dmaml_pl.console.notebook import show_pictures
 from dmaml_pl.console.tables import print_table
-from dmaml_pl.errors import ConfigError
 from dmaml_pl.evaluation.baseline import BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest
 from dmaml_pl.evaluation.facts import facts_of
@@ -24,6 +23,9 @@ from dmaml_pl.tasks import ActingSource
 
 SETTING = "report.folder"
 
+MOST_PLOTTED = 100
+"""Tasks in one figure, a panel each."""
+
 
 class MetaTestReport(pl.Callback):
     """Reports what a meta-test found, beside a baseline that it trains for that.
@@ -32,7 +34,7 @@ class MetaTestReport(pl.Callback):
 
     Args:
         folder: where to write them; by default beside the training's checkpoints.
-        tasks: tasks to plot.
+        tasks: tasks to plot, 100 at most.
         baseline_budget: samples (environments: steps in them) that the baseline may see, as a share of those that the
             training saw; 0 leaves it out. A quarter costs about a tenth of the training's time; more did not help where
             it was measured (docs/evaluation.md).
@@ -60,10 +62,8 @@ class MetaTestReport(pl.Callback):
         clips: int = 0,
     ) -> None:
         require_positive(**{"report.tasks": tasks})
-        if clips < 0:
-            raise ConfigError(f"report.clips is {clips}, but must not be negative.")
-        if not 0 <= baseline_budget < float("inf"):
-            raise ConfigError(f"report.baseline_budget is {baseline_budget}, but must be 0 or greater, and finite.")
+        require_at_most(MOST_PLOTTED, **{"report.tasks": tasks})
+        require_not_negative(**{"report.clips": clips, "report.baseline_budget": baseline_budget})
         self.folder = folder
         self.tasks = tasks
         self.baseline_budget = baseline_budget

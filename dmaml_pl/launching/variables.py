@@ -30,6 +30,9 @@ TOGETHER = {
 }
 """What launchers set together: torchrun, Kubernetes' PyTorchJob, srun."""
 
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How many processes mpirun and its like have started, which do not tell them where to meet."""
+
 SHELLS = ("bash", "interactive")
 """Names of SLURM's jobs in which a person types, so that nothing has been started by srun yet."""
 
@@ -54,12 +57,25 @@ def check_variables(environment: Mapping[str, str] = os.environ) -> None:
             raise ConfigError(
                 f"{number} is {values[number]}, but must be less than {count}, which is {values[count]}. {WAY_OUT}"
             )
-    if {"RANK", "LOCAL_RANK"} <= environment.keys() and "TORCHELASTIC_RUN_ID" not in environment:
-        raise ConfigError(f"RANK and LOCAL_RANK are set, but not as torchrun does: TORCHELASTIC_RUN_ID, too. {WAY_OUT}")
     there = [name for _, name in socket.if_nameindex()]
     for name in filter(None, environment.get(INTERFACES, "").split(",")):
         if name not in there:
             raise ConfigError(f"{INTERFACES} has {name!r}, but must be one of {', '.join(there)}, or unset it.")
+    _check_together(environment, values)
+
+
+def _check_together(environment: Mapping[str, str], values: Mapping[str, int]) -> None:
+    """Check that what one launcher sets is there as a whole, and that it is one that tells its workers enough."""
+    if {"RANK", "LOCAL_RANK"} <= environment.keys() and "TORCHELASTIC_RUN_ID" not in environment:
+        raise ConfigError(f"RANK and LOCAL_RANK are set, but not as torchrun does: TORCHELASTIC_RUN_ID, too. {WAY_OUT}")
+    if values.get("WORLD_SIZE", 1) > 1 and not {"RANK", "LOCAL_RANK"} & environment.keys():
+        raise ConfigError(f"WORLD_SIZE is set, but not RANK. {WAY_OUT}")
+    for name in MPI:
+        if environment.get(name, "1") != "1" and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & environment.keys():
+            raise ConfigError(
+                f"{name} is {environment[name]!r}, but must be 1: of processes that mpirun has started each would "
+                "train alone. Start dmaml once, with trainer.devices, or by torchrun or srun; or unset it."
+            )
     for mark, others in TOGETHER.items():
         missing = [name for name in others if name not in environment]
         typed = mark == "SLURM_NTASKS" and environment.get("SLURM_JOB_NAME") in SHELLS

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from dmaml_pl.engines.loop import adapts_head_alone
 from dmaml_pl.engines.per_task import adapted_weights
 from dmaml_pl.engines.threads import limited_threads
-from dmaml_pl.errors import ConfigError, DmamlError
+from dmaml_pl.errors import ConfigError, DmamlError, out_of_memory, reason_of
 from dmaml_pl.modules.run import RunModule
 from dmaml_pl.modules.trainer_options import check_options
 from dmaml_pl.runs import strategy_of_runs
@@ -30,8 +30,9 @@ def _told(what: str, advice: str) -> Iterator[None]:
     except DmamlError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"model.network cannot {what} ({reason}): {advice}.") from error
+        if out_of_memory(error):
+            raise
+        raise ConfigError(f"model.network cannot {what} ({reason_of(error)}): {advice}.") from error
 
 
 class CheckedModule(RunModule):
@@ -102,11 +103,10 @@ class CheckedModule(RunModule):
                 self.objective.check(self.learner.network(query.x), query.y)
                 batch = data.trial(self.act_of(self.learner))
         except (RuntimeError, ValueError) as error:
-            if isinstance(error, DmamlError):
+            if isinstance(error, DmamlError) or out_of_memory(error):
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"model.network cannot act in the environments of the data ({reason}): set the sizes of its "
+                f"model.network cannot act in the environments of the data ({reason_of(error)}): set the sizes of its "
                 "observations and actions to theirs."
             ) from error
         self.check_task(batch.task(0), meta_batch)
@@ -141,6 +141,7 @@ class CheckedModule(RunModule):
             self.shapes = {"sample": [task.support_x.shape[-1]], "output": [targets["action"].shape[-1]]}
         else:
             self.objective.check(prediction, targets.to(self.device))
+            self._check_losses(prediction, targets.to(self.device))
             self.shapes = {"sample": list(task.support_x.shape[1:]), "output": list(prediction.shape[1:])}
             if not bool(torch.isfinite(prediction).all()):
                 raise ConfigError(
@@ -148,8 +149,21 @@ class CheckedModule(RunModule):
                     "numbers before any training: see to its initial weights, and to the samples of the data."
                 )
         many = batch.map(lambda tensor: tensor.expand(meta_batch, *tensor.shape[1:]))
-        with _told("be trained on a task of the data", "PyTorch must be able to differentiate its output"):
+        with _told(
+            "be trained on a task of the data by model.algorithm and model.objective",
+            "PyTorch must be able to differentiate the loss of its output",
+        ):
             self.engine.for_training(self.learner, many.to(self.device))
+
+    def _check_losses(self, prediction: Tensor, targets: Tensor) -> None:
+        for name in ("support_loss", "query_loss"):
+            loss = getattr(self.objective, name)(prediction, targets)
+            if not isinstance(loss, Tensor) or loss.ndim:
+                given = f"a tensor (shape: {tuple(loss.shape)})" if isinstance(loss, Tensor) else f"{loss!r}"
+                raise ConfigError(
+                    f"model.objective is {type(self.objective).__name__}, whose {name} gives {given}, but must give "
+                    "one number for all samples of a task, as a tensor without axes."
+                )
 
     def _first_output(self, batch: TaskBatch) -> Any:
         """What the algorithm's network says of the support set of one task before the first step."""

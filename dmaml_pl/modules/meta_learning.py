@@ -96,6 +96,7 @@ class MetaLearning(CheckedModule):
             require_positive(**{"model.gradient_clip": gradient_clip})
         algorithm = MAML() if algorithm is None else algorithm
         self.objective = objective_of(objective)
+        require_one_of("model.objective.better", self.objective.better, ("min", "max"))
         self.engine = EngineChoice(engine, self.objective, compiled=compile, task_chunk=task_chunk)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps) if algorithm.makes_steps else 0
         self.meta_optimizer = meta_optimizer

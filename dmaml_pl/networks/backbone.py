@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        require_positive(**{"model.network.ways": ways})
+        require_positive(**{"model.network.ways": ways}, **{"model.network.std": min(std or [1.0])})
         if isinstance(body, str):
             made = _from_library(body, options or {}, pretrained=weights == PRETRAINED)
         elif weights == PRETRAINED or options:
@@ -82,6 +82,8 @@ class Backbone(nn.Module):
         if weights is not None and weights != PRETRAINED:
             load_weights(self.body, weights, "model.network.weights")
         for name, given, own in (("mean", mean, usual[0]), ("std", std, usual[1])):
+            if given and own and len(given) not in (1, len(own)):
+                raise ConfigError(f"model.network.{name} has {len(given)} values, but must have {len(own)}.")
             values = given or own
             channels = torch.tensor(values).view(-1, 1, 1) if values else None
             self.register_buffer(name, channels, persistent=False)

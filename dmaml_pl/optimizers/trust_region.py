@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_not_negative, require_one_of, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.optimizers.problem import AskingOptimizer, flat, gradients_of
 
@@ -72,8 +72,7 @@ class TrustRegion(AskingOptimizer):
             }
         )
         require_one_of(f"{of}metric", metric, ("first_order", "exact"))
-        if damping < 0:
-            raise ConfigError(f"{of}damping is {damping}, but must not be negative.")
+        require_not_negative(**{f"{of}damping": damping})
         if not 0 < backtrack < 1:
             raise ConfigError(f"{of}backtrack is {backtrack}, but must be greater than 0 and less than 1.")
         super().__init__(params, {"lr": 1.0})

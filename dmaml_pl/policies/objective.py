@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_not_negative, require_one_of, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.objectives import Objective
 from dmaml_pl.policies.distributions import ActionDistribution
@@ -56,8 +56,7 @@ class PolicyGradient(Objective):
         require_one_of("model.objective.surrogate", surrogate, get_args(Surrogate))
         if clip is not None:
             require_positive(**{"model.objective.clip": clip})
-        if inner_penalty < 0:
-            raise ConfigError(f"model.objective.inner_penalty is {inner_penalty}, but must not be negative.")
+        require_not_negative(**{"model.objective.inner_penalty": inner_penalty})
         self.inner_penalty = inner_penalty
         self.surrogate = surrogate
         self.clip = clip

@@ -211,6 +211,8 @@ class VectorEnvironments(Environments):
                 raise self._outdated("step", f"gives {_described(after)}", wanted)
             if np.ndim(after[1]):
                 raise self._outdated("step", f"gives a reward of the shape {np.shape(after[1])}", "give a number")
+            if np.asarray(after[1]).dtype.kind not in "biuf":
+                raise self._outdated("step", f"gives the reward {after[1]!r}", "give a number")
             made.append(np.append(self._checked(after[0]), float(after[1])))
             if after[2] or after[3]:
                 break

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dmaml_pl.algorithms.base import OWN, Weights
 from dmaml_pl.engines import loop
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import Samples, TaskBatch
@@ -157,8 +157,9 @@ def check_gradients(
     try:
         stacked.meta_gradients(batch.map(lambda tensor: torch.cat([tensor, tensor])))
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{refused} ({reason}): take another, such as dmaml_pl.MAML, to simulate workers.") from error
+        raise ConfigError(
+            f"{refused} ({reason_of(error)}): take another, such as dmaml_pl.MAML, to simulate workers."
+        ) from error
     for worker, row in enumerate(rows):
         _write(parameters, row)
         learner.zero_grad()

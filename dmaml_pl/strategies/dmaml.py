@@ -11,6 +11,9 @@ validation, in a checkpoint, at the end of the training.
 Legend: P floating-point values of the network, Z of the optimizers' moments.
 """
 
+import copy
+import io
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -21,7 +24,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from dmaml_pl.checks import require_one_of, require_positive
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Sent
 from dmaml_pl.strategies.flat import FlatState, pack, unpack
@@ -137,6 +140,25 @@ class DMAMLStrategy(WorkerStrategy):
                 "`dmaml fit` there without torchrun, srun or the like, or set it to false."
             )
         super().check(trainer, module, data)
+        self._try_rule(FlatState(module, parameters=True).parameter_size)
+
+    def _try_rule(self, size: int) -> None:
+        """Have a copy of the merge rule weigh a run, merge, and be kept, as it will when the first run is over."""
+        start = torch.zeros(size)
+        report: RunReport = {"tasks": 1, "iterations": 1, "share": 1.0, "seconds": 1.0, "validation_loss": 1.0}
+        try:
+            rule = copy.deepcopy(self.merge_rule)
+            weight, merged = rule.weight(report), rule.merge(start, start + 1e-3)
+            torch.save(rule.state_dict(), io.BytesIO())
+            fits = merged.shape == start.shape and bool(torch.isfinite(merged).all())
+            why = "" if fits and 0 <= weight < math.inf else f"it gives {merged}, and a run the weight {weight}"
+        except Exception as error:  # of a user's own rule, too
+            why = reason_of(error)
+        if why:
+            raise ConfigError(
+                f"trainer.strategy.merge is {type(self.merge_rule).__name__}, which cannot merge ({why}): it must give "
+                "finite numbers in the shape of the weights, and a run a weight of 0 or more."
+            )
 
     def setup_environment(self) -> None:
         """Lightning's.

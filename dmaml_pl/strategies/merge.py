@@ -7,14 +7,12 @@ Legend: P floating-point parameters of the network, flattened, the same order on
 are averaged with the same weights, whatever the rule.
 """
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
 
-from dmaml_pl.checks import require_positive
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.checks import require_not_negative, require_positive
 from dmaml_pl.runs import RunReport
 
 
@@ -116,8 +114,7 @@ class ValidationWeightedMerge(MeanMerge):
     def __init__(self, tasks: int = 20, power: float = 1.0) -> None:
         name = "trainer.strategy.merge"
         require_positive(**{f"{name}.tasks": tasks})
-        if not (power >= 0 and math.isfinite(power)):
-            raise ConfigError(f"{name}.power is {power}, but must be 0 or greater.")
+        require_not_negative(**{f"{name}.power": power})
         self.validation_tasks = tasks
         self.power = power
 

@@ -197,7 +197,11 @@ def _open(place: str) -> BaseStorage:
                 return RDBStorage(place)
             time.sleep(1.0)
         return RDBStorage(place)
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError), file.open("rb") as stream:
+        if not b'{"op_code"'.startswith(stream.read(10)):
+            raise ValueError("it is there already, and no journal of Optuna's")
     return JournalStorage(JournalFileBackend(place, _SystemLock(place)))  # type: ignore[arg-type] # its base is private
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
+from dmaml_pl.errors import ConfigError
 
 
 class _Check(DmamlCLI):
@@ -17,6 +18,10 @@ class _Check(DmamlCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         self._begin_session().check(subcommand, self._get(self.config_init, "ckpt_path"))
+        if not (self.trainer.limit_val_batches or self._get(self.config_init, "meta_test")):
+            raise ConfigError(
+                "trainer.limit_val_batches is 0, but must be more: a study compares trainings by their validations."
+            )
         config = self.config[subcommand]
         self._path.write_text(self._parser(subcommand).dump(config, skip_unset=False), encoding="utf-8")
 

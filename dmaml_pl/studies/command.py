@@ -143,13 +143,15 @@ def main(words: list[str]) -> int:
 
 def _check(given: argparse.Namespace, rest: list[str]) -> None:
     check_config_files([word for file in given.config for word in ("--config", str(file))])
+    simulate = given.kind == "workers" and given.simulate
+    taken = _OWN | ({"--trainer.strategy": "--gradients averages them at every meta-iteration"} if simulate else {})
     for word in rest:
         name = word.partition("=")[0]
-        if name in _OWN:
-            raise ConfigError(f"{name} cannot be set in a study: {_OWN[name]}.")
+        if name in taken:
+            raise ConfigError(f"{name} cannot be set in a study: {taken[name]}.")
     if not all(word.startswith("--") for word in rest[:1]):
         raise ConfigError(f"{rest[0]} is not a setting: those are given as --NAME VALUE, and files as --config FILE.")
-    simulated = {"--run_lengths", "--gradients", "--network"} if given.kind == "workers" and not given.simulate else ()
+    simulated = {"--run_lengths", "--gradients", "--network"} if given.kind == "workers" and not simulate else ()
     for name in simulated:
         if getattr(given, name.removeprefix("--")):
             raise ConfigError(f"{name} is given, but is for simulated workers: give --simulate, too.")

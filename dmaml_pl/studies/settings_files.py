@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dmaml_pl.cli.command_line import check_yaml
 from dmaml_pl.errors import ConfigError
 
 Settings = tuple[tuple[str, str], ...]
@@ -30,11 +31,10 @@ def read_settings(option: str, path: Path, form: str) -> dict[Any, Any]:
         ConfigError: names the option, the file, and what is wrong with it, or the form that is expected.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        check_yaml(option, path)
     except OSError as error:
         raise ConfigError(f"{option} is {path}, which cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{option} {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{option} {path} holds no settings: {form}.")
     return content

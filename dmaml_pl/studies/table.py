@@ -24,8 +24,8 @@ _STEP = re.compile(r"test/([a-z]+)_step_(\d+)")
 
 def conduct(study: Study, rows: Mapping[str, Settings], workers: int, steps: Sequence[int]) -> None:
     """Train each row with its own settings, and show its meta-test after each of some numbers of adaptation steps."""
-    deep = ("model.evaluation_steps", str(max(*steps, 1)))
-    points = [Point(label, workers, (deep, *settings)) for label, settings in rows.items()]
+    shown = (("model.evaluation_steps", str(max(*steps, 1))), ("meta_test", "true"))
+    points = [Point(label, workers, (*shown, *settings)) for label, settings in rows.items()]
     study.check(points)
     with study.open({"steps": " ".join(map(str, steps)), "seeds": study.request.seeds}):
         children = [child for child in study.train(study.trainings(points)) if not child.error]

@@ -85,7 +85,7 @@ class MLflowTracker(Logger):
         self._sender: Sender | None = None
         self._ending: Ending | None = None
         self._monitor: SystemMetrics | None = None
-        self._configured = False
+        self._configured = self._made = False
         register_after_fork(self, MLflowTracker._leave_to_worker_zero)
 
     # What and where
@@ -151,6 +151,7 @@ class MLflowTracker(Logger):
         if self._run is not None:
             return
         store, run_id = self._store, self._run_id or run_id
+        self._made = run_id is None
         if run_id is None:
             run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
         else:
@@ -350,6 +351,8 @@ class MLflowTracker(Logger):
                 yield
         except TrackingError:
             self._attempt("the status FAILED", lambda: run.end(EndStatus.FAILED))
+            if self._made:  # and nothing has been trained in it
+                self._attempt("the end", lambda: run.client.delete_run(run.run_id))
             if self._monitor is not None:
                 self._monitor.stop()
             sender.stop()
