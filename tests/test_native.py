@@ -15,6 +15,7 @@ from dmaml_pl import MAML, Conv4
 from dmaml_pl.algorithms import ALFA, ANIL, BOIL, LSLR, Algorithm, MetaSGD, ProtoMAML
 from dmaml_pl.engines import Engine, EngineChoice, NativeEngine, PerTaskEngine
 from dmaml_pl.engines.native import library as of_library
+from dmaml_pl.engines.native import machine
 from dmaml_pl.engines.native.library import library
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.errors import ConfigError
@@ -28,9 +29,10 @@ from tests.recipes import small_data, small_maml, small_trainer
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """Where it is compiled, which takes half a minute once."""
-    found = library()
-    if isinstance(found, str):
-        pytest.skip(f"native cannot be compiled ({found})")
+    for linear in (False, True):
+        found = library(linear=linear)
+        if isinstance(found, str):
+            pytest.skip(f"native cannot be compiled ({found})")
 
 
 strided = partial(Conv4, filters=20, image_size=16, pooling="stride", ways=2)
@@ -45,9 +47,16 @@ def images(tasks: int = 3, size: int = 16, channels: int = 1, kind: torch.dtype 
     return TaskBatch.of(support, labels, query, labels.repeat(1, 3))
 
 
-def points() -> TaskBatch:
+def points(outputs: int = 1) -> TaskBatch:
     x = torch.linspace(-3, 3, 30, dtype=torch.float64).reshape(3, 10, 1)
-    return TaskBatch.of(x, x.sin(), x, x.cos())
+    scales = torch.linspace(1, 2, outputs, dtype=torch.float64)
+    return TaskBatch.of(x, (scales * x).sin(), x, (scales * x).cos())
+
+
+def flat() -> nn.Module:
+    """Linear layers alone, of widths that fill no vector."""
+    layers = [nn.Linear(256, 70), nn.Tanh(), nn.Linear(70, 21, bias=False), nn.ReLU(), nn.Linear(21, 2)]
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
 def odd() -> nn.Module:
@@ -93,11 +102,18 @@ def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[n] - g).norm()) / max(float(g.norm()), 1e-3 * largest) for n, g in expected.items())
 
 
-@pytest.mark.parametrize("algorithm", [MAML, MetaSGD, LSLR, ANIL, BOIL, partial(MAML, first_order=True)])
-def test_every_algorithm_whose_step_is_elementwise_has_the_meta_gradient_of_autograd(algorithm: Any) -> None:
-    learner, objective = learner_of(strided(), algorithm(inner_lr=0.1, inner_steps=2)), objective_of("classification")
-    found, seen = gradients(NativeEngine(objective), learner, images())
-    expected, wanted = gradients(PerTaskEngine(objective), learner, images())
+@pytest.mark.parametrize("network", [strided, partial(MLP, inputs=256, hidden=[70, 21], outputs=2)])
+@pytest.mark.parametrize(
+    "algorithm",
+    [MAML, MetaSGD, LSLR, ANIL, BOIL, partial(MAML, first_order=True), partial(MetaSGD, first_order=True)],
+)
+def test_every_algorithm_whose_step_is_elementwise_has_the_meta_gradient_of_autograd(
+    algorithm: Any, network: Any
+) -> None:
+    learner, objective = learner_of(network(), algorithm(inner_lr=0.1, inner_steps=2)), objective_of("classification")
+    batch = images().map_inputs(lambda x: x if network is strided else x.flatten(2))
+    found, seen = gradients(NativeEngine(objective), learner, batch)
+    expected, wanted = gradients(PerTaskEngine(objective), learner, batch)
     assert error(found, expected) < 1e-9
     assert seen == pytest.approx(wanted, rel=1e-12)
 
@@ -116,6 +132,11 @@ def test_every_algorithm_whose_step_is_elementwise_has_the_meta_gradient_of_auto
         (odd, images(size=23, channels=3)),
         (partial(MLP, hidden=[20, 30]), points()),
         (lambda: nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)), points()),
+        (flat, images()),
+        (partial(MLP, hidden=[130, 7, 40], outputs=33), points(33)),
+        (lambda: nn.Sequential(nn.Linear(1, 2)), points(2)),
+        (lambda: nn.Sequential(nn.Linear(1, 20), nn.Linear(20, 3), nn.Tanh()), points(3)),
+        (lambda: nn.Sequential(nn.Linear(1, 20, bias=False), nn.ReLU(), nn.Linear(20, 12), nn.ReLU()), points(12)),
     ],
 )
 def test_every_layer_it_knows_has_the_meta_gradient_of_autograd(network: Any, batch: TaskBatch) -> None:
@@ -141,17 +162,58 @@ def test_the_meta_gradient_is_the_slope_of_the_loss_after_adaptation() -> None:
     assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slope, rel=1e-5)
 
 
-def test_single_precision_is_close_and_one_and_two_threads_give_the_same_bits_at_every_time() -> None:
-    objective, batch = objective_of("classification"), images(5, kind=torch.float32)
-    learner = learner_of(strided(), MetaSGD(inner_lr=0.05, inner_steps=2), torch.float32)
+@pytest.mark.parametrize(("network", "tasks"), [(strided, 5), (flat, 20)])
+def test_single_precision_is_close_and_one_and_two_threads_give_the_same_bits_at_every_time(
+    network: Any, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SMALL", 0)
+    objective, batch = objective_of("classification"), images(tasks, kind=torch.float32)
+    learner = learner_of(network(), MetaSGD(inner_lr=0.05, inner_steps=2), torch.float32)
     engine, found = NativeEngine(objective), []
     assert engine.refusal(learner, batch) is None
+    assert engine.threads(learner, batch) is None
     for threads in (1, 2, 2, 1):
         with limited_threads(threads):
             found.append(gradients(engine, learner, batch)[0])
     assert all(torch.equal(own[name], g) for own in found for name, g in found[0].items())
     expected, _ = gradients(PerTaskEngine(objective), learner, batch)
     assert error(found[0], expected) < 1e-2  # a ReLU that flips
+
+
+def test_few_operations_are_left_to_one_thread_and_give_the_same_bits_at_every_time() -> None:
+    objective, batch = objective_of("classification"), images(20, kind=torch.float32)
+    learner = learner_of(flat(), MAML(inner_lr=0.05, inner_steps=2), torch.float32)
+    engine = NativeEngine(objective)
+    assert engine.threads(learner, batch) == 1
+    found = [gradients(engine, learner, batch)[0] for _ in range(2)]
+    assert all(torch.equal(found[1][name], g) for name, g in found[0].items())
+    expected, _ = gradients(PerTaskEngine(objective), learner, batch)
+    assert error(found[0], expected) < 1e-2
+
+
+def test_what_changes_between_meta_gradients_is_seen() -> None:
+    objective, batch = objective_of("regression"), points()
+    network: Any = MLP(hidden=[20, 30])
+    algorithm = MAML(inner_lr=0.05, inner_steps=2)
+    learner, engine = learner_of(network, algorithm), NativeEngine(objective)
+
+    def agrees(within: float = 1e-9) -> bool:
+        found, _ = gradients(engine, learner, batch)
+        return error(found, gradients(PerTaskEngine(objective), learner, batch)[0]) < within
+
+    assert agrees()
+    algorithm.inner_lr = 0.1
+    assert agrees()
+    network.layers[0].bias.requires_grad_(False)
+    algorithm.adapts.remove("layers.0.bias")
+    assert agrees()
+    network.layers[2].weight.data = network.layers[2].weight.data.T.contiguous().T
+    assert agrees()
+    network.layers[2] = nn.Linear(20, 30).double()
+    assert agrees()
+    learner.float()
+    batch = batch.map(Tensor.float)
+    assert agrees(1e-3)
 
 
 def test_a_loss_that_is_not_finite_stays_so() -> None:
@@ -225,7 +287,7 @@ def test_it_is_compiled_once_for_a_machine(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", run)
-    files = [of_library._compiled() for _ in range(2)]
+    files = [of_library._compiled(of_library.FOLDER / of_library.LINEAR) for _ in range(2)]
     assert files[0] == files[1]
     assert files[0].is_relative_to(tmp_path)
     assert sum("-o" in words for words in calls) == 1

@@ -5,8 +5,10 @@ Legend: T tasks, Q query samples, I adaptation steps.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -92,6 +94,27 @@ class Held:
         ]
         found = {id(tensor): tensor for place in places if place for tensor in place.values() if tensor is not None}
         return [*found.values()]
+
+
+class Parts:
+    """Modules, parameters and buffers that a module has at one time; whether it still has them is soon found out.
+
+    Args:
+        module: the outermost.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        kinds = ("_modules", "_parameters", "_buffers")
+        self._places: list[dict[str, Any]] = [vars(each)[kind] for each in _with_all_below(module) for kind in kinds]
+        self._known = self._now()
+
+    def are_as_before(self) -> bool:
+        """Whether they are the very same; parameters may have other values."""
+        now = self._now()
+        return len(now) == len(self._known) and all(map(operator.is_, now, self._known))
+
+    def _now(self) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, self._places))]
 
 
 def _with_all_below(module: nn.Module, found: list[nn.Module] | None = None) -> list[nn.Module]:

@@ -3,8 +3,9 @@
 Legend: C H W image axes, F features.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ _ACTS: dict[Any, int] = {
     nn.Tanh: TANH, F.tanh: TANH, torch.tanh: TANH, "tanh": TANH,
 }  # fmt: skip
 PADDED_TO = 64
-"""Bytes that the channels of an image are filled up to; as in `kernels.cpp`."""
+"""Bytes that the channels of an image are filled up to; as in `simd.h`."""
 
 
 class UnknownLayerError(Exception):
@@ -65,10 +66,20 @@ class Stage:
     window: int = 1
 
     def fields(self) -> list[int]:
-        """As `kernels.cpp` takes them."""
+        """As `convolutions.cpp` takes them."""
         channels, height, width = self.size
         shape = [channels, self.filters, height, width, *self.kernel, *self.stride, *self.padding]
         return [*shape, self.norm, self.groups, self.act, self.pool, self.window]
+
+    @property
+    def elements(self) -> int:
+        """Of what it is given."""
+        return math.prod(self.size)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer with an activation at most."""
+        return self.convolved() == (1, 1) and self.padding == (0, 0) and not self.norm and not self.pool
 
     def convolved(self) -> tuple[int, int]:
         """Height and width of the convolution's output."""
@@ -86,47 +97,15 @@ class Chain:
     Attributes:
         stages: in their order.
         ignored: names of weights that change nothing: biases before a batch norm.
-        names: of the tensors that the stages have, in the order that `index` counts them in.
-        index: of each parameter of the C++, (P,): its place among the elements of those tensors, one after another,
-            followed by a zero and a one.
-        places: for each of these tensors, the parameters of the C++ that are its elements, (elements,).
     """
 
     stages: list[Stage]
     ignored: list[str]
-    names: list[str] = field(default_factory=list)
-    index: Tensor = field(default_factory=lambda: torch.empty(0))
-    places: dict[str, Tensor] = field(default_factory=dict)
 
-    def lay_out(self, tensors: dict[str, Tensor]) -> None:
-        """Find where each parameter of the C++ comes from.
-
-        Args:
-            tensors: parameters and buffers of the network, by name.
-        """
-        parts = [n for s in self.stages for n in (s.weight, s.bias, s.scale, s.shift) if n is not None]
-        self.names = [name for name in parts if name not in self.ignored]
-        numbers, at = {}, 0
-        for name in self.names:
-            numbers[name] = torch.arange(at, at + tensors[name].numel())
-            at += tensors[name].numel()
-        zero, one = at, at + 1
-        lanes = PADDED_TO // tensors[self.names[0]].element_size()
-        pieces = []
-        for number, stage in enumerate(self.stages):
-            filters, channels = stage.filters, stage.size[0]
-            wide = -filters % lanes
-            own = numbers[stage.weight].reshape(filters, channels, *stage.kernel).permute(2, 3, 1, 0)
-            pieces.append(F.pad(own, (0, wide, 0, -channels % lanes if number else 0), value=zero).flatten())
-            gamma, beta = (stage.scale, stage.shift) if stage.norm else (None, stage.bias)
-            before = [(stage.bias, zero)] if stage.norm == GROUP else []
-            for part, otherwise in (*before, (gamma, one), (beta, zero)):
-                own = torch.full((filters,), otherwise) if part is None else numbers[part]
-                pieces.append(F.pad(own, (0, wide), value=zero))
-        self.index = torch.cat(pieces)
-        back = torch.empty(at + 2, dtype=torch.long)
-        back[self.index] = torch.arange(len(self.index))
-        self.places = {name: back[number] for name, number in numbers.items()}
+    @property
+    def is_linear(self) -> bool:
+        """Whether it has linear layers and activations alone, which are computed by C++ of their own."""
+        return all(stage.is_linear for stage in self.stages)
 
 
 def read(network: nn.Module, sample: Sequence[int]) -> Chain:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from dmaml_pl.algorithms.base import Algorithm, Weights
 from dmaml_pl.engines import loop, trial
-from dmaml_pl.engines.base import Backward, Held, MetaOutcome, Of, Tried
+from dmaml_pl.engines.base import Backward, MetaOutcome, Of, Tried
 from dmaml_pl.engines.compiled import MetaGradient, hand_out
-from dmaml_pl.engines.native.blocks import Chain, UnknownLayerError
+from dmaml_pl.engines.native.blocks import UnknownLayerError
 from dmaml_pl.engines.native.layout import Layout, rates_of
 from dmaml_pl.engines.native.library import SUFFIX, library
-from dmaml_pl.engines.native.machine import Machine
+from dmaml_pl.engines.native.machine import Found, Machine
 from dmaml_pl.engines.per_task import PerTaskEngine
 from dmaml_pl.engines.threads import limited_threads
 from dmaml_pl.learner import MetaLearner
@@ -46,7 +46,7 @@ class NativeEngine(PerTaskEngine):
     def __init__(self, objective: Objective, *, task_chunk: int | None = None) -> None:
         super().__init__(objective, task_chunk=task_chunk)
         self._layouts: Tried[dict[Hashable, Layout]] = Tried()
-        self._machines: Tried[dict[Hashable, Machine]] = Tried()
+        self._threads: Tried[dict[Hashable, int | None]] = Tried()
         self._own_refusals: Tried[str | None] = Tried()
 
     def refusal(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
@@ -67,40 +67,38 @@ class NativeEngine(PerTaskEngine):
         threads = torch.get_num_threads()
         layout = self._layout(learner, batch)
         with limited_threads(1):  # what surrounds the C++ is small, and threads would wait for each other
-            found, losses, outputs = self._compute(learner, batch, threads, layout)
-        metric = loop.metrics_of(self.objective, losses, outputs, batch.query).mean()
-        loss, parameters, gradients = losses.mean(), [layout.meta[name] for name in found], list(found.values())
-        hand_out(MetaGradient(loss, metric, parameters, gradients, apart=True), backward)
-        return MetaOutcome(loss, metric)
+            gradients, found = self._compute(learner, batch, threads, layout)
+        metric = found.loss
+        if not self.objective.shows_its_loss:
+            metric = loop.metrics_of(self.objective, found.losses, found.outputs, batch.query).mean()
+        parameters = [layout.meta[name] for name in gradients]
+        hand_out(MetaGradient(found.loss, metric, parameters, list(gradients.values()), apart=True), backward)
+        return MetaOutcome(found.loss, metric)
 
     def threads(self, learner: MetaLearner, batch: TaskBatch) -> int | None:
-        """All: a thread computes whole tasks."""
-        return None
+        """All, a thread for whole tasks, but where there is so little to do that one is enough."""
+        known = self._threads.setdefault(learner, {})
+        key = (batch.support[0].x.shape, batch.query.x.shape, learner.algorithm.steps)
+        if key not in known:
+            known[key] = 1 if self._machine(learner, batch, self._layout(learner, batch)).is_small else None
+        return known[key]
 
-    def _compute(
-        self, learner: MetaLearner, batch: TaskBatch, threads: int, layout: Layout
-    ) -> tuple[Weights, Tensor, Tensor]:
-        """Meta-gradients by name, losses (T,), outputs (T, Q, N)."""
+    def _compute(self, learner: MetaLearner, batch: TaskBatch, threads: int, layout: Layout) -> tuple[Weights, Found]:
+        """Meta-gradients by name, and what else became of the tasks."""
         algorithm = learner.algorithm
-        with torch.no_grad():
-            weights = torch.cat([each.detach().view(-1) for each in layout.sources])[layout.chain.index]
-        laid, unused = layout.rates(algorithm)
-        gradient, of_rates, losses, outputs = self._machine(learner, batch, layout.chain).run(
-            weights,
-            laid.detach(),
-            batch,
-            threads,
-            second_order=not algorithm.first_order,
-            with_rates=laid.requires_grad,
-        )
-        parts = (gradient[layout.places] / batch.tasks).split(layout.sizes)
-        found = {name: part.view(layout.meta[name].shape) for name, part in zip(layout.learned, parts, strict=True)}
-        found |= {name: torch.zeros_like(layout.meta[name]) for name in layout.ignored}
-        if laid.requires_grad:
+        rates, unused = layout.rates(algorithm)
+        machine = self._machine(learner, batch, layout)
+        found = machine.run(layout.tensors(), rates, batch, threads, second_order=not algorithm.first_order)
+        gradients = dict(zip(layout.names, found.gradients, strict=True))
+        if len(layout.learned) < len(gradients):
+            gradients = {name: gradients[name] for name in layout.learned}
+        for name in layout.ignored:
+            gradients[name] = torch.zeros_like(layout.meta[name])
+        if found.by_rates is not None:
             zeros, of = [torch.zeros_like(rate) for rate in unused], [layout.meta[name] for name in layout.own]
-            by = torch.autograd.grad([laid, *unused], of, [of_rates / batch.tasks, *zeros], allow_unused=True)
-            found |= {name: g for name, g in zip(layout.own, by, strict=True) if g is not None}
-        return found, losses, outputs
+            by = torch.autograd.grad([rates, *unused], of, [found.by_rates, *zeros], allow_unused=True)
+            gradients |= {name: g for name, g in zip(layout.own, by, strict=True) if g is not None}
+        return gradients, found
 
     def _layout(self, learner: MetaLearner, batch: TaskBatch) -> Layout:
         """How the network is made, and where its weights are; made anew where they are others.
@@ -108,24 +106,21 @@ class NativeEngine(PerTaskEngine):
         Raises:
             UnknownLayerError: of what is not known.
         """
-        sample = batch.query.x.shape[2:]
-        tensors = Held.tensors(learner)
-        key = [*map(id, tensors), *(tensor.requires_grad for tensor in tensors), tensors[0].dtype]
-        layouts = self._layouts.setdefault(learner, {})
-        if sample not in layouts or layouts[sample].key != key:
-            layouts[sample] = Layout(learner, sample, key)
+        sample, layouts = batch.query.x.shape[2:], self._layouts.setdefault(learner, {})
+        if sample not in layouts or not layouts[sample].holds():
+            layouts[sample] = Layout(learner, sample)
         return layouts[sample]
 
-    def _machine(self, learner: MetaLearner, batch: TaskBatch, chain: Chain) -> Machine:
-        kind = next(learner.network.parameters()).dtype
-        key = (*(tensor.shape for tensor in batch.tensors()), kind, learner.algorithm.steps)
-        machines = self._machines.setdefault(learner, {})
-        if key not in machines:
-            if len(machines) >= MOST_MACHINES:
-                del machines[next(iter(machines))]
+    def _machine(self, learner: MetaLearner, batch: TaskBatch, layout: Layout) -> Machine:
+        shapes, steps = [samples.x.shape for samples in (batch.support[0], batch.query)], learner.algorithm.steps
+        key = (*shapes, steps)
+        machine: Machine | None = layout.machines.get(key)
+        if machine is None:
+            if len(layout.machines) >= MOST_MACHINES:
+                del layout.machines[next(iter(layout.machines))]
             is_classes = isinstance(self.objective, Classification)
-            machines[key] = Machine(chain, batch, kind, learner.algorithm.steps, is_classes=is_classes)
-        return machines[key]
+            machine = layout.machines[key] = Machine(layout, batch, steps, is_classes=is_classes)
+        return machine
 
     def _try_native(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
         network, algorithm = learner.network, learner.algorithm
@@ -145,10 +140,12 @@ class NativeEngine(PerTaskEngine):
         if unknown is not None:
             return f"native does not know {unknown}"
         try:
-            self._layout(learner, batch)
+            layout = self._layout(learner, batch)
         except UnknownLayerError as reason:
             return f"native cannot compute {type(network).__name__} ({reason})"
-        found = library()
+        if not _steps_by_rates(copy.deepcopy(learner).double()):
+            return f"native does not know the steps of {type(algorithm).__name__}"
+        found = library(linear=layout.chain.is_linear)
         return f"native cannot be compiled ({found})" if isinstance(found, str) else self._inexact(learner, batch)
 
     def _inexact(self, learner: MetaLearner, batch: TaskBatch) -> str | None:
@@ -160,10 +157,8 @@ class NativeEngine(PerTaskEngine):
             drawn = given.map_inputs(lambda x: torch.rand(x.shape, generator=generator, dtype=torch.float64))
             task = drawn.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
             exact = copy.deepcopy(learner).double()
-            if not _steps_by_rates(exact):
-                return f"native does not know the steps of {type(learner.algorithm).__name__}"
             other = NativeEngine(self.objective)  # with other caches
-            own, _, _ = other._compute(exact, task, 1, other._layout(exact, task))
+            own, _ = other._compute(exact, task, 1, other._layout(exact, task))
             meta = exact.meta()
             tasks = loop.NetworkTasks(
                 exact.network, dict(exact.network.named_buffers()), self.objective, task, loop.one_by_one

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_info
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+CONVOLUTIONS, LINEAR = "convolutions.cpp", "layers.cpp"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 SUFFIX = {"float32": "float", "float64": "double"}
 
@@ -21,10 +22,10 @@ class NoLibraryError(Exception):
 
 
 @cache
-def library() -> ctypes.CDLL | str:
-    """The library, or why there is none; asked once in a process."""
+def library(*, linear: bool) -> ctypes.CDLL | str:
+    """The library for networks of linear layers alone, or for all, or why there is none; asked once in a process."""
     try:
-        return _typed(ctypes.CDLL(str(_compiled())))
+        return _typed(ctypes.CDLL(str(_compiled(FOLDER / (LINEAR if linear else CONVOLUTIONS)))))
     except (NoLibraryError, OSError) as error:
         return str(error)
 
@@ -33,13 +34,13 @@ def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
     many = ctypes.c_void_p
     for kind in SUFFIX.values():
         make, run, free = (getattr(found, f"{verb}_{kind}") for verb in ("make", "run", "free"))
-        make.restype, make.argtypes = ctypes.c_void_p, [many, many, many]
+        make.restype, make.argtypes = ctypes.c_void_p, [many] * 6
         run.restype, run.argtypes = None, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, many, many]
         free.restype, free.argtypes = None, [ctypes.c_void_p]
     return found
 
 
-def _compiled() -> Path:
+def _compiled(source: Path) -> Path:
     """The file of the library, made if it is not there.
 
     Raises:
@@ -48,15 +49,17 @@ def _compiled() -> Path:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     # What the compiler knows of itself and of this machine's processor: folders may be shared between machines.
     target = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    key = hashlib.blake2b(target + SOURCE.read_bytes() + " ".join(FLAGS).encode(), digest_size=12).hexdigest()
+    text = b"".join(file.read_bytes() for file in (source, *sorted(FOLDER.glob("*.h"))))
+    key = hashlib.blake2b(target + text + " ".join(FLAGS).encode(), digest_size=12).hexdigest()
     file = _folder() / f"{key}.so"
     if file.exists():
         return file
-    rank_zero_info("Compiling model.engine native for this machine, which takes half a minute once ...")
+    takes = "ten seconds" if source.name == LINEAR else "half a minute"
+    rank_zero_info(f"Compiling model.engine native for this machine, which takes {takes} once ...")
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder, file.name)
-        _run([*compiler, *FLAGS, str(SOURCE), "-o", str(made)])
+        _run([*compiler, *FLAGS, str(source), "-o", str(made)])
         made.replace(file)  # whole or absent, whoever else makes it
     return file
 

@@ -9,50 +9,20 @@
 // Legend: R float or double; n images; cp channels with padding; px pixels of a convolution's output; K rows of weights
 // of a tap; g a gradient; a name that ends with D is a derivative along a direction of the weights.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <map>
-#include <memory>
-#include <thread>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "tasks.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, MOST_COLUMNS = 4, ACCUMULATORS = 24;
-#elif defined(__AVX__)
-constexpr int BYTES = 32, MOST_COLUMNS = 2, ACCUMULATORS = 12;
-#elif defined(__aarch64__)
-constexpr int BYTES = 16, MOST_COLUMNS = 4, ACCUMULATORS = 24;
-#else
-constexpr int BYTES = 16, MOST_COLUMNS = 2, ACCUMULATORS = 12;
-#endif
-#define INLINED inline __attribute__((always_inline))
-
-constexpr int PADDED_TO = 64;           // bytes: channels of all machines are padded alike
 constexpr int ROW_BLOCK = 96;           // rows of outputs whose sums stay in a cache from tap to tap
 constexpr int PIXEL_BLOCK = 96;         // pixels whose values stay in a cache from channel to channel
 constexpr size_t CHUNK_BYTES = 1 << 18; // of a stage's outputs, which stay in a cache from operation to operation
 
-enum Act { LINEAR, RELU, TANH };
 enum Pool { NONE, MAX, MEAN };
 enum Norm { BIAS, BATCH, GROUP };
-
-template <class R> struct Simd {
-  typedef R V __attribute__((vector_size(BYTES)));
-  typedef R Loose __attribute__((vector_size(BYTES), aligned(sizeof(R)), may_alias));
-};
-template <class R> using Vec = typename Simd<R>::V;
-template <class R> constexpr int LANES = BYTES / sizeof(R);
-template <class R> inline Vec<R> load(const R *p) { return *reinterpret_cast<const typename Simd<R>::Loose *>(p); }
-template <class R> inline void store(R *p, Vec<R> v) { *reinterpret_cast<typename Simd<R>::Loose *>(p) = v; }
-template <class R> inline void add(R *p, Vec<R> v) { store<R>(p, load(p) + v); }
 
 // ---- Products -------------------------------------------------------------------------------------------------------
 
@@ -201,11 +171,6 @@ template <class R> struct Stage {
   int64_t y() const { return int64_t(px) * cp; }
 };
 
-int padded(int channels, int size) {
-  const int lanes = PADDED_TO / size;
-  return (channels + lanes - 1) / lanes * lanes;
-}
-
 template <class R> Stage<R> make_stage(const int64_t *f, double eps, bool is_first, int n, int64_t &at) {
   Stage<R> s{};
   const int kh = f[KERNEL_H], kw = f[KERNEL_W], sh = f[STRIDE_H], sw = f[STRIDE_W], p = f[PAD_H], q = f[PAD_W];
@@ -339,48 +304,6 @@ template <class R> void add_to_bias(const Stage<R> &s, const R *dy, R *g, int im
     for (int c = 0; c < s.cp; c++) g[s.bias + c] += dy[p * s.cp + c];
 }
 
-#if defined(__GNUC__) && !defined(__clang__)
-template <class R, int STEP> struct Crossing {  // places in two vectors: of what stays or comes above, and below
-  std::conditional_t<sizeof(R) == 4, int32_t, int64_t> upper[LANES<R>]{}, lower[LANES<R>]{};
-  constexpr Crossing() {
-    constexpr int L = LANES<R>;
-    for (int j = 0; j < L; j++) upper[j] = j & STEP ? L + j - STEP : j, lower[j] = j & STEP ? L + j : j + STEP;
-  }
-};
-
-template <class R, int STEP> inline void cross(Vec<R> *row) {  // swaps the blocks off the diagonal, and then within each block
-  if constexpr (STEP > 0) {
-    static constexpr Crossing<R, STEP> places;
-    typedef std::conditional_t<sizeof(R) == 4, int32_t, int64_t> Indices __attribute__((vector_size(BYTES)));
-    Indices upper, lower;
-    memcpy(&upper, places.upper, BYTES), memcpy(&lower, places.lower, BYTES);
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES<R>; i++)
-      if (!(i & STEP)) {
-        const Vec<R> a = row[i], b = row[i + STEP];
-        row[i] = __builtin_shuffle(a, b, upper), row[i + STEP] = __builtin_shuffle(a, b, lower);
-      }
-    cross<R, STEP / 2>(row);
-  }
-}
-#endif
-
-// to[j * to_ld + i] = from[i * ld + j], for as many i and j as a vector has lanes
-template <class R> inline void transpose_tile(const R *from, int ld, R *to, int to_ld) {
-  constexpr int L = LANES<R>;
-#if defined(__GNUC__) && !defined(__clang__)
-  Vec<R> row[L];
-#pragma GCC unroll 16
-  for (int i = 0; i < L; i++) row[i] = load(from + i * ld);
-  cross<R, L / 2>(row);
-#pragma GCC unroll 16
-  for (int j = 0; j < L; j++) store<R>(to + j * to_ld, row[j]);
-#else
-  for (int j = 0; j < L; j++)
-    for (int i = 0; i < L; i++) to[j * to_ld + i] = from[i * ld + j];
-#endif
-}
-
 template <class R> void transpose(const Stage<R> &s, const R *w, R *turned) {
   for (int t = 0; t < s.taps; t++, w += int64_t(s.cin) * s.cp, turned += int64_t(s.cin) * s.cp)
     for (int i = 0; i < s.cin; i += LANES<R>)
@@ -388,17 +311,6 @@ template <class R> void transpose(const Stage<R> &s, const R *w, R *turned) {
 }
 
 // ---- What lies between two convolutions -----------------------------------------------------------------------------
-
-template <class R> struct Memory {
-  struct Free { void operator()(R *p) const { free(p); } };
-  std::vector<std::unique_ptr<R, Free>> held;
-  R *take(int64_t n) {
-    const size_t bytes = (size_t(std::max<int64_t>(n, 1)) * sizeof(R) + 63) / 64 * 64;
-    held.emplace_back(static_cast<R *>(aligned_alloc(64, bytes)));
-    memset(static_cast<void *>(held.back().get()), 0, bytes);
-    return held.back().get();
-  }
-};
 
 // What a pass leaves of a stage. Of a pass along a direction: their derivatives, and `mean` and `scale` are the means
 // of yD and of yD z.
@@ -504,13 +416,6 @@ template <class R> void add_rows(const Stage<R> &s, int n, const R *sum, R *to) 
   for (int i = 0; i < s.rows_of_norm(n); i++)
     for (int c = 0; c < s.cp; c++) to[c] += sum[i * s.cp + c];
 }
-
-template <class R> inline Vec<R> tanh_of(Vec<R> u) {
-  for (int k = 0; k < LANES<R>; k++) u[k] = std::tanh(u[k]);
-  return u;
-}
-// NaN passes, as in PyTorch.
-template <class R> inline Vec<R> cut(Vec<R> u, Vec<R> v) { return u <= 0 ? Vec<R>{} : v; }
 
 // Of one vector of channels: NORMED, or with a bias alone.
 template <class R, bool NORMED> struct Scaling {
@@ -793,43 +698,72 @@ template <class R, class F> void between(const Stage<R> &s, const F &f) {
 
 // ---- A set of samples -----------------------------------------------------------------------------------------------
 
-struct Sizes {
-  int64_t stages, parameters, tasks, support, query, steps, outputs, classes;  // classes: 0 where targets are real
-};
-
 template <class R> using Stages = std::vector<Stage<R>>;
+
+template <class R> struct Weights;
+template <class R> struct Pass;
+template <class R> struct Scratch;
+template <class R> struct Set;
+
+template <class R> struct Convolutions {  // a network, as `tasks.h` wants it
+  using Real = R;
+  using Weights = ::Weights<R>;
+  using Pass = ::Pass<R>;
+  using Scratch = ::Scratch<R>;
+  using Set = ::Set<R>;
+  ::Stages<R> stages;
+  int64_t sample;
+  size_t layers;
+  int ld;
+
+  Convolutions(const int64_t *fields, const double *eps, const Sizes &z) : sample(fields[CHANNELS] * fields[HEIGHT] * fields[WIDTH]), layers(z.stages) {
+    int64_t at = 0;
+    const int n = std::max(z.support, z.query);
+    for (size_t l = 0; l < layers; l++) stages.push_back(make_stage<R>(fields + l * FIELDS, eps[l], l == 0, n, at));
+    ld = stages.back().cp;
+  }
+  std::pair<int64_t, int64_t> range(size_t l) const { return {stages[l].weights, stages[l].beta + stages[l].cp}; }
+  const R *outputs(const Pass &pass) const;
+};
 
 template <class R> struct Weights {
   R *flat;
   std::vector<R *> turned;  // transposed, of each stage but the first
-  Weights(const Stages<R> &stages, int64_t size, Memory<R> &memory) : flat(memory.take(size)) {
-    for (const Stage<R> &s : stages) turned.push_back(s.is_first ? nullptr : memory.take(s.gamma - s.weights));
+  Weights(const Convolutions<R> &net, int64_t size, Memory<R> &memory) : flat(memory.take(size)) {
+    for (const Stage<R> &s : net.stages) turned.push_back(s.is_first ? nullptr : memory.take(s.gamma - s.weights));
   }
-  void turn(const Stage<R> &s, size_t l) {
-    if (l) transpose(s, flat + s.weights, turned[l]);
+  void turn(const Convolutions<R> &net, size_t l) {
+    if (l) transpose(net.stages[l], flat + net.stages[l].weights, turned[l]);
   }
 };
 
 template <class R> struct Pass {
   std::vector<Kept<R>> kept;
   R *probability;  // n classes: softmax
-  Pass(const Stages<R> &stages, int n, Memory<R> &memory) {
-    for (const Stage<R> &s : stages) kept.emplace_back(s, n, memory);
-    probability = memory.take(n * stages.back().cp);
+  Pass(const Convolutions<R> &net, int n, Memory<R> &memory) : probability(memory.take(n * net.ld)) {
+    for (const Stage<R> &s : net.stages) kept.emplace_back(s, n, memory);
+  }
+};
+
+template <class R> const R *Convolutions<R>::outputs(const Pass &pass) const { return pass.kept.back().out; }
+
+template <class R> struct Scratch {  // gradients by the outputs of a chunk's convolutions, and their derivatives
+  R *dy, *dyD;
+  Scratch(const Convolutions<R> &net, Memory<R> &memory) {
+    int64_t most = 0;
+    for (const Stage<R> &s : net.stages) most = std::max(most, s.y() * s.chunk);
+    dy = memory.take(most), dyD = memory.take(most);
   }
 };
 
 template <class R> struct Set {
   const Stages<R> &stages;
   int n;
-  int64_t outputs;
-  bool is_classes;
+  Targets<R> targets;
   R *x;
-  const int64_t *classes = nullptr;
-  const R *targets = nullptr;
 
-  Set(const Stages<R> &stages, int n, const Sizes &sizes, Memory<R> &memory)
-      : stages(stages), n(n), outputs(sizes.outputs), is_classes(sizes.classes), x(memory.take(stages[0].input * n)) {}
+  Set(const Convolutions<R> &net, int n, const Sizes &z, Memory<R> &memory)
+      : stages(net.stages), n(n), targets{n, z.outputs, z.classes != 0}, x(memory.take(stages[0].input * n)) {}
 
   void take(const R *samples, const void *y) {  // (n, C, H, W), to channels last with the padding around
     const Stage<R> &s = stages[0];
@@ -838,8 +772,7 @@ template <class R> struct Set {
         for (int a = 0; a < s.h; a++)
           for (int b = 0; b < s.w; b++)
             x[i * s.input + ((a + s.pad_h) * int64_t(s.w + 2 * s.pad_w) + b + s.pad_w) * s.cin + c] = *samples++;
-    if (is_classes) classes = static_cast<const int64_t *>(y);
-    else targets = static_cast<const R *>(y);
+    targets.y = y;
   }
 
   const R *input(const Pass<R> &pass, size_t l, int from) const {
@@ -850,41 +783,9 @@ template <class R> struct Set {
     for (int from = 0; from < n; from += s.chunk) f(from, std::min(n, from + s.chunk));
   }
 
-  // The mean loss; its gradient by the outputs is left in the last stage.
-  R loss(const Pass<R> &pass) const {
-    const Kept<R> &k = pass.kept.back();
-    const int cp = stages.back().cp;
-    R all = 0;
-    for (int i = 0; i < n; i++) {
-      const R *out = k.out + i * cp;
-      R *g = k.g + i * cp, *probability = pass.probability + i * cp;
-      if (is_classes) {
-        R most = out[0], sum = 0;
-        for (int j = 1; j < outputs; j++) most = out[j] > most ? out[j] : most;
-        for (int j = 0; j < outputs; j++) sum += probability[j] = std::exp(out[j] - most);
-        all += std::log(sum) + most - out[classes[i]];
-        for (int j = 0; j < outputs; j++) probability[j] /= sum, g[j] = (probability[j] - (j == classes[i])) / n;
-      } else
-        for (int j = 0; j < outputs; j++) {
-          const R far = out[j] - targets[i * outputs + j];
-          all += far * far / outputs, g[j] = 2 * far / (n * outputs);
-        }
-    }
-    return all / n;
-  }
-
-  void loss_along(const Pass<R> &pass, const Pass<R> &along) const {
-    const int cp = stages.back().cp;
-    for (int i = 0; i < n; i++) {
-      const R *outD = along.kept.back().out + i * cp, *probability = pass.probability + i * cp;
-      R *gD = along.kept.back().g + i * cp, mean = 0;
-      for (int j = 0; is_classes && j < outputs; j++) mean += probability[j] * outD[j];
-      for (int j = 0; j < outputs; j++) gD[j] = is_classes ? probability[j] * (outD[j] - mean) / n : 2 * outD[j] / (n * outputs);
-    }
-  }
-
   // Loss, and its gradient by all parameters; `done` is told of each stage whose gradient is there.
-  template <class F> R gradient(const Weights<R> &w, const Pass<R> &pass, R *gradient, R *scratch, const F &done) const {
+  template <class F> R gradient(const Weights<R> &w, const Pass<R> &pass, R *gradient, const Scratch<R> &own, const F &done) const {
+    R *const scratch = own.dy;
     const size_t last = stages.size() - 1;
     for (size_t l = 0; l <= last; l++) {
       const Stage<R> &s = stages[l];
@@ -902,7 +803,7 @@ template <class R> struct Set {
       clear(s, n, pass.kept[l].sum, pass.kept[l].sum_z);
     }
     between(stages[last], [&](auto b) { b.finish(stages[last], w.flat, pass.kept[last], 0, n); });
-    const R found = loss(pass);
+    const R found = targets.loss(pass.kept[last].out, stages[last].cp, pass.kept[last].g, pass.probability);
     between(stages[last], [&](auto b) { b.sums(stages[last], w.flat, pass.kept[last], 0, n); });
     for (size_t l = last + 1; l-- > 0;) {
       const Stage<R> &s = stages[l];
@@ -929,8 +830,9 @@ template <class R> struct Set {
   // to += the Hessian of the loss at w, where `pass` is what `gradient` left, times v; `done` is told of each stage that
   // is there, and of whose part of v nothing is needed any more.
   template <class F>
-  void hessian(const Weights<R> &w, const Pass<R> &pass, const Weights<R> &v, const Pass<R> &along, R *to, R *scratch, R *scratchD,
+  void hessian(const Weights<R> &w, const Pass<R> &pass, const Weights<R> &v, const Pass<R> &along, R *to, const Scratch<R> &own,
                const F &done) const {
+    R *const scratch = own.dy, *const scratchD = own.dyD;
     const size_t last = stages.size() - 1;
     for (size_t l = 0; l <= last; l++) {
       const Stage<R> &s = stages[l];
@@ -949,7 +851,7 @@ template <class R> struct Set {
       clear(s, n, t.sum, t.sum_z);
     }
     between(stages[last], [&](auto b) { b.finish_along(stages[last], w.flat, v.flat, pass.kept[last], along.kept[last], 0, n); });
-    loss_along(pass, along);
+    targets.loss_along(along.kept[last].out, stages[last].cp, pass.probability, along.kept[last].g);
     between(stages[last], [&](auto b) { b.sums_along(stages[last], w.flat, v.flat, pass.kept[last], along.kept[last], 0, n); });
     for (size_t l = last + 1; l-- > 0;) {
       const Stage<R> &s = stages[l];
@@ -980,147 +882,9 @@ template <class R> struct Set {
   }
 };
 
-// ---- Tasks ----------------------------------------------------------------------------------------------------------
-
-constexpr int GROUPS_OF_TASKS = 16;  // whose sums are added up in their order, so that threads do not change the bits
-
-template <class R> struct Worker {
-  Memory<R> memory;
-  Set<R> support, query;
-  std::vector<Weights<R>> at;  // before each step, and at the end
-  std::vector<Pass<R>> passes;
-  Pass<R> last, along;
-  Weights<R> direction;
-  std::vector<R *> gradients;
-  R *adjoint, *scratch, *scratchD;
-
-  Worker(const Stages<R> &stages, const Sizes &z)
-      : support(stages, z.support, z, memory), query(stages, z.query, z, memory), last(stages, z.query, memory), along(stages, z.support, memory),
-        direction(stages, z.parameters, memory) {
-    int64_t most = 0;
-    for (const Stage<R> &s : stages) most = std::max(most, s.y() * s.chunk);
-    for (int k = 0; k <= z.steps; k++) at.emplace_back(stages, z.parameters, memory);
-    for (int k = 0; k < z.steps; k++) passes.emplace_back(stages, z.support, memory), gradients.push_back(memory.take(z.parameters));
-    adjoint = memory.take(z.parameters);
-    for (R **each : {&scratch, &scratchD}) *each = memory.take(most);
-  }
-};
-
-template <class R> struct Engine {
-  Sizes z;
-  Stages<R> stages;
-  int64_t sample;
-  std::vector<std::unique_ptr<Worker<R>>> workers;
-  Memory<R> memory;
-  std::vector<R *> sums, rate_sums;
-
-  Engine(const Sizes &z, const int64_t *fields, const double *eps) : z(z) {
-    int64_t at = 0;
-    const int n = std::max(z.support, z.query);
-    for (int l = 0; l < z.stages; l++) stages.push_back(make_stage<R>(fields + l * FIELDS, eps[l], l == 0, n, at));
-    sample = fields[CHANNELS] * fields[HEIGHT] * fields[WIDTH];
-    for (int group = 0; group < std::min<int>(z.tasks, GROUPS_OF_TASKS); group++)
-      sums.push_back(memory.take(z.parameters)), rate_sums.push_back(nullptr);
-  }
-
-  struct Call {
-    bool second_order;
-    const R *weights, *rates, *support_x, *query_x;
-    const char *support_y, *query_y;
-    R *gradient, *rate_gradient, *losses, *outputs;
-  };
-
-  void task(Worker<R> &own, const Call &c, int t, R *sum, R *rate_sum) const {
-    const int64_t P = z.parameters, target = z.classes ? 8 : sizeof(R) * z.outputs;
-    own.support.take(c.support_x + t * z.support * sample, c.support_y + t * z.support * target);
-    own.query.take(c.query_x + t * z.query * sample, c.query_y + t * z.query * target);
-    // What follows of a stage's gradient is made at once, while it is in a cache.
-    const auto range = [&](size_t l) { return std::pair(stages[l].weights, stages[l].beta + stages[l].cp); };
-    for (int k = 0; k < z.steps; k++)
-      own.support.gradient(own.at[k], own.passes[k], own.gradients[k], own.scratch, [&](size_t l) {
-        const R *w = own.at[k].flat, *rate = c.rates + k * P, *g = own.gradients[k];
-        R *next = own.at[k + 1].flat;
-        for (auto [j, end] = range(l); j < end; j++) next[j] = w[j] - rate[j] * g[j];
-        own.at[k + 1].turn(stages[l], l);
-      });
-    R *a = own.adjoint, *u = own.direction.flat;
-    const auto by_rates = [&](size_t l, int k) {
-      const R *g = own.gradients[k];
-      for (auto [j, end] = range(l); rate_sum && j < end; j++) rate_sum[k * P + j] -= a[j] * g[j];
-    };
-    const auto before = [&](size_t l, int k) {  // the adjoint of the weights after step k is there
-      if (k >= 0 && c.second_order) {
-        by_rates(l, k);
-        const R *rate = c.rates + k * P;
-        for (auto [j, end] = range(l); j < end; j++) u[j] = -rate[j] * a[j];
-        own.direction.turn(stages[l], l);
-        return;
-      }
-      for (; k >= 0; k--) by_rates(l, k);
-      for (auto [j, end] = range(l); j < end; j++) sum[j] += a[j];
-    };
-    c.losses[t] = own.query.gradient(own.at[z.steps], own.last, a, own.scratch, [&](size_t l) { before(l, z.steps - 1); });
-    const R *out = own.last.kept.back().out;
-    for (int i = 0; i < z.query; i++) memcpy(c.outputs + (t * z.query + i) * z.outputs, out + i * stages.back().cp, sizeof(R) * z.outputs);
-    for (int k = z.steps; c.second_order && k-- > 0;)
-      own.support.hessian(own.at[k], own.passes[k], own.direction, own.along, a, own.scratch, own.scratchD, [&](size_t l) { before(l, k - 1); });
-  }
-
-  void run(const Call &c, int threads) {
-    const int groups = sums.size();
-    threads = std::max(1, std::min(threads, groups));
-    while (int(workers.size()) < threads) workers.push_back(std::make_unique<Worker<R>>(stages, z));
-    for (int k = 0; c.rate_gradient && k < groups; k++)
-      if (!rate_sums[k]) rate_sums[k] = memory.take(z.parameters * z.steps);
-    std::atomic<int> next{0};
-    const auto work = [&](int number) {
-      Worker<R> &own = *workers[number];
-      memcpy(own.at[0].flat, c.weights, sizeof(R) * z.parameters);
-      for (size_t l = 0; l < stages.size(); l++) own.at[0].turn(stages[l], l);
-      for (int group; (group = next++) < groups;) {
-        memset(sums[group], 0, sizeof(R) * z.parameters);
-        R *rate_sum = c.rate_gradient ? rate_sums[group] : nullptr;
-        if (rate_sum) memset(rate_sum, 0, sizeof(R) * z.parameters * z.steps);
-        for (int t = group * z.tasks / groups; t < (group + 1) * z.tasks / groups; t++) task(own, c, t, sums[group], rate_sum);
-      }
-    };
-    std::vector<std::thread> others;
-    for (int number = 1; number < threads; number++) others.emplace_back(work, number);
-    work(0);
-    for (std::thread &other : others) other.join();
-    const auto added = [&](const std::vector<R *> &parts, R *to, int64_t size) {
-      memcpy(to, parts[0], sizeof(R) * size);
-      for (int k = 1; k < groups; k++)
-        for (int64_t j = 0; j < size; j++) to[j] += parts[k][j];
-    };
-    added(sums, c.gradient, z.parameters);
-    if (c.rate_gradient) added(rate_sums, c.rate_gradient, z.parameters * z.steps);
-  }
-};
-
-template <class R> void *made(const int64_t *sizes, const int64_t *fields, const double *eps) {
-  Sizes z;
-  memcpy(&z, sizes, sizeof z);
-  return new Engine<R>(z, fields, eps);
-}
-
-template <class R>
-void ran(void *engine, int threads, int second_order, const void *const *in, void *const *out) {
-  const auto real = [&](int k) { return static_cast<const R *>(in[k]); };
-  const auto to = [&](int k) { return static_cast<R *>(out[k]); };
-  static_cast<Engine<R> *>(engine)->run({second_order != 0, real(0), real(1), real(2), real(4), static_cast<const char *>(in[3]),
-                                         static_cast<const char *>(in[5]), to(0), to(1), to(2), to(3)},
-                                        threads);
-}
-
 }  // namespace
 
 extern "C" {
-// in: weights, rates, support_x, support_y, query_x, query_y; out: gradient, gradient of rates or null, losses, outputs.
-void *make_float(const int64_t *sizes, const int64_t *fields, const double *eps) { return made<float>(sizes, fields, eps); }
-void *make_double(const int64_t *sizes, const int64_t *fields, const double *eps) { return made<double>(sizes, fields, eps); }
-void run_float(void *e, int threads, int second, const void *const *in, void *const *out) { ran<float>(e, threads, second, in, out); }
-void run_double(void *e, int threads, int second, const void *const *in, void *const *out) { ran<double>(e, threads, second, in, out); }
-void free_float(void *e) { delete static_cast<Engine<float> *>(e); }
-void free_double(void *e) { delete static_cast<Engine<double> *>(e); }
+EXPORT(Convolutions, float)
+EXPORT(Convolutions, double)
 }
