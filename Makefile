@@ -133,7 +133,9 @@ docs: $(READY)
 
 # A version is a tag `vX.Y.Z`: CONTRIBUTING.md says what precedes it.
 dist: $(READY)
-	@rm -rf dist && $(BIN)/uv build --quiet --out-dir dist
+	@rm -rf dist && mkdir -p dist/source && git ls-files -z | xargs -0 cp --parents -t dist/source
+	@test -z "$(IMAGES)" || sed -i 's|](docs/images/|]($(IMAGES)/docs/images/|' dist/source/README.md
+	@$(BIN)/uv build --quiet --out-dir dist dist/source && rm -r dist/source
 	@ls dist/dmaml_pl-*
 
 release-notes:
