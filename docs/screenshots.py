@@ -16,7 +16,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from dmaml_pl.tracking.views import table_page, view_page
-from tests.browser import browsing, curves, picture
+from tests.browser import CHROMIUM, DRIVER, MISSING, browsing, curves, picture
 from tests.workers import free_port
 
 IMAGES = Path(__file__).with_name("images")
@@ -24,6 +24,8 @@ IMAGES = Path(__file__).with_name("images")
 
 def main(store: str, experiment_name: str) -> None:
     """Take them all."""
+    if CHROMIUM is None or DRIVER is None:
+        sys.exit(MISSING)
     client = MlflowClient(f"sqlite:///{Path(store).absolute()}/mlflow.db")
     experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None, f"there is no experiment {experiment_name}"  # noqa: S101 (a script of ours)
