@@ -22,8 +22,8 @@ STREAMS = ("/dev/stdin", "/dev/fd/")
 MERGE = "tag:yaml.org,2002:merge"
 """Of the key `<<`, which may come more than once."""
 
-
 STRATEGIES = {"dmaml": "dmaml_pl.DMAMLStrategy", "task_parallel": "dmaml_pl.TaskParallelStrategy"}
+"""Names by which Lightning knows ours, and their classes."""
 
 
 def with_strategies(words: list[str]) -> list[str]:

@@ -296,7 +296,7 @@ class Quorum:
                 "there, which TORCHFT_LIGHTHOUSE names? The last checkpoint, if there was one yet, is kept."
             )
         try:
-            with self._never_silent(self._timeout):
+            with self._never_silent(deadline - time.monotonic()):
                 self._manager.start_quorum(allow_heal=False, timeout=timedelta(seconds=self._timeout))
         except (RuntimeError, TimeoutError):  # the lighthouse is away; it may come again
             self._check()
@@ -317,7 +317,7 @@ class Quorum:
         def tell() -> None:
             if not answers(self._lighthouse):
                 where = self._lighthouse.rpartition("@")[2]
-                print(f"Waiting {limit:g} s at most for the lighthouse at {where} ...", file=sys.stderr, flush=True)
+                print(f"Waiting {limit:.0f} s at most for the lighthouse at {where} ...", file=sys.stderr, flush=True)
 
         timer = threading.Timer(SILENCE_SECONDS, tell)
         timer.daemon = True
