@@ -308,6 +308,27 @@ def test_auto_takes_it_for_convolutions_in_trainings_that_are_long_enough() -> N
         assert choice.for_evaluation(learner, batch).name != "native"
 
 
+@pytest.mark.parametrize(
+    ("network", "meta_iterations", "compiled", "expected"),
+    [
+        (partial(MLP, hidden=[40, 40]), 10**9, "auto", "native"),
+        (partial(MLP, hidden=[40, 40]), 10**9, False, "native"),
+        (partial(MLP, hidden=[40, 40]), 100, "auto", "vectorized"),
+        (partial(MLP, hidden=[40, 40]), None, True, "native"),
+        (partial(MLP, hidden=[1024, 1024]), 10**9, False, "per_task"),
+        (lambda: nn.Sequential(nn.Linear(1, 40), nn.ELU(), nn.Linear(40, 1)), 10**9, False, "vectorized"),
+    ],
+)
+def test_auto_takes_it_for_small_linear_layers_where_compiling_pays_or_is_asked_for(
+    network: Any, meta_iterations: int | None, compiled: Any, expected: str
+) -> None:
+    choice = EngineChoice("auto", objective_of("regression"), compiled=compiled)
+    choice.meta_iterations = meta_iterations
+    learner = learner_of(network(), MAML())
+    assert choice.for_training(learner, points()).name == expected
+    assert choice.for_evaluation(learner, points()).name != "native"
+
+
 def test_auto_leaves_a_large_body_that_does_not_adapt_to_those_who_compute_no_more_of_it_than_is_needed() -> None:
     objective, batch = objective_of("classification"), images(kind=torch.float32)
     for steps, frozen, expected in ((1, False, True), (10, False, False), (1, True, False)):
