@@ -102,6 +102,20 @@ def test_training_on_with_another_meta_optimizer_is_refused(trained: dict[str, A
     )
 
 
+def test_training_on_with_other_weights_frozen_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
+    torch.save(trained, "t.ckpt")
+    config = changed(SINUSOID, {"trainer.max_steps": 2, f"{MODEL}.freeze": ["layers.0.*"]})
+    assert refusal("--ckpt_path", "t.ckpt", config=config).startswith(
+        "--ckpt_path t.ckpt has the moments of 6 weights, but 4 learn now: set model.freeze, model.network and model.al"
+    )
+
+
+def test_a_file_of_safetensors_that_is_damaged_is_no_checkpoint(refusal: Refusal) -> None:
+    Path("t.safetensors").write_bytes(b'\x10\0\0\0\0\0\0\0{"a": 1}        ')
+    text = refusal("test", "--ckpt_path", "t.safetensors", config=SINUSOID)
+    assert text.startswith("--ckpt_path t.safetensors is truncated, damaged, or no checkpoint at all: ")
+
+
 def test_training_on_to_where_the_training_is_already_is_refused(trained: dict[str, Any], refusal: Refusal) -> None:
     torch.save(trained, "t.ckpt")
     text = refusal("--ckpt_path", "t.ckpt", config=SINUSOID)

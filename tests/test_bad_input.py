@@ -204,6 +204,11 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
         ("trainer.max_epochs", 0, "trainer.max_epochs is 0, but must be at least 1, or -1 "),
         ("trainer.min_steps", 50, "trainer.min_steps is 50, but must be at most trainer.max_steps, 1."),
         (f"{DATA}.runs_per_epoch", 2**40, "data.runs_per_epoch is 1099511627776, but must be at most 1,000,000,000."),
+        (
+            "trainer.val_check_interval",
+            "00:01:00:00",
+            "trainer.val_check_interval is a time, but must be a number of ru",
+        ),
         ("report.tasks", 1000, "report.tasks is 1000, but must be at most 100."),
         ("trainer.max_time", {"minutes": -1}, "trainer.max_time is -60 s, but must be greater than 0."),
         ("trainer.max_time", "00:00:00:00", "trainer.max_time is 0 s, but must be greater than 0."),

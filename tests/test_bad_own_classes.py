@@ -148,6 +148,11 @@ def test_tasks_that_are_none_are_told_before_the_work(number: int, code: str, ex
             "model.objective is Own, whose support_loss gives a tensor (shape: (10, 1)), but must give one number for ",
         ),
         (
+            5,
+            "class Own(Regression):\n    def measure(self, output, y):\n        return 'good'",
+            "model.objective is Own, whose measure gives 'good', but must give one number for all samples of a task",
+        ),
+        (
             1,
             "class Own(Regression):\n    def query_loss(self, output, y):\n        return None",
             "model.objective is Own, whose query_loss gives None, but must give one number for all samples of a task",
@@ -177,8 +182,8 @@ def test_an_objective_that_is_none_is_told_before_the_work(
     ("number", "code", "expected"),
     [
         (0, "class Own(MergeRule):\n    def merge(self, start, mean):\n        return None", "'NoneType' object has "),
-        (1, "class Own(MergeRule):\n    def merge(self, start, mean):\n        return mean[:3]", "it gives tensor("),
-        (2, "class Own(MeanMerge):\n    def weight(self, report):\n        return -1.0", "a run the weight -1.0"),
+        (1, "class Own(MergeRule):\n    def merge(self, start, mean):\n        return mean[:3]", "it gives [0.001"),
+        (2, "class Own(MeanMerge):\n    def weight(self, report):\n        return -1.0", "a run counts -1.0"),
         (3, "class Own(MeanMerge):\n    def state_dict(self):\n        return {'f': lambda: 3}", "an't pickle"),
         (
             4,

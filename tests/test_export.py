@@ -186,6 +186,10 @@ def test_a_repository_of_something_else_is_told_before_anything_is_fetched(
             ["export", "{sines}", "full"],
             "full is there, and holds something else than an exported network: give another",
         ),
+        (
+            ["export", "{sines}", "x", "--license", "a\nb: c"],
+            "--license is 'a\\nb: c', but must be a name such as mit or ",
+        ),
         (["export", "{sines}", "/proc/nope"], "/proc/nope cannot be written (No such file or directory): give anoth"),
         (["push", "full", "me/sines"], "full has no model.safetensors: give the folder that dmaml export has written"),
         (["push", "full", "sines"], "OWNER/NAME is sines, but must be two names with one / between them."),

@@ -52,6 +52,7 @@ def test_what_launchers_set_is_accepted(variables: dict[str, str]) -> None:
             "RANK and LOCAL_RANK are set, but not as torchrun does: TORCHELASTIC_RUN_ID, too. ",
         ),
         ({}, {"GLOO_SOCKET_IFNAME": "nope0"}, "GLOO_SOCKET_IFNAME has 'nope0', but must be one of lo"),
+        ({}, {"LOCAL_WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE is set, but not RANK and LOCAL_RANK and WORLD_SIZE."),
         ({}, {"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not RANK."),
         (
             {},

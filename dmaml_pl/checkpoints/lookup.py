@@ -1,8 +1,6 @@
 """Finding a checkpoint again, and the checks before it is used."""
 
-import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +77,7 @@ def read_plain(path: Path, complaint: str) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a foreign file
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can lead to any
         raise CheckpointError(complaint) from error
 
 
@@ -132,7 +130,8 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option
     """
     # In checkpoints of version 0.1 the network stood inside learn2learn's wrapper; they load as they are.
     held = {
-        name.replace("learner.module.", "learner.network."): kept for name, kept in checkpoint["state_dict"].items()
+        str(name).replace("learner.module.", "learner.network."): kept
+        for name, kept in checkpoint["state_dict"].items()
     }
     wanted = module.state_dict()
     for name in [*wanted, *held]:
@@ -161,6 +160,14 @@ def check_resumable(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer
     if not states or "loops" not in checkpoint:
         raise CheckpointError(
             f"--ckpt_path {path} holds weights only, from which no training can go on: give last or another file."
+        )
+    kept, there = (
+        [len(group["params"]) for group in groups] for groups in (states[0]["param_groups"], optimizer.param_groups)
+    )
+    if kept != there:
+        raise CheckpointError(
+            f"--ckpt_path {path} has the moments of {sum(kept)} weights, but {sum(there)} learn now: set model.freeze, "
+            "model.network and model.algorithm to those that it was trained with, or give another checkpoint."
         )
     # A schedule adds its own entry.
     lacking = set(optimizer.param_groups[0]) - set(states[0]["param_groups"][0]) - {"initial_lr"}

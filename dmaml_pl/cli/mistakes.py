@@ -271,7 +271,7 @@ def _name(way: Any) -> str:
 def _classes(way: Any) -> dict[type, int]:
     """The classes that such a setting names by their path, and how many arguments they get when they are made later."""
     arguments = 0
-    if get_origin(way) is Callable:
+    if get_origin(way) is Callable and get_args(way):
         taken, way = get_args(way)
         arguments = len(taken) if isinstance(taken, list) else 0
     kinds = [get_origin(each) or each for each in _ways(way)]

@@ -109,7 +109,9 @@ def _check_trainer(trainer: Any, data: TaskDataModule) -> None:
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but must be 1: for a larger "
             "meta-batch set data.meta_batch."
         )
-    every, limit = trainer.val_check_interval, trainer.limit_train_batches
+    every, limit = getattr(trainer, "val_check_interval", None), trainer.limit_train_batches
+    if every is None:
+        raise ConfigError("trainer.val_check_interval is a time, but must be a number of runs, or a share of an epoch.")
     if isinstance(every, int) and every < 1:
         raise ConfigError(f"trainer.val_check_interval is {every}, but must be at least 1 (runs).")
     runs = data.runs_per_epoch

@@ -26,6 +26,7 @@ TOGETHER = {
     "TORCHELASTIC_RUN_ID": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", PORT),
     "RANK": ("WORLD_SIZE", "MASTER_ADDR", PORT),
     "LOCAL_RANK": ("WORLD_SIZE",),
+    "LOCAL_WORLD_SIZE": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
     "SLURM_NTASKS": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
 }
 """What launchers set together: torchrun, Kubernetes' PyTorchJob, srun."""

@@ -156,7 +156,7 @@ class CheckedModule(RunModule):
             self.engine.for_training(self.learner, many.to(self.device))
 
     def _check_losses(self, prediction: Tensor, targets: Tensor) -> None:
-        for name in ("support_loss", "query_loss"):
+        for name in ("support_loss", "query_loss", "measure"):
             loss = getattr(self.objective, name)(prediction, targets)
             if not isinstance(loss, Tensor) or loss.ndim:
                 given = f"a tensor (shape: {tuple(loss.shape)})" if isinstance(loss, Tensor) else f"{loss!r}"

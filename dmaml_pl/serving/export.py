@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -32,11 +34,18 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("ckpt", type=Path, metavar="CHECKPOINT", help="of a training, such as best.ckpt")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new one, or one to be exported to again")
-    parser.add_argument("--license", help="of the weights, such as mit or cc-by-4.0, for the model card")
+    parser.add_argument("--license", type=_license, help="of the weights, such as mit or cc-by-4.0, for the model card")
     given = parser.parse_args(words)
     export(given.ckpt, given.folder, given.license)
     print(f"Exported to {given.folder}: dmaml adapt --ckpt {given.folder} --support ... takes it as it is.")
     return 0
+
+
+def _license(text: str) -> str:
+    """The type of --license, which stands in the card as it is."""
+    if not re.fullmatch(r"[\w.+-]+", text):
+        raise argparse.ArgumentTypeError(f"is {text!r}, but must be a name such as mit or cc-by-4.0")
+    return text
 
 
 def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noqa: A002 - the word of model cards

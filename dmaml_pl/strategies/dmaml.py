@@ -151,7 +151,11 @@ class DMAMLStrategy(WorkerStrategy):
             weight, merged = rule.weight(report), rule.merge(start, start + 1e-3)
             torch.save(rule.state_dict(), io.BytesIO())
             fits = merged.shape == start.shape and bool(torch.isfinite(merged).all())
-            why = "" if fits and 0 <= weight < math.inf else f"it gives {merged}, and a run the weight {weight}"
+            why = (
+                ""
+                if fits and 0 <= weight < math.inf
+                else f"it gives {merged[:3].tolist()} and so on, and a run counts {weight}"
+            )
         except Exception as error:  # of a user's own rule, too
             why = reason_of(error)
         if why:

@@ -46,7 +46,10 @@ def _compiled(source: Path) -> Path:
     Raises:
         NoLibraryError: there is no compiler, or it failed.
     """
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
+    except ValueError as error:
+        raise NoLibraryError(f"CXX is {os.environ['CXX']!r}: {error}") from error
     # What the compiler knows of itself and of this machine's processor: folders may be shared between machines.
     target = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
     text = b"".join(file.read_bytes() for file in (source, *sorted(FOLDER.glob("*.h"))))
