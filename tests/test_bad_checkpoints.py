@@ -181,7 +181,12 @@ def test_weights_that_are_not_finite_or_no_weights_are_refused(
 ) -> None:
     name = "learner.network.layers.0.weight"
     weights = trained["state_dict"][name]
-    for other in (weights * float("nan"), weights.to("meta"), trained["state_dict"][name].long().tolist()):
+    for other in (
+        weights * float("nan"),
+        weights.to("meta"),
+        weights.to_sparse(),
+        trained["state_dict"][name].long().tolist(),
+    ):
         torch.save(trained | {"state_dict": trained["state_dict"] | {name: other}}, "t.ckpt")
         text = refusal(command, "--ckpt_path", "t.ckpt", config=changed(SINUSOID, {"trainer.max_steps": 2}))
         assert text.startswith(("--ckpt_path t.ckpt is of no use: ", "--ckpt_path t.ckpt was made for another network"))

@@ -75,7 +75,8 @@ def read_plain(path: Path, complaint: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a foreign file
+            for message in ("Detected pickle protocol", "Validating sparse tensor"):  # of a foreign file
+                warnings.filterwarnings("ignore", message=message)
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can lead to any
         raise CheckpointError(complaint) from error
@@ -144,7 +145,12 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: Path, option
                 "model.network. Use the config that it was trained with, or another checkpoint."
             )
         kept = held[name]
-        if not (isinstance(kept, Tensor) and not kept.is_meta and bool(torch.isfinite(kept).all())):
+        if not (
+            isinstance(kept, Tensor)
+            and kept.layout is torch.strided
+            and not kept.is_meta
+            and bool(torch.isfinite(kept).all())
+        ):
             raise CheckpointError(f"{option}{path} is of no use: not all values of {name} are finite numbers.")
         if kept.is_floating_point() != wanted[name].is_floating_point():
             raise CheckpointError(f"{option}{path} is of no use: {name} is of type {kept.dtype}.")
