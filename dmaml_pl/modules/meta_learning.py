@@ -46,11 +46,11 @@ class MetaLearning(CheckedModule):
         run_length: H, meta-iterations of a run where the strategy does not set it.
         engine: "learn2learn" adapts to one task after another, "per_task" as well, on all threads and faster for
             large networks on CPUs, "vectorized" to all of a meta-batch at once, "native" trains chains of convolutions
-            on CPUs by C++ that is compiled once; "auto" takes the fastest one that can run the network where it is, by
-            the work in a task and the length of the training.
+            and linear layers on CPUs by C++ that is compiled once; "auto" takes the fastest one that can run the
+            network where it is, by the work in a task and the length of the training.
         compile: compile the meta-gradient of the vectorized engine, which takes a while once. "auto" does so where the
-            training has enough meta-iterations for it to pay, but never convolutions on CPUs. What the network decides
-            in Python is decided when it is compiled.
+            training has enough meta-iterations for it to pay, but never convolutions on CPUs. Small linear layers, too,
+            are then left to native by "auto". What the network decides in Python is decided when it is compiled.
         task_chunk: tasks that are in memory at a time, at most; the meta-gradients of chunks are added up. By default
             all where they are executed at once, and as many as there are threads where one after another.
         freeze: which weights stay as they are, as patterns of their names, such as `body.*`; one that begins with `!`

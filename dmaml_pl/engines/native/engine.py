@@ -1,16 +1,15 @@
-"""The fast engine for small convolutional networks on CPUs: no autograd, but C++ for chains of known layers.
+"""The fast engine for small networks on CPUs: no autograd, but C++ for chains of known layers.
 
 A meta-gradient is that of the query loss, carried back through the steps w' = w - r g of the inner loop: v becomes
 v - H (r v), where the Hessian of the support loss times a vector is the gradient's derivative along it, forward over
 reverse. Tasks are computed one by one in threads, in memory that is kept, and added up in their order, so that threads
 do not change the bits. All else (evaluation, predictions, autocast) is left to the engine that executes tasks one by
 one.
-
-Legend: T tasks, Q query samples, P parameters as the C++ has them, I adaptation steps.
 """
 
 import copy
 from collections.abc import Hashable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -64,9 +63,9 @@ class NativeEngine(PerTaskEngine):
         """Add the meta-gradient of all tasks to the parameters' `.grad`."""
         if of != "loss" or torch.is_autocast_enabled("cpu"):
             return super().meta_gradient(learner, batch, backward, of)
-        threads = torch.get_num_threads()
-        layout = self._layout(learner, batch)
-        with limited_threads(1):  # what surrounds the C++ is small, and threads would wait for each other
+        threads, layout = torch.get_num_threads(), self._layout(learner, batch)
+        # What surrounds the C++ is small, and threads would wait for each other.
+        with nullcontext() if threads == 1 else limited_threads(1):
             gradients, found = self._compute(learner, batch, threads, layout)
         metric = found.loss
         if not self.objective.shows_its_loss:
@@ -107,9 +106,10 @@ class NativeEngine(PerTaskEngine):
             UnknownLayerError: of what is not known.
         """
         sample, layouts = batch.query.x.shape[2:], self._layouts.setdefault(learner, {})
-        if sample not in layouts or not layouts[sample].holds():
-            layouts[sample] = Layout(learner, sample)
-        return layouts[sample]
+        layout = layouts.get(sample)
+        if layout is None or not layout.holds():
+            layout = layouts[sample] = Layout(learner, sample)
+        return layout
 
     def _machine(self, learner: MetaLearner, batch: TaskBatch, layout: Layout) -> Machine:
         shapes, steps = [samples.x.shape for samples in (batch.support[0], batch.query)], learner.algorithm.steps
