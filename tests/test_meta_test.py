@@ -154,7 +154,8 @@ def test_why_there_is_no_baseline_is_told() -> None:
     assert refusal(convolutions, glyphs()) == "Sequential has no linear layer (nn.Linear) at its end to exchange"
     told = refusal(Conv4(filters=4), glyphs(), Unequal())
     assert told is not None
-    assert told.startswith("Unequal has no loss for 164 classes at once (weight tensor should be")
+    assert told.startswith(f"Unequal has no loss for 164 classes at once (RuntimeError in {__file__}, line ")
+    assert ": weight tensor should be" in told
 
 
 # -- metrics of a result -------------------------------------------------------------------------------------------
