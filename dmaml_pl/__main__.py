@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
-from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files
+from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files, check_own_data
 from dmaml_pl.cli.commands import LIGHT, TRAININGS, light_command
 from dmaml_pl.cli.configs import make_own_importable
 from dmaml_pl.errors import ConfigError, DmamlError, in_one_line, tell
@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
                 check_command(words, TRAININGS)
                 check_config_files(words)
                 check_checkpoint(words)
+                check_own_data(words)
             make_own_importable(words)
             if sys.stderr.isatty():
                 print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)

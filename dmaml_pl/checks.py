@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, DataError
 
 
 def require_positive(**settings: float) -> None:
@@ -34,6 +34,9 @@ def require_not_negative(**settings: float) -> None:
         if not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value}, but must be 0 or greater{', and finite' * (value > 0)}.")
 
+
+PICTURES = "root/CLASS/PICTURE, or root/train/CLASS/PICTURE and the same with val and test"
+"""How a user's own pictures are to lie."""
 
 MOST_STEPS = 10_000
 """Steps of an inner loop; even one task is tried with them before a training."""
@@ -63,6 +66,26 @@ def require_one_of(setting: str, value: str, choices: tuple[str, ...]) -> None:
 def at_home(path: str) -> Path:
     """The path with `~` as the user's folder; that of a user who is not there stays as it is, and is not found."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - which raises an error of no setting
+
+
+def require_pictures(root: Path) -> None:
+    """Check that the folder of a user's own pictures is there.
+
+    Raises:
+        DataError: it is not; says what is expected of it.
+    """
+    if not root.is_dir():
+        raise DataError(f"data.root is {root}, but there is no such folder: {PICTURES} is expected.")
+
+
+def require_table(path: Path, setting: str = "data.path") -> None:
+    """Check that a user's own table is there.
+
+    Raises:
+        DataError: it is not; names the setting.
+    """
+    if not path.is_file():
+        raise DataError(f"{setting} is {path}, but there is no such file: a CSV or Parquet file is expected.")
 
 
 def require_folder(setting: str, folder: Path) -> None:

@@ -29,6 +29,19 @@ sys.exit(main(sys.argv[1:]))
         (["test", "--config", "sinusoid", "--ckpt_path", "nope.ckpt"], "--ckpt_path is nope.ckpt, but there is no su"),
         (["adapt", "--ckpt", "nope.ckpt", "--support", ".", "--query", "."], "--ckpt is nope.ckpt, but there is no"),
         (["study", "workers", "--config", "nope.yaml"], "--config is nope.yaml, but there is no such file."),
+        (
+            ["fit", "--config", "image_folder", "--data.root=none"],
+            "data.root is none, but there is no such folder",
+        ),
+        (
+            ["fit", "--data", "Tabular", "--data.path", "none.csv"],
+            "data.path is none.csv, but there is no such file",
+        ),
+        (
+            ["study", "workers", "--config", "tabular"],
+            "data.path is data/table.csv, but there is no such file",
+        ),
+        (["export", "nope.ckpt", "folder"], "nope.ckpt is not there: give the checkpoint of a training, such as best."),
         (["fits"], "fits is not a command. Did you mean fit?"),
         (["fit", "more"], "more is not a setting: those are given as --NAME VALUE"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_info
 
+from dmaml_pl.checks import PICTURES, require_pictures
 from dmaml_pl.data import SPLITS, Split
 from dmaml_pl.errors import DataError
 
@@ -27,7 +28,6 @@ SPLIT_NAMES: dict[str, Split] = {
 
 HEIC = (".heic", ".heif", ".hif")
 _SAID: set[str] = set()
-FORM = "root/CLASS/PICTURE, or root/train/CLASS/PICTURE and the same with val and test"
 
 Files = dict[str, dict[str, list[Path]]]
 """Of each split (or of the one part `UNSPLIT`) the pictures of each class, by its name."""
@@ -43,13 +43,12 @@ def find_classes(root: Path) -> Files:
     Raises:
         DataError: the folder is missing or empty, or it cannot be told what is a class.
     """
-    if not root.is_dir():
-        raise DataError(f"data.root is {root}, but there is no such folder: {FORM} is expected.")
+    require_pictures(root)
     below = pictures_below(root)
     if root in below:
-        raise DataError(f"data.root {root} has the picture {below[root][0].name} outside of any class: {FORM}.")
+        raise DataError(f"data.root {root} has the picture {below[root][0].name} outside of any class: {PICTURES}.")
     if not below:
-        raise DataError(f"data.root {root} has no folders with pictures in it: {FORM} is expected.")
+        raise DataError(f"data.root {root} has no folders with pictures in it: {PICTURES} is expected.")
     for folder, files in below.items():
         outer = next((parent for parent in folder.parents if parent in below), None)
         if outer is not None:

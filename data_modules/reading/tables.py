@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from dmaml_pl.checks import require_one_of
+from dmaml_pl.checks import require_one_of, require_table
 from dmaml_pl.errors import ConfigError, DataError
 
 PARQUET = (".parquet", ".pq")
@@ -77,8 +77,7 @@ class Table:
     def __init__(self, path: Path, setting: str = "data.path", dialect: Dialect | None = None) -> None:
         self.path = path
         dialect = dialect or Dialect()
-        if not path.is_file():
-            raise DataError(f"{setting} is {path}, but there is no such file: a CSV or Parquet file is expected.")
+        require_table(path, setting)
         suffix = path.suffix.lower()
         if suffix in SPREADSHEETS:
             raise DataError(f"{setting} is {path}, which is a spreadsheet: save it as CSV, and give that.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from dmaml_pl.checks import or_last, suggest
+from dmaml_pl.checks import at_home, or_last, require_pictures, require_table, suggest
 from dmaml_pl.cli import configs
 from dmaml_pl.errors import CheckpointError, ConfigError, reason_of
 
@@ -18,6 +18,13 @@ MOST = 100_000
 
 STREAMS = ("/dev/stdin", "/dev/fd/")
 """Where a configuration may come through a pipe: of the shell's `|`, and its `<(...)`."""
+
+OWN_DATA = {
+    "ImageFolder": ("root", require_pictures),
+    "Tabular": ("path", require_table),
+    "TabularClasses": ("path", require_table),
+}
+"""The data modules that read a user's own files: which setting names them, and the check that they are there."""
 
 MERGE = "tag:yaml.org,2002:merge"
 """Of the key `<<`, which may come more than once."""
@@ -98,6 +105,36 @@ def check_checkpoint(words: list[str]) -> None:
         if name == "--ckpt_path" and chosen and not os.path.isfile(wanted):  # noqa: PTH113 - also of a name too long
             instead = or_last(Path(wanted), "give best, last or a file")
             raise CheckpointError(f"--ckpt_path is {wanted}, but there is no such file: {instead}.")
+
+
+def check_own_data(words: list[str]) -> None:
+    """Check that the pictures or the table to train on are there, where a data module of ours will read them.
+
+    Raises:
+        DataError: names the setting.
+    """
+    if any(word.startswith(("--help", "-h", "--print_config")) for word in words):
+        return
+    kind, settings = "", dict[str, object]()
+    for word, after in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        given = value if equals else after
+        if name in ("-c", "--config") and (path := configs.find(given)).is_file():
+            data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
+            data = data if isinstance(data, dict) else {"class_path": data}
+            kind = str(data.get("class_path") or kind)
+            given_here = data.get("init_args")
+            settings |= given_here if isinstance(given_here, dict) else {}
+        elif name in ("--data", "--data.class_path"):
+            kind = given
+        else:
+            settings[name.removeprefix("--data.").removeprefix("init_args.")] = given
+    package, _, kind = kind.rpartition(".")
+    if kind in OWN_DATA and package.partition(".")[0] in ("", "data_modules", "dmaml_pl"):
+        setting, check = OWN_DATA[kind]
+        path = settings.get(setting)
+        if isinstance(path, str) and path and "$" not in path:
+            check(at_home(path))
 
 
 def check_yaml(option: str, path: Path) -> None:

@@ -37,7 +37,7 @@ class MetaTestReport(pl.Callback):
         tasks: tasks to plot, 100 at most.
         baseline_budget: samples (environments: steps in them) that the baseline may see, as a share of those that the
             training saw; 0 leaves it out. A quarter costs about a tenth of the training's time; more did not help where
-            it was measured (docs/evaluation.md).
+            it was measured.
         per_task: whether report.json holds the metric of every single task, too.
         clips: tasks in environments to film, each a GIF of the adapted policy; a picture takes about 50 ms.
 

@@ -60,12 +60,12 @@ def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noq
         CheckpointError: the checkpoint cannot be read, or does not say what network it is of.
         ConfigError: the folder cannot be written, or holds something else.
     """
-    from dmaml_pl.checkpoints.lookup import read_plain  # noqa: PLC0415 - with PyTorch
-
     if not ckpt.is_file():
         raise CheckpointError(
             f"{ckpt} is not there: {or_last(ckpt, 'give the checkpoint of a training, such as best.ckpt')}."
         )
+    from dmaml_pl.checkpoints.lookup import read_plain  # noqa: PLC0415 - with PyTorch
+
     checkpoint = read_plain(ckpt, f"{ckpt} is truncated, damaged, or no checkpoint at all.")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):
         raise CheckpointError(f"{ckpt} does not say what network it is of: export a checkpoint of dmaml fit.")

@@ -51,15 +51,15 @@ class DMAMLStrategy(WorkerStrategy):
             a training cannot be repeated to the bit.
         merge: how the workers' weights become one; the plain mean of the thesis by default.
         moments: what becomes of the workers' own optimizer moments at a merge: "keep" (each its own), "average" (sent
-            along with the weights), or "reset" (start anew). docs/studies.md has the measurement behind the default.
-            A single worker's are left alone.
+            along with the weights; ahead on images), or "reset" (start anew, which costs much where runs are short). A
+            single worker's are left alone.
         transfer_dtype: "float32" sends the weights as they are; "bfloat16" sends each worker's displacement
             from the run's start, in half the bytes.
         overlap: send while the next run is made, and add what the merge has changed when that ends (delayed averaging:
             Zhou et al. 2020, arXiv:2006.00441). Before a validation or a checkpoint the merge is waited for, so it
             pays only where these do not follow every run.
         elastic: whether workers may be lost, restarted and added while the training runs, on any number of machines,
-            none of them special (docs/elastic.md, `elastic.py`). Needs the extra `dmaml_pl[elastic]`.
+            none of them special. Needs the extra `dmaml_pl[elastic]`.
         settings: those of `WorkerStrategy`. `timeout` must exceed the time by which the slowest worker's run is longer
             than the fastest's, and the start-up of all workers.
 

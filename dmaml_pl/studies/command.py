@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmaml_pl.cli.command_line import check_config_files
+from dmaml_pl.cli.command_line import check_config_files, check_own_data
 from dmaml_pl.cli.configs import find
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError, DmamlError
@@ -142,7 +142,9 @@ def main(words: list[str]) -> int:
 
 
 def _check(given: argparse.Namespace, rest: list[str]) -> None:
-    check_config_files([word for file in given.config for word in ("--config", str(file))])
+    files = [word for file in given.config for word in ("--config", str(file))]
+    check_config_files(files)
+    check_own_data([*files, *rest])
     simulate = given.kind == "workers" and given.simulate
     taken = _OWN | ({"--trainer.strategy": "--gradients averages them at every meta-iteration"} if simulate else {})
     for word in rest:
