@@ -53,6 +53,10 @@ class Benchmark(PictureTasks):
         size: pixels along each axis.
         fit: what happens to pictures that are not square.
         expected: what a root may hold, in words.
+
+    Examples:
+        >>> CIFARFS(root="data/cifar-fs", download=True).title
+        'CIFAR-FS'
     """
 
     title: str

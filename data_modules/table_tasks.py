@@ -59,6 +59,11 @@ class TableTasks(TaskDataModule):
 
     Attributes:
         scaling: how the units of the file become those of the tasks; None where they are the same, or before `setup`.
+
+    Examples:
+        >>> written = {"delimiter": ";", "decimal": ",", "encoding": "cp1252"}
+        >>> Tabular(path="table.csv", inputs=["celsius"], targets=["volt"], task_column="sensor", **written).dialect
+        Dialect(delimiter=';', decimal=',', encoding='cp1252')
     """
 
     def __init__(

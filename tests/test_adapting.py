@@ -218,12 +218,14 @@ def test_an_algorithm_that_the_configuration_names_is_made(sines: Path) -> None:
 
 def test_a_class_of_ones_own_is_made_where_it_is_trusted(sines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_nets.py").write_text("from dmaml_pl import MLP\nclass Wide(MLP):\n    pass\n")
-    monkeypatch.syspath_prepend(".")
     network = {"class_path": "own_nets.Wide", "init_args": {"hidden": [8, 8]}}
     model = {"class_path": "dmaml_pl.MetaLearning", "init_args": {"network": network}}
     file = edited(sines, Path("edited.ckpt"), config={"model": model, "data": SINES["data"]})
     with pytest.raises(CheckpointError, match=r"give --trust own_nets \(trust="):
         dmaml_pl.load(file)
+    with pytest.raises(CheckpointError, match=r"not there \(No .*\): give its file, --trust FOLDER/own_nets\.py"):
+        dmaml_pl.load(file, trust=["own_nets"])
+    monkeypatch.syspath_prepend(".")
     assert type(dmaml_pl.load(file, trust=["own_nets"]).module.network).__name__ == "Wide"
 
 

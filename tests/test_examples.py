@@ -15,8 +15,8 @@ from torch import nn
 
 import dmaml_pl
 
-REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 OURS = ("dmaml_pl", "data_modules")
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 SHOWN = [name for page in sorted(REFERENCE.glob("*.md")) for name in re.findall(r"(?m)^::: (\S+)", page.read_text())]
 
 
@@ -27,12 +27,22 @@ def test_the_reference_shows_every_public_name_once() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("name", [name for name in SHOWN if vars(pkgutil.resolve_name(name)).get("__init__")])
-def test_a_class_in_the_reference_describes_each_of_its_settings(name: str) -> None:
-    made = pkgutil.resolve_name(name)
-    described = "".join(inspect.getdoc(each) or "" for each in made.__mro__ if each.__module__.startswith(OURS))
-    settings = inspect.signature(made).parameters.keys() - {"args", "kwargs"}  # a protocol's
-    assert not [each for each in settings if not re.search(rf"(?m)^\s+{each}:", described)]
+def settings_of(made: type) -> set[str]:
+    """What a class of ours takes, by its own name or handed on to its bases."""
+    found: set[str] = set()
+    for each in (each for each in made.__mro__ if each.__module__.startswith(OURS) and "__init__" in vars(each)):
+        parameters = inspect.signature(each).parameters.values()
+        found |= {one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+        if all(one.kind != one.VAR_KEYWORD for one in parameters):
+            break
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in SHOWN if inspect.isclass(pkgutil.resolve_name(name))])
+def test_the_reference_describes_each_setting_of_a_class_with_it_or_with_its_bases(name: str) -> None:
+    made, shown = pkgutil.resolve_name(name), [pkgutil.resolve_name(each) for each in SHOWN]
+    described = "".join(inspect.getdoc(each) or "" for each in made.__mro__ if each in shown)
+    assert not [each for each in settings_of(made) if not re.search(rf"(?m)^\s+{each}:", described)]
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -17,6 +17,7 @@ from data_modules import Glyphs
 from dmaml_pl import Conv4, DMAMLStrategy
 from dmaml_pl.evaluation.baseline import STEP_SIZES, BaselineTraining
 from dmaml_pl.evaluation.curves import MetaTest, half_width
+from dmaml_pl.evaluation.drawing import entitle, new_figure
 from dmaml_pl.evaluation.figures import confusion
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.objectives import Classification, Objective, objective_of
@@ -172,6 +173,14 @@ def test_the_advantage_is_that_on_the_same_tasks() -> None:
     better = MetaTest(CLASSIFICATION, {"trained": hard, "baseline": hard - 1}, 0)
     assert better.advantage is not None
     assert better.advantage[0] == pytest.approx(1)
+
+
+def test_the_title_of_a_narrow_figure_is_not_cut() -> None:
+    figure = new_figure(3.0, 2.0)
+    entitle(figure, "A support sample per class, and queries with their predicted class after 10 adaptation steps")
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    assert title.get_window_extent().width < figure.bbox.width
 
 
 def test_a_confusion_counts_what_was_taken_for_what() -> None:

@@ -277,7 +277,11 @@ def changed(row: int, **cells: Any) -> list[dict[str, Any]]:
         ),
         (changed(7, y=math.inf), {}, r"t\.csv, row 7: column y \(data\.targets\) is inf"),
         (changed(3, line=""), {}, r"t\.csv, row 3: column line \(data\.task_column\) is empty"),
-        (rows(), {"inputs": ["x", "note"]}, r"row 1: column note \(data\.inputs\) is 'text'.* \(\d+ such rows\)"),
+        (
+            rows(),
+            {"inputs": ["x", "note"]},
+            r"row 1: column note .* is 'text'.* \(\d+ such rows\): leave the column out\.",
+        ),
         (rows(), {"inputs": ["w"]}, r"data\.inputs names w, but .*t\.csv has the columns line, note, x, z, y\."),
         (rows(), {"task_column": "w"}, r"data\.task_column names w, but"),
         (

@@ -40,6 +40,10 @@ class Learner:
             same.
         config: configuration of "model" and "data" that it was built from, if it was, to be kept with what is saved.
         data: the data module of the training, which knows how to read a user's pictures.
+
+    Examples:
+        >>> FewShotLearner(MetaLearning(MLP(), MAML())).to("cpu").objective.name
+        'regression'
     """
 
     network: nn.Module

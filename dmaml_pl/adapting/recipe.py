@@ -108,7 +108,9 @@ def _resolved(path: str, trusted: Sequence[str]) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"it names {path}, which is not there ({reason_of(error)})") from error
+        missing = getattr(error, "name", None)
+        remedy = f": give its file, --trust FOLDER/{missing}.py" if missing in trusted else ""
+        raise CheckpointError(f"it names {path}, which is not there ({reason_of(error)}){remedy}") from error
     if not is_trusted(getattr(found, "__module__", None) or module, trusted):  # imported there from elsewhere
         raise _stranger(path, module)
     return found

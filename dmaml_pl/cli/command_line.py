@@ -1,6 +1,7 @@
 """Reads a command line and its files before the parser does, whose errors name neither the command nor the file."""
 
 import os
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ MOST = 100_000
 STREAMS = ("/dev/stdin", "/dev/fd/")
 """Where a configuration may come through a pipe: of the shell's `|`, and its `<(...)`."""
 
-OWN_DATA = {
+OWN_DATA: dict[str, tuple[str, Callable[[Path], None]]] = {
     "ImageFolder": ("root", require_pictures),
     "Tabular": ("path", require_table),
     "TabularClasses": ("path", require_table),
@@ -132,9 +133,9 @@ def check_own_data(words: list[str]) -> None:
     package, _, kind = kind.rpartition(".")
     if kind in OWN_DATA and package.partition(".")[0] in ("", "data_modules", "dmaml_pl"):
         setting, check = OWN_DATA[kind]
-        path = settings.get(setting)
-        if isinstance(path, str) and path and "$" not in path:
-            check(at_home(path))
+        named = settings.get(setting)
+        if isinstance(named, str) and named and "$" not in named:
+            check(at_home(named))
 
 
 def check_yaml(option: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,12 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and is needed rarely
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def entitle(figure: Figure, text: str) -> None:
+    """Set a title above all panels of a figure, in as many lines as its width asks for."""
+    letters = int(15 * figure.get_figwidth())  # of nine points, an inch has some sixteen
+    figure.suptitle(textwrap.fill(text, letters), fontsize=9)
 
 
 def in_colours(*colours: str) -> AbstractContextManager[object]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmaml_pl.data import PlottedTasks
 from dmaml_pl.evaluation.curves import BASELINE, ORACLE, TITLES, TRAINED, UNTRAINED, MetaTest, half_width
-from dmaml_pl.evaluation.drawing import BLACK, BLUE, GREY, LIGHT_BLUE, ORANGE, RED, after, new_figure
+from dmaml_pl.evaluation.drawing import BLACK, BLUE, GREY, LIGHT_BLUE, ORANGE, RED, after, entitle, new_figure
 from dmaml_pl.evaluation.policy_figures import plot_policies
 from dmaml_pl.tasks import ActingSource, TaskBatch
 
@@ -136,7 +136,7 @@ def plot_image_tasks(plotted: PlottedTasks, predictions: Tensor, step: int, path
             axes.text(left + 0.5, top - 0.05, title, color=colour, fontsize=7, ha="center", va="bottom")
     axes.set(xlim=(0, columns), ylim=(TALL * count - 0.32, -0.25))
     title = f"A support sample per class, and queries with their predicted class after {step} adaptation steps"
-    figure.suptitle(f"{title} (blue right, red wrong)", fontsize=9)
+    entitle(figure, f"{title} (blue right, red wrong)")
     figure.savefig(path)
 
 
@@ -166,7 +166,7 @@ def plot_confusion(tasks: TaskBatch, predictions: Tensor, step: int, path: Path)
         axes.set_xlabel("predicted class", fontsize=8)
         axes.set_ylabel("true class", fontsize=8)
         axes.locator_params(integer=True, nbins=MANY_WAYS)
-    figure.suptitle(f"Confusion within a task: query samples after {step} adaptation steps", fontsize=9)
+    entitle(figure, f"Confusion within a task: query samples after {step} adaptation steps")
     figure.savefig(path)
 
 

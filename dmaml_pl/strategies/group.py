@@ -51,6 +51,10 @@ class WorkerGroupStrategy(DDPStrategy):
 
     Raises:
         ConfigError: a setting out of its range.
+
+    Examples:
+        >>> TaskParallelStrategy(timeout=60, process_group_backend="gloo").timeout
+        60
     """
 
     workers_may_change = False

@@ -43,6 +43,10 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     Raises:
         ConfigError: a setting out of its range.
+
+    Examples:
+        >>> DMAMLStrategy(run_length=50, on_non_finite="exclude").run_length
+        50
     """
 
     strategy_name = "workers"
