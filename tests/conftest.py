@@ -23,6 +23,7 @@ def pytest_configure() -> None:
 
 def pytest_collectstart() -> None:
     """One thread, before a test's file is loaded: tests fork workers, and OpenMP's threads do not survive a fork."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when it is loaded; else threads spin on others' cores
     import torch
 
     os.environ["OMP_NUM_THREADS"] = "1"  # else Lightning sets those of this process, also in a fixture of many tests

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-FAULTS_OF_TENSORS = """
+FAULTS = """
 import resource, torch
 from dmaml_pl.launching.memory import keep_freed
 keep_freed()
@@ -20,27 +20,8 @@ for _ in range(10):
     torch.ones(4_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-PAGES = 10 * 16_000_000 // os.sysconf("SC_PAGE_SIZE")
-
-
-def faults(**environment: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS_OF_TENSORS], env=os.environ | environment, capture_output=True, check=True
-    )
-    return int(done.stdout)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_tensors_of_megabytes_are_made_where_others_were_freed_unless_the_user_has_set_the_allocator() -> None:
-    assert faults() < PAGES / 20
-    assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > PAGES / 2
-
-
-PEAK_AFTER_A_HIGHER_ONE = """
-import torch
-from dmaml_pl.launching.memory import keep_freed
+PEAK = """
 from dmaml_pl.modules.memory import PeakMemory
-keep_freed()
 parts = [torch.ones(1_000_000) for _ in range(60)]
 del parts
 memory = PeakMemory(torch.device("cpu"))
@@ -48,9 +29,21 @@ parts = [torch.ones(1_000_000) for _ in range(30)]
 del parts
 print(memory.mib())
 """
+PAGES = 10 * 16_000_000 // os.sysconf("SC_PAGE_SIZE")
+
+
+def printed(program: str, **environment: str) -> list[float]:
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, check=True
+    )
+    return [*map(float, done.stdout.split())]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_the_peak_of_a_training_counts_what_it_takes_of_memory_that_was_freed_before_it() -> None:
-    done = subprocess.run([sys.executable, "-c", PEAK_AFTER_A_HIGHER_ONE], capture_output=True, check=True)
-    assert float(done.stdout) == pytest.approx(30 * 4_000_000 / 2**20, rel=0.1)
+def test_tensors_are_made_where_others_were_freed_which_a_trainings_peak_knows_unless_the_user_set_the_allocator() -> (
+    None
+):
+    faults, peak = printed(FAULTS + PEAK)
+    assert faults < PAGES / 20
+    assert peak == pytest.approx(30 * 4_000_000 / 2**20, rel=0.1)  # not of the higher one before it
+    assert printed(FAULTS, MALLOC_MMAP_THRESHOLD_="1000000")[0] > PAGES / 2
