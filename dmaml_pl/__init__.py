@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dmaml_pl.checks import require_platform
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -242,6 +244,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_platform()
     strategies = importlib.import_module("dmaml_pl.strategies")  # always: Lightning then knows them by their names
     home = next((home for home, names in _NAMES.items() if name in names), None)
     return getattr(importlib.import_module(home) if home else strategies, name)

@@ -9,10 +9,11 @@ from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
+from dmaml_pl.checks import require_platform
 from dmaml_pl.cli.command_line import check_checkpoint, check_command, check_config_files, check_own_data
 from dmaml_pl.cli.commands import LIGHT, TRAININGS, light_command
 from dmaml_pl.cli.configs import make_own_importable
-from dmaml_pl.errors import ConfigError, DmamlError, in_one_line, tell
+from dmaml_pl.errors import DmamlError, in_one_line, tell
 from dmaml_pl.launching.leaving import leave
 from dmaml_pl.launching.memory import keep_freed
 from dmaml_pl.launching.variables import check_variables
@@ -63,8 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dmaml_pl {__version__}")
         return 0
     try:
-        if sys.platform == "win32":
-            raise ConfigError("dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux.")
+        require_platform()
         with in_one_line():
             if words[0] in LIGHT:
                 return light_command(words[0])(words[1:])

@@ -68,6 +68,16 @@ def at_home(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - which raises an error of no setting
 
 
+def require_platform() -> None:
+    """Check that this is a system that can fork.
+
+    Raises:
+        ConfigError: it is Windows; says where on it this package runs.
+    """
+    if sys.platform == "win32":
+        raise ConfigError("dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux.")
+
+
 def require_pictures(root: Path) -> None:
     """Check that the folder of a user's own pictures is there.
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
+import dmaml_pl
 from dmaml_pl.__main__ import main
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
@@ -121,6 +122,8 @@ def test_windows_is_told_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert main(["fit", "--config", "sinusoid"]) == 1
     told = "dmaml forks its workers, which Windows cannot: run it in WSL, Windows' own Linux."
     assert capsys.readouterr().err == f"dmaml: error: {told}\n"
+    with pytest.raises(ConfigError, match=f"^{told}$"):
+        dmaml_pl.fit  # noqa: B018 - as `from dmaml_pl import fit`
 
 
 def test_a_port_that_is_none_is_told_with_its_range(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import DenseNet
 
@@ -173,6 +174,75 @@ def test_a_network_without_a_second_derivative_is_refused_before_it_trains() -> 
         module.engine.for_training(module.learner, points())
     first_order = MetaLearning(Attending(), MAML(first_order=True))
     assert first_order.engine.for_training(first_order.learner, points()) is not None
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - torch.tanh(x) ** 2)
+
+
+class LeavingAutograd(OnceDifferentiable):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = (saved.detach() for saved in ctx.saved_tensors)
+        return gradient.detach() * (1 - torch.tanh(x) ** 2)
+
+
+class Differentiable(OnceDifferentiable):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - torch.tanh(x) ** 2)
+
+
+class StraightThrough(OnceDifferentiable):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class OwnFunction(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(1, 8), nn.Linear(8, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.function.apply(3 * self.first(x)))
+        return out
+
+
+@pytest.mark.parametrize("engine", ["auto", "learn2learn", "per_task"])
+@pytest.mark.parametrize("function", [OnceDifferentiable, LeavingAutograd])
+def test_a_function_of_ones_own_whose_gradient_autograd_takes_for_a_constant_is_refused(
+    engine: EngineName, function: Any
+) -> None:
+    torch.manual_seed(0)
+    module = MetaLearning(OwnFunction(function), engine=engine)
+    with pytest.raises(ConfigError, match=r"second derivative|differentiate twice") as refused:
+        module.engine.for_training(module.learner, points())
+    if engine == "auto":
+        assert str(refused.value).endswith("set model.algorithm.first_order to true.")
+    first_order = MetaLearning(OwnFunction(function), MAML(first_order=True), engine=engine)
+    assert first_order.engine.for_training(first_order.learner, points()) is not None
+
+
+@pytest.mark.parametrize("function", [Differentiable, StraightThrough])
+def test_a_function_of_ones_own_that_can_be_differentiated_twice_is_taken(function: Any) -> None:
+    torch.manual_seed(0)
+    module = MetaLearning(OwnFunction(function))
+    assert module.engine.for_training(module.learner, points()).name == "per_task"
 
 
 def test_a_network_that_draws_at_random_is_not_taken_for_a_strange_one() -> None:

@@ -153,6 +153,23 @@ def test_tied_weights_and_constant_buffers_are_as_by_the_reference() -> None:
     assert_equals_the_reference(made(Tied).double(), MAML(inner_lr=0.1, inner_steps=2))
 
 
+def test_a_layer_that_is_run_twice_under_two_names_is_as_by_the_reference_and_keeps_its_weights() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(1, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+            self.third = self.second
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.tanh(self.third(torch.tanh(self.second(self.first(x))))))
+            return out
+
+    network = made(Twice).double()
+    weight = network.second.weight
+    assert_equals_the_reference(network, MAML(inner_lr=0.1, inner_steps=2))
+    assert network.second.weight is weight
+
+
 def test_gradients_are_added_to_those_that_are_there_and_scaled_by_the_callers_backward() -> None:
     network, rule = network_of("mlp"), MAML(inner_lr=0.1)
     once = gradients_by(vectorized(network, rule), network, rule)[0]

@@ -4,6 +4,7 @@ Legend: T tasks, Q query samples, I adaptation steps.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,12 +38,13 @@ class Learn2LearnEngine(Engine):
                 self._try(learner, task.task(0))
         except RuntimeError as error:
             return f"learn2learn cannot adapt {type(learner.network).__name__} ({reason_of(error)})"
-        try:
-            with trial.trial(learner.network, batch) as task:
-                written = trial.written_buffer(learner.network, task)
-                return None if written else trial.strangeness(learner.network, self.objective, task, one_by_one)
-        except RuntimeError:  # no function of its weights, such as a ScriptModule, of which learn2learn makes copies
-            return None
+        lost = None
+        with suppress(RuntimeError), trial.trial(learner.network, batch) as task:
+            lost = trial.lost_curvature(learner, self.objective, task)
+            # A ScriptModule, of which learn2learn makes copies, is no function of its weights, and raises here.
+            if lost is None and trial.written_buffer(learner.network, task) is None:
+                return trial.strangeness(learner.network, self.objective, task, one_by_one)
+        return lost and f"{type(learner.network).__name__} cannot be adapted ({lost})"
 
     def meta_gradient(
         self, learner: MetaLearner, batch: TaskBatch, backward: Backward = Tensor.backward, of: Of = "loss"

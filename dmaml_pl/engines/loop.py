@@ -59,6 +59,27 @@ def adapts_head_alone(learner: MetaLearner) -> bool:
     return is_split(learner.network) and all(name.startswith(HEAD) for name in learner.algorithm.adapts)
 
 
+def aliases_of(network: nn.Module) -> dict[str, str]:
+    """Further names of tensors that several modules hold, and the first of each.
+
+    `functional_call` would look for them anew in every call, and takes a module that has several names for as many: it
+    then leaves the tensors in it that it was to run with.
+    """
+    first: dict[int, str] = {}
+    found = {}
+    for prefix, module in network.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):  # noqa: SLF001 - by each name
+            whole = f"{prefix}.{name}".removeprefix(".")
+            if tensor is not None and first.setdefault(id(tensor), whole) != whole:
+                found[whole] = first[id(tensor)]
+    return found
+
+
+def named_everywhere(tensors: Weights, aliases: dict[str, str]) -> Weights:
+    """Tensors by their names, and by further ones."""
+    return tensors | {name: tensors[one] for name, one in aliases.items() if one in tensors} if aliases else tensors
+
+
 class _Embedding(NamedTuple):
     """Features (T, B, ...) of inputs (T, B, ...), and the weights that they were computed with.
 
@@ -156,7 +177,8 @@ class NetworkTasks:
 
         def run_head(own: Weights, features: Any) -> Any:
             of_task = {name.removeprefix(HEAD): tensor for name, tensor in own.items()}
-            return functional_call(head, of_all | of_task, (features,))
+            tensors = named_everywhere(of_all | of_task, self._aliases_in_head)
+            return functional_call(head, tensors, (features,), tie_weights=False)
 
         return run_head, self._embedding(shared, x)
 
@@ -186,17 +208,19 @@ class NetworkTasks:
         }
 
     @cached_property
-    def _has_ties(self) -> bool:
-        """Whether a tensor has several names, which `functional_call` would look for anew in every call."""
-        network = self._network
-        named = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
-        return len({id(tensor) for _, tensor in named}) < len(named)
+    def _aliases(self) -> dict[str, str]:
+        return aliases_of(self._network)
+
+    @cached_property
+    def _aliases_in_head(self) -> dict[str, str]:
+        return aliases_of(self._network.get_submodule(HEAD.removesuffix(".")))
 
     def _call(self, tensors: Weights, x: Tensor, part: str | None = None) -> Any:
+        tensors = named_everywhere(tensors, self._aliases)
         if part is None:
-            return functional_call(self._network, tensors, (x,), tie_weights=self._has_ties)
+            return functional_call(self._network, tensors, (x,), tie_weights=False)
         named = {f"network.{name}": tensor for name, tensor in tensors.items()}
-        return functional_call(_Part(self._network, part), named, (x,), tie_weights=self._has_ties)
+        return functional_call(_Part(self._network, part), named, (x,), tie_weights=False)
 
 
 def _same(some: list[Tensor], others: list[Tensor]) -> bool:

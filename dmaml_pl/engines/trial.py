@@ -3,6 +3,7 @@
 Legend: S support samples.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dmaml_pl.engines.loop import Each, NetworkTasks, evaluate, learned, walk
+from dmaml_pl.engines.loop import Each, NetworkTasks, aliases_of, evaluate, learned, named_everywhere, walk
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
 from dmaml_pl.tasks import TaskBatch
 
 NOT_THE_SAME = 0.02
 """So far, as a share of its norm, a gradient may be from the network's own; rounding is far below it, faults above."""
+
+STEP = 1e-5
+"""Of a finite difference in float64, as a share of a direction about as long as the weights."""
 
 _STRANGE = (
     "the gradients of {kind} are not those of the weights it is run with, as where it recomputes activations "
@@ -41,7 +45,7 @@ def written_buffer(network: nn.Module, task: TaskBatch) -> str | None:
     """A buffer that the network writes when it is run, if there is one; no task has buffers of its own."""
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     after = {name: buffer.clone() for name, buffer in before.items()}
-    functional_call(network, after, (task.support[0].x[0],))
+    functional_call(network, named_everywhere(after, aliases_of(network)), (task.support[0].x[0],), tie_weights=False)
     return next((name for name, buffer in before.items() if not torch.equal(after[name], buffer)), None)
 
 
@@ -56,12 +60,83 @@ def failure(learner: MetaLearner, objective: Objective, task: TaskBatch, each: E
             if network.training:
                 loss = evaluate(learner, meta, tasks).differentiate.sum()
                 torch.autograd.grad(loss, [meta[name] for name in learned(meta)], allow_unused=True)
-            else:
-                walk(learner, meta, tasks, learner.algorithm.steps)
+                return lost_curvature(learner, objective, task)
+            walk(learner, meta, tasks, learner.algorithm.steps)
     except Exception as error:  # a user's own network may raise anything
         lines = str(error).splitlines() or [type(error).__name__]
         return lines[0].split(". ")[0].rstrip(".")
     return None
+
+
+def lost_curvature(learner: MetaLearner, objective: Objective, task: TaskBatch) -> str | None:
+    """Why second derivatives are not those of the loss, where a function of a user's own gives its gradient.
+
+    Autograd takes what such a function's backward computes for a constant where it is marked `once_differentiable`, or
+    leaves autograd, and says nothing. In float64 the change of the gradient along a direction is compared with what
+    autograd says of it. A gradient that is not the loss's own on purpose, such as one straight through a rounding, is
+    left alone.
+    """
+    network, support = learner.network, of_one_class(task).support[0]
+    if learner.algorithm.first_order or not isinstance(support.y, Tensor):
+        return None
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # which it may write
+    output = functional_call(
+        network, named_everywhere(buffers, aliases_of(network)), (support.x[0],), tie_weights=False
+    )
+    if not _has_own_functions(objective.support_loss(output, support.y[0])):
+        return None
+    x, y = (each[0].double() if each.is_floating_point() else each[0] for each in (support.x, support.y))
+    try:
+        is_lost = _is_curvature_lost(network, lambda output: objective.support_loss(output, y), x)
+    except Exception:  # it cannot be told: not everything is there in float64, or can be copied
+        return None
+    told = "its second derivative is not that of the loss, as of a torch.autograd.Function that is once_differentiable"
+    return told if is_lost else None
+
+
+def _is_curvature_lost(network: nn.Module, loss_of: Callable[[Any], Tensor], x: Tensor) -> bool:
+    exact = copy.deepcopy(network).double()
+    weights: list[Tensor] = [p for p in exact.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    along = [_noise(p, generator) for p in weights]
+
+    def at(step: float) -> tuple[Tensor, list[Tensor]]:
+        with torch.no_grad():
+            for weight, direction in zip(weights, along, strict=True):
+                weight.add_(direction, alpha=step)
+        loss = loss_of(exact(x))
+        found = torch.autograd.grad(loss, weights, create_graph=step == 0, allow_unused=True)
+        return loss, [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+
+    _, gradient = at(0)
+    slope = _dot(gradient, along)
+    told = _gradient(slope, weights) if slope.requires_grad else [torch.zeros_like(w) for w in weights]
+    (above, gradient_above), (below, gradient_below) = at(STEP), at(-2 * STEP)
+    measured = [(one - other) / (2 * STEP) for one, other in zip(gradient_above, gradient_below, strict=True)]
+    size = float((_dot(gradient, gradient) * _dot(along, along)).detach()) ** 0.5
+    if abs(float((above - below).detach() / (2 * STEP) - slope.detach())) > 1e-3 * size:
+        return False
+    missing = [one - other for one, other in zip(measured, told, strict=True)]
+    least = NOT_THE_SAME**2 * float(_dot(measured, measured)) + (1e-6 * size) ** 2
+    return bool(float(_dot(missing, missing)) > least)
+
+
+def _has_own_functions(loss: Tensor) -> bool:
+    """Whether functions of a user's own, in Python or C++, are in the graph that leads to a loss."""
+    seen, ahead = set[Any](), list[Any]([loss.grad_fn])
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
+            return True
+        seen.add(node)
+        ahead += [each for each, _ in node.next_functions]
+    return False
+
+
+def _dot(some: list[Tensor], others: list[Tensor]) -> Tensor:
+    return torch.stack([(one * other).sum() for one, other in zip(some, others, strict=True)]).sum()
 
 
 def strangeness(network: nn.Module, objective: Objective, task: TaskBatch, each: Each) -> str | None:

@@ -171,7 +171,7 @@ class CheckedModule(RunModule):
             return self.learner.network(batch.support_x[0])
         x, y = batch.support_x[0], batch.support_y[0]
         weights = adapted_weights(self.learner, self.objective, x, y, steps=0)
-        output: Tensor = functional_call(self.learner.network, weights, (x,))
+        output: Tensor = functional_call(self.learner.network, weights, (x,), tie_weights=False)
         return output
 
     def _check_split(self, x: Tensor) -> None:
