@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -236,6 +237,31 @@ def test_a_function_of_ones_own_whose_gradient_autograd_takes_for_a_constant_is_
         assert str(refused.value).endswith("set model.algorithm.first_order to true.")
     first_order = MetaLearning(OwnFunction(function), MAML(first_order=True), engine=engine)
     assert first_order.engine.for_training(first_order.learner, points()) is not None
+
+
+@pytest.mark.parametrize("wrapped", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_the_second_derivative_of_pytorchs_weight_norm_is_wrong_and_refused(wrapped: Any) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older of the two is on its way out
+        network = nn.Sequential(wrapped(nn.Linear(1, 8)), nn.Tanh(), nn.Linear(8, 1))
+    module = MetaLearning(network)
+    with pytest.raises(
+        ConfigError, match=r"second derivative .* weight_norm.*set model\.algorithm\.first_order to true\.$"
+    ):
+        module.engine.for_training(module.learner, points())
+
+
+def test_a_network_that_writes_its_weights_is_refused() -> None:
+    class Short(Words):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(10, 3, max_norm=0.5)
+
+    for engine in ENGINES:
+        learner = MetaLearner(Short().double(), MAML(inner_lr=0.5))
+        with pytest.raises(ConfigError, match=r"writes its weights|performance drop"):
+            EngineChoice(engine, objective_of("regression")).for_training(learner, sentences())
 
 
 @pytest.mark.parametrize("function", [Differentiable, StraightThrough])

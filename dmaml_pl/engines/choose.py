@@ -262,7 +262,8 @@ class EngineChoice:
 
     def _remedy(self, learner: MetaLearner, batch: TaskBatch) -> str:
         """What can be done about a learner that no engine can run, if it is the second derivative that fails."""
-        first_order = copy.deepcopy(learner)
+        first_order = copy.copy(learner)  # whole networks cannot always be copied
+        first_order.__dict__["_modules"] = {"network": learner.network, "algorithm": copy.deepcopy(learner.algorithm)}
         first_order.algorithm.first_order = True
         if learner.algorithm.first_order or self._engines["per_task"].refusal(first_order, batch) is not None:
             return ""

@@ -3,9 +3,8 @@
 Legend: S support samples.
 """
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dmaml_pl.algorithms.base import Weights
 from dmaml_pl.engines.loop import Each, NetworkTasks, aliases_of, evaluate, learned, named_everywhere, walk
 from dmaml_pl.learner import MetaLearner
 from dmaml_pl.objectives import Objective
@@ -20,6 +20,9 @@ from dmaml_pl.tasks import TaskBatch
 
 NOT_THE_SAME = 0.02
 """So far, as a share of its norm, a gradient may be from the network's own; rounding is far below it, faults above."""
+
+WRONG_IN_PYTORCH = "WeightNormInterfaceBackward0"
+"""PyTorch's own node whose second derivative is wrong: it takes the norms of the weights for constants."""
 
 STEP = 1e-5
 """Of a finite difference in float64, as a share of a direction about as long as the weights."""
@@ -69,66 +72,70 @@ def failure(learner: MetaLearner, objective: Objective, task: TaskBatch, each: E
 
 
 def lost_curvature(learner: MetaLearner, objective: Objective, task: TaskBatch) -> str | None:
-    """Why second derivatives are not those of the loss, where a function of a user's own gives its gradient.
+    """Why second derivatives are not those of the loss, with weight_norm or a function of a user's own in the network.
 
     Autograd takes what such a function's backward computes for a constant where it is marked `once_differentiable`, or
-    leaves autograd, and says nothing. In float64 the change of the gradient along a direction is compared with what
-    autograd says of it. A gradient that is not the loss's own on purpose, such as one straight through a rounding, is
-    left alone.
+    leaves autograd, and says nothing; PyTorch's weight_norm takes norms for constants. In float64 the change of the
+    gradient along a direction is compared with what autograd says of it. A gradient that is not the loss's own on
+    purpose, such as one straight through a rounding, is left alone.
     """
-    network, support = learner.network, of_one_class(task).support[0]
+    network, support, aliases = learner.network, of_one_class(task).support[0], aliases_of(learner.network)
     if learner.algorithm.first_order or not isinstance(support.y, Tensor):
         return None
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # which it may write
-    output = functional_call(
-        network, named_everywhere(buffers, aliases_of(network)), (support.x[0],), tie_weights=False
-    )
-    if not _has_own_functions(objective.support_loss(output, support.y[0])):
+    parameters = dict(network.named_parameters())
+
+    def loss_of(tensors: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        output = functional_call(network, named_everywhere(dict(tensors), aliases), (x,), tie_weights=False)
+        return objective.support_loss(output, y)
+
+    if not _may_lose_curvature(loss_of(buffers | parameters, support.x[0], support.y[0])):
         return None
-    x, y = (each[0].double() if each.is_floating_point() else each[0] for each in (support.x, support.y))
+    x, y = (_exact(each[0]) for each in (support.x, support.y))
+    fixed = {name: _exact(each) for name, each in (buffers | parameters).items()}
+    weights = {name: fixed.pop(name) for name, p in parameters.items() if p.requires_grad}
     try:
-        is_lost = _is_curvature_lost(network, lambda output: objective.support_loss(output, y), x)
-    except Exception:  # it cannot be told: not everything is there in float64, or can be copied
+        is_lost = _is_curvature_lost(lambda own: loss_of(fixed | own, x, y), weights)
+    except Exception:  # it cannot be told: not everything is there in float64
         return None
-    told = "its second derivative is not that of the loss, as of a torch.autograd.Function that is once_differentiable"
+    told = "its second derivative is not that of the loss, as of weight_norm, or of a once_differentiable Function"
     return told if is_lost else None
 
 
-def _is_curvature_lost(network: nn.Module, loss_of: Callable[[Any], Tensor], x: Tensor) -> bool:
-    exact = copy.deepcopy(network).double()
-    weights: list[Tensor] = [p for p in exact.parameters() if p.requires_grad]
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().double() if tensor.is_floating_point() else tensor
+
+
+def _is_curvature_lost(loss_of: Callable[[Weights], Tensor], weights: Weights) -> bool:
     generator = torch.Generator().manual_seed(0)
-    along = [_noise(p, generator) for p in weights]
+    along = [_noise(weight, generator) for weight in weights.values()]
 
-    def at(step: float) -> tuple[Tensor, list[Tensor]]:
-        with torch.no_grad():
-            for weight, direction in zip(weights, along, strict=True):
-                weight.add_(direction, alpha=step)
-        loss = loss_of(exact(x))
-        found = torch.autograd.grad(loss, weights, create_graph=step == 0, allow_unused=True)
-        return loss, [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+    def at(step: float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        moved = [(w + step * each).requires_grad_() for w, each in zip(weights.values(), along, strict=True)]
+        loss = loss_of(dict(zip(weights, moved, strict=True)))
+        return loss.detach(), moved, _gradient(loss, moved, create_graph=step == 0)
 
-    _, gradient = at(0)
+    (_, here, gradient), (above, _, higher), (below, _, lower) = at(0), at(STEP), at(-STEP)
     slope = _dot(gradient, along)
-    told = _gradient(slope, weights) if slope.requires_grad else [torch.zeros_like(w) for w in weights]
-    (above, gradient_above), (below, gradient_below) = at(STEP), at(-2 * STEP)
-    measured = [(one - other) / (2 * STEP) for one, other in zip(gradient_above, gradient_below, strict=True)]
+    told = _gradient(slope, here) if slope.requires_grad else [torch.zeros_like(each) for each in here]
+    measured = [(one - other) / (2 * STEP) for one, other in zip(higher, lower, strict=True)]
     size = float((_dot(gradient, gradient) * _dot(along, along)).detach()) ** 0.5
-    if abs(float((above - below).detach() / (2 * STEP) - slope.detach())) > 1e-3 * size:
+    if abs(float((above - below) / (2 * STEP) - slope.detach())) > 1e-3 * size:
         return False
     missing = [one - other for one, other in zip(measured, told, strict=True)]
     least = NOT_THE_SAME**2 * float(_dot(measured, measured)) + (1e-6 * size) ** 2
     return bool(float(_dot(missing, missing)) > least)
 
 
-def _has_own_functions(loss: Tensor) -> bool:
-    """Whether functions of a user's own, in Python or C++, are in the graph that leads to a loss."""
+def _may_lose_curvature(loss: Tensor) -> bool:
+    """Whether functions of a user's own, in Python or C++, or weight_norm are in the graph that leads to a loss."""
     seen, ahead = set[Any](), list[Any]([loss.grad_fn])
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
             continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
+        is_own = isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name()
+        if is_own or node.name() == WRONG_IN_PYTORCH:
             return True
         seen.add(node)
         ahead += [each for each, _ in node.next_functions]
@@ -167,9 +174,11 @@ def strangeness(network: nn.Module, objective: Objective, task: TaskBatch, each:
             losses = [objective.support_loss(network(x), y) for x, y in samples]
             return _gradient(torch.stack(losses).sum(), list(parameters.values()))
 
-    device = next(iter(values.values())).device.type if values else "cpu"
+    device, kept = next(iter(values.values())).device.type if values else "cpu", list(map(torch.clone, values.values()))
     with torch.autocast(device, enabled=False):
         ours, draws = _watched(by_engine)
+        if not all(map(torch.equal, kept, values.values())):
+            return f"{type(network).__name__} writes its weights when it is run, as embeddings with a max_norm do"
         own, _ = _watched(by_itself)
     if draws or not all(bool(torch.isfinite(gradient).all()) for gradient in own):
         return None
@@ -208,8 +217,8 @@ def _noise(p: Tensor, generator: torch.Generator) -> Tensor:
     return noise * (0.5 * p.detach().abs().mean() + 0.01)
 
 
-def _gradient(loss: Tensor, of: list[Tensor]) -> list[Tensor]:
-    found = torch.autograd.grad(loss, of, allow_unused=True)
+def _gradient(loss: Tensor, of: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    found = torch.autograd.grad(loss, of, create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for w, g in zip(of, found, strict=True)]
 
 
