@@ -79,10 +79,10 @@ def _parameters(
     seeds: Sequence[int], tasks: int, points: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Amplitudes and phases (seeds, T, 1, 1), and then so many inputs (seeds, `points`)."""
-    generator, uniform = torch.Generator(), np.empty((len(seeds), 2 * tasks + points), dtype=np.float32)
-    for seed, row in zip(seeds, uniform, strict=True):
-        generator.manual_seed(seed)
-        row[...] = torch.rand(len(row), generator=generator).numpy()
+    generator, drawn = torch.Generator(), torch.empty(len(seeds), 2 * tasks + points)
+    for seed, row in zip(seeds, drawn.unbind(), strict=True):
+        row.uniform_(generator=generator.manual_seed(seed))
+    uniform: NDArray[np.float32] = drawn.numpy()
     amplitude = 0.1 + 4.9 * uniform[:, :tasks, None, None]
     phase = math.pi * uniform[:, tasks : 2 * tasks, None, None]
     return amplitude, phase, 10.0 * uniform[:, 2 * tasks :] - 5.0

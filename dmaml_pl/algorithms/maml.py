@@ -49,8 +49,9 @@ class MAML(Algorithm):
 
     def begin(self, meta_iteration: int) -> None:
         """First order, until its time is over."""
-        if self._first_order_until is not None:
-            self.first_order = meta_iteration < self._first_order_until
+        is_first_order = meta_iteration < (self._first_order_until or 0)
+        if self._first_order_until is not None and self.first_order is not is_first_order:  # PyTorch sets slowly
+            self.first_order = is_first_order
 
     def step(self, meta: Weights, fast: Weights, gradients: Weights, number: int) -> Weights:
         """Every weight w becomes w - inner_lr * g."""

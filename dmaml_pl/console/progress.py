@@ -54,7 +54,7 @@ class RunProgress(ProgressBar):
         place = f"{done}" if math.isinf(length) else f"{done}/{length:.0f}"
         shown = f"loss {loss:.3f}"
         if pl_module.objective.acts:
-            now, before = (float(pl_module.latest[name]) for name in ("return", "return_before"))
+            now, before = (float(pl_module.under_way.latest[name]) for name in ("return", "return_before"))
             shown = f"return {_figure(pl_module, now)} (before {_figure(pl_module, before)})"
         text = f"run {pl_module.runs_done + 1} ({place}), {shown}{self._validation}"
         self._meter.show(trainer.global_step, text, _counted(trainer, pl_module)[1])
@@ -173,8 +173,8 @@ class RunProgress(ProgressBar):
 def _counted(trainer: pl.Trainer, module: Any) -> tuple[str, float]:
     """What is counted in a training, and how many there are: steps in environments where it makes some, else tasks."""
     if module.objective.acts:
-        return "env steps", module.env_steps + module.env_steps_under_way * trainer.world_size
-    return TASKS, module.tasks_seen + module.tasks_under_way * trainer.world_size
+        return "env steps", module.env_steps + module.under_way.env_steps * trainer.world_size
+    return TASKS, module.tasks_seen + module.under_way.tasks * trainer.world_size
 
 
 def _figure(module: Any, value: float) -> str:

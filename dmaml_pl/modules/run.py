@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,23 @@ from dmaml_pl.runs import ENV_STEPS, RunClock, RunReport, RunStrategy, strategy_
 from dmaml_pl.tasks import TaskBatch, TaskSource, derive_seed, stack_tasks
 
 
+@dataclass(slots=True)
+class RunUnderWay:
+    """How far a run is on this worker; apart from the module, whose attributes take PyTorch a microsecond each to set.
+
+    Attributes:
+        iteration: number of the meta-iteration under way within its run.
+        tasks: seen so far.
+        env_steps: steps in environments made so far.
+        latest: what the last meta-iteration gave, by name.
+    """
+
+    iteration: int = 0
+    tasks: int = 0
+    env_steps: int = 0
+    latest: dict[str, float | Tensor] = field(default_factory=dict)
+
+
 class RunModule(EvaluatedModule):
     """The part of `MetaLearning` that trains.
 
@@ -38,10 +56,7 @@ class RunModule(EvaluatedModule):
         run_length: H, where the strategy does not set it.
         runs_done: runs since the start of the training.
         tasks_seen: tasks that all workers have seen in them.
-        tasks_under_way: tasks that this worker has seen in the run under way.
-        env_steps_under_way: those that this worker has made in the run under way.
-        iteration: number of the meta-iteration under way within its run.
-        latest: what the last meta-iteration gave on this worker, by name.
+        under_way: how far the run under way is on this worker.
         memory: what the training takes of it.
     """
 
@@ -58,11 +73,8 @@ class RunModule(EvaluatedModule):
         self.automatic_optimization = False
         self.runs_done = 0
         self.tasks_seen = 0
-        self.tasks_under_way = 0
         self.env_steps = 0
-        self.env_steps_under_way = 0
-        self.iteration = 0
-        self.latest: dict[str, float | Tensor] = {}
+        self.under_way = RunUnderWay()
         self._validated_on: TaskBatch | None = None
         self._before_merge: tuple[Tensor, Any] | None = None
 
@@ -82,47 +94,48 @@ class RunModule(EvaluatedModule):
         Raises:
             NonFiniteError: the loss or a weight is not finite, and there is no other worker to tell first.
         """
-        run, clock = self.runs_done, RunClock()
+        run, clock, trainer = self.runs_done, RunClock(), self.trainer
         limit, seconds = self.limits_of_run()
-        strategy = strategy_of_runs(self.trainer)
+        strategy = strategy_of_runs(trainer)
         outer, listeners = OuterStep(self, self.gradient_clip), self.listeners("on_meta_iteration_end")
         # Whatever the network draws (dropout) follows from the run, so that a resumed run draws the same.
         torch.manual_seed(derive_seed("run", getattr(tasks, "seed", 0), self.global_rank, run))
         rows: list[dict[str, float | Tensor]] = []
-        failure, seen, act = None, 0, self.act_of(self.learner)
-        worker, device, done = self.global_rank, self.device, self.trainer.global_step
+        failure, act, algorithm = None, self.act_of(self.learner), self.algorithm
+        way = self.under_way = RunUnderWay()
+        worker, device, done = self.global_rank, self.device, trainer.global_step
         with ExitStack() as surroundings:
             while len(rows) < limit and not (rows and clock.seconds() >= seconds):
                 self.answer_the_outside(strategy)
-                self.iteration = len(rows)
-                batch = tasks.sample(worker=worker, run=run, iteration=self.iteration, act=act).to(device)
-                self.algorithm.begin(done + len(rows))
+                way.iteration = len(rows)
+                batch = tasks.sample(worker=worker, run=run, iteration=way.iteration, act=act).to(device)
+                algorithm.begin(done + way.iteration)
                 if not rows:
                     engine = self.engine.for_training(self.learner, batch)
                     surroundings.enter_context(limited_threads(engine.threads(self.learner, batch)))
                 outcome = self._meta_gradient(engine, batch, outer)
                 loss = float(outcome.loss)
                 rows.append(self._row(loss, outcome, batch, outer))
-                failure = None if math.isfinite(loss) else self._not_finite("the query loss", self.iteration)
+                failure = None if math.isfinite(loss) else self._not_finite("the query loss", way.iteration)
                 if strategy is not None:
                     failure = strategy.share_meta_gradient(self.learner.parameters(), outcome.loss, failure)
                 if failure is None:
                     rows[-1] |= self._step(engine, batch, outer, strategy, outcome.loss)
-                seen += batch.tasks
-                self.tasks_under_way, self.latest = seen, rows[-1]
-                self.env_steps_under_way += int(rows[-1].get(ENV_STEPS, 0))
+                way.latest = rows[-1]
+                way.tasks += batch.tasks
+                way.env_steps += int(rows[-1].get(ENV_STEPS, 0))
                 if failure is not None:
                     break
                 for tell in listeners:
-                    tell(self.trainer, self, len(rows), limit, loss)
+                    tell(trainer, self, len(rows), limit, loss)
         if failure is None and not all(
             bool(torch.isfinite(p).all()) for p in self.learner.parameters() if p.requires_grad
         ):
-            failure = self._not_finite("a weight", self.iteration)
-        if failure is not None and self.trainer.world_size == 1:
+            failure = self._not_finite("a weight", way.iteration)
+        if failure is not None and trainer.world_size == 1:
             raise failure
         report: RunReport = _series(rows, limit) | {
-            "tasks": seen,
+            "tasks": way.tasks,
             "iterations": len(rows),
             "share": 1.0 if math.isinf(seconds) else float(len(rows)),
             "failure": failure,
@@ -131,8 +144,8 @@ class RunModule(EvaluatedModule):
         if failure is None and strategy is not None:
             report |= self.own_validation(strategy.validation_tasks)
         self.runs_done += 1
-        self.tasks_seen += seen
-        self.tasks_under_way = self.env_steps_under_way = 0
+        self.tasks_seen += way.tasks
+        way.tasks = way.env_steps = 0
         report["seconds"], report["cpu_seconds"] = clock.seconds(), clock.cpu_seconds()
         return report
 
@@ -150,7 +163,7 @@ class RunModule(EvaluatedModule):
         if strategy is not None:
             # Whoever is not finite is left out, or seen by the weights after the step, which all workers make alike.
             finite = math.isfinite(float(outcome.loss))
-            failure = None if finite else self._not_finite("the query loss", self.iteration)
+            failure = None if finite else self._not_finite("the query loss", self.under_way.iteration)
             strategy.share_meta_gradient(self.learner.parameters(), outcome.loss, failure)
         outer.clip()
         return outcome.loss

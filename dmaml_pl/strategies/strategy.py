@@ -167,7 +167,7 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     def _failure(self, what: str, worker: int) -> NonFiniteError:
         """What ends a run in the meta-iteration under way."""
-        return NonFiniteError(what, worker=worker, run=self._run, iteration=self._module().iteration)
+        return NonFiniteError(what, worker=worker, run=self._run, iteration=self._module().under_way.iteration)
 
     def _stop_together(self, failure: NonFiniteError) -> NoReturn:
         """End the training for what all workers have been told alike, which may be a signal that one has heard."""

@@ -88,9 +88,11 @@ class Sender:
     def put(self, wanted: Operation) -> None:
         """Write an operation down, and send it soon; never raises, never waits."""
         with self._changed:
+            has_its_turn = self.outbox.waits  # already, so that waking it would only take time from the training
             self.outbox.append(wanted)
             self._start()
-            self._changed.notify_all()
+            if not has_its_turn:
+                self._changed.notify_all()
 
     def put_file(self, path: Path, folder: str, name: str | None = None, *, replaced_whole: bool = False) -> None:
         """As `put`: upload a file or folder as it is now into a folder of the artifacts, as `name` if one is given."""
