@@ -133,6 +133,8 @@ def require_file(setting: str, file: Path) -> None:
     """
     try:
         if file.exists():
+            if not file.is_file():  # a device would be no more where a file is written beside it, and put in its place
+                raise ConfigError(f"{setting} is {file}, which is there, and no file: set it to another one.")
             with file.open("ab"):
                 return
     except OSError as error:

@@ -5,9 +5,11 @@ therefore names the setting to change and what it may be.
 """
 
 import os
+import re
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,33 @@ _OTHERS = (
 """What the file of a user's own code has not in its name."""
 
 
+BLANK = "***"
+
+_OF_USER = re.compile(
+    r"""(?<=://)                         # after the scheme:
+    (?: [^\s/@:'"]+                      # a user, who may be a token,
+      | (?! [^\s/@:]* : \d+ (?:[/?#\s'"]|$) )  # or, where that is no host with its port,
+        [^\s/@:'"]* : [^\s'"]+           # a user and a password, in which even @ and / may stand,
+    )(?=@)                               # before the host
+    """,
+    re.VERBOSE,
+)
+_IN_QUERY = re.compile(
+    r"""([?&;] [\w.-]* (?:passw(?:or)?d|pwd|token|secret|key|signature|sig|credential) [\w.-]* =) [^&;#\s'"]+""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """Blank out user, password and tokens of every URI in a text: whoever sees the MLflow run must not get them.
+
+    Where a password holds an unescaped slash after digits alone, it cannot be told from a port and a path.
+    """
+    return _IN_QUERY.sub(rf"\1{BLANK}", _OF_USER.sub(BLANK, text))
+
+
 class DmamlError(Exception):
-    """Base of every error whose message is written for the user.
+    """Base of every error whose message is written for the user; passwords and tokens in it are blanked out.
 
     Examples:
         >>> try:
@@ -32,6 +59,9 @@ class DmamlError(Exception):
         ...     print(error)
         model.network.hidden[0] is 0, but must be greater than 0.
     """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(str(each)) for each in args))
 
     def _render_traceback_(self) -> list[str]:
         """How a notebook shows it; IPython asks."""
@@ -134,7 +164,15 @@ def tell(error: object) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether there was not enough memory, of which PyTorch tells in an error of no type of its own."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in words_of(error)
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says; nothing where it cannot."""
+    try:
+        return str(error)
+    except Exception:  # of a user's own
+        return ""
 
 
 def reason_of(error: BaseException) -> str:
@@ -142,24 +180,25 @@ def reason_of(error: BaseException) -> str:
 
     Where it comes from a user's own code: its type, file and line before them.
     """
-    words, name = " ".join(str(error).split())[:MOST].rstrip(". "), type(error).__name__
+    words, name = " ".join(words_of(error).split())[:MOST].rstrip(". "), type(error).__name__
     before = _place_of(error) if _is_theirs(error) else name if isinstance(error, KeyError) or not words else ""
     return ": ".join(filter(None, (before, words)))
 
 
 def _is_theirs(error: BaseException) -> bool:
     """Whether an error has come through a user's own code."""
-    return any(_is_their_file(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+    return any(is_their_file(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _is_their_file(name: str) -> bool:
+def is_their_file(name: str) -> bool:
+    """Whether a file is none of Python, of a package, or of this one."""
     return not any(other in name for other in _OTHERS)
 
 
 def _place_of(error: BaseException) -> str:
     """Its type, and the last line of a user's own that it has come through; where there is none, the last of all."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = ([frame for frame in frames if _is_their_file(frame.filename)] or frames)[-1]
+    last = ([frame for frame in frames if is_their_file(frame.filename)] or frames)[-1]
     return f"{type(error).__name__} in {last.filename}, line {last.lineno}"
 
 
@@ -168,31 +207,43 @@ _TOLD = (DmamlError, BrokenPipeError, KeyboardInterrupt, SystemExit, GeneratorEx
 
 
 @contextmanager
-def in_one_line(
-    beyond: Callable[[], bool] = lambda: False, known: tuple[type[BaseException], ...] = ()
-) -> Iterator[None]:
-    """Turn what nobody foresaw (what the machine refuses, or a user's own class raises) into one line.
+def in_one_line(known: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Turn what nobody foresaw into one line: what the machine refuses, a user's own class or a library raises.
+
+    Its notes come first, which name the setting that it is of. The traceback goes into a file, which is named.
 
     Args:
-        beyond: asked then, whether the work has begun, in which what comes neither from a user's own code nor from the
-            machine may be a fault of ours, that a traceback shows.
         known: errors beside `DmamlError` that are told by whoever calls.
 
     Raises:
-        ConfigError: names the file, and why.
+        ConfigError: where it comes from, and why.
     """
     try:
         yield
     except BaseException as error:  # of a user's own, too
-        theirs = _is_theirs(error)
-        outside = theirs or isinstance(error, OSError) or out_of_memory(error)
-        if isinstance(error, (*_TOLD, *known)) or sys.flags.dev_mode or (beyond() and not outside):
+        if isinstance(error, (*_TOLD, *known)) or sys.flags.dev_mode:
             raise
         if out_of_memory(error):
             raise ConfigError(
                 f"There is not enough memory ({reason_of(error)}): make the network, a task or data.meta_batch smaller."
             ) from error
+        theirs = _is_theirs(error)
         if isinstance(error, OSError) and error.filename and not theirs:
-            raise ConfigError(f"{error.filename} cannot be used: {error.strerror or error}.") from error
+            raise ConfigError(noted(error, f"{error.filename} cannot be used: {error.strerror or error}.")) from error
         told = reason_of(error) if theirs else f"{_place_of(error)}: {reason_of(error)}"
-        raise ConfigError(f"{told}. PYTHONDEVMODE=1 shows the way there.") from error
+        raise ConfigError(noted(error, f"{told}. {_way_there(error)}")) from error
+
+
+def noted(error: BaseException, told: str) -> str:
+    """What is told of an error, behind its notes."""
+    return ": ".join([*getattr(error, "__notes__", ()), told])
+
+
+def _way_there(error: BaseException) -> str:
+    """Write the traceback down, and say where; where nothing can be written, how to see it."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="dmaml-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(redact("".join(traceback.format_exception(error))))
+    except (OSError, ValueError):
+        return "PYTHONDEVMODE=1 shows the way there."
+    return f"The way there stands in {file.name}."

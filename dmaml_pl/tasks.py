@@ -378,15 +378,15 @@ def check_tasks(batch: TaskBatch) -> None:
     Raises:
         DataError: names the tensor and the shape it should have.
     """
-    tasks = batch.tasks
-    if not tasks:
+    if not (tasks := batch.tasks):
         raise DataError("The data gives a meta-batch without tasks: see to data.meta_batch.")
-    several = len(batch.support) > 1
-    sets = {f"support[{step}]" if several else "support": samples for step, samples in enumerate(batch.support)}
-    for name, samples in (sets | {"query": batch.query}).items():
+    names = ["support"] if len(batch.support) == 1 else [f"support[{step}]" for step in range(len(batch.support))]
+    for name, samples in zip([*names, "query"], [*batch.support, batch.query], strict=True):
         targets = samples.y if isinstance(samples.y, dict) else {"": samples.y}
         named = {f"{name}_x": samples.x} | {f"{name}_y{key and f'[{key}]'}": y for key, y in targets.items()}
         for title, tensor in named.items():
+            if tensor.requires_grad:
+                raise DataError(f"{title} requires a gradient, but samples are given: detach it.")
             if tensor.ndim == 0 or tensor.shape[0] != tasks:
                 raise DataError(f"{title} has shape {tuple(tensor.shape)}, but its first axis must hold {tasks} tasks.")
             if tensor.ndim < 2 or tensor.shape[1] != samples.x.shape[1] or tensor.shape[1] == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ Refusal = Callable[..., str]
 @pytest.fixture(autouse=True)
 def as_the_user_left_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each command line has a process of its own; what it puts into the environment goes with it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(Path.cwd()))  # where tracebacks are kept
     before = dict(os.environ)
     yield
     os.environ.clear()

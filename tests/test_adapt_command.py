@@ -281,8 +281,8 @@ def test_numbers_that_cannot_do_are_named(sines: Path, refusal: Refusal, lines: 
             "--output is a.txt, but its name must end in .csv",
         ),
         (
-            ("--ckpt", "here", "--query", "here", "--save", "no/a.pt"),
-            "--save is no/a.pt, but must be a file in a folder",
+            ("--ckpt", "here", "--query", "here", "--save", "/proc/no/a.pt"),
+            "--save is /proc/no/a.pt, which cannot be written (",
         ),
         (("--ckpt", "here", "--query", "here"), "here is truncated, damaged, or no checkpoint at all"),
     ],

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from dmaml_pl import DMAMLStrategy, RunCheckpoint
+from dmaml_pl.cli.resume import find_origin
+from dmaml_pl.errors import CheckpointError
 from tests.bad_input import MODEL, SINUSOID, Refusal, as_the_user_left_it, changed, make_refusal  # noqa: F401 - fixtures
 from tests.recipes import small_data, small_maml, small_trainer
+
+KEEPS: dict[str, Any] = {"enable_checkpointing": True, "callbacks": RunCheckpoint()}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     module = small_maml(meta_optimizer=lambda params: torch.optim.Adam(params, lr=0.003))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)
-        trainer = small_trainer(max_steps=1)
+        trainer = small_trainer(max_steps=1, **KEEPS)
         trainer.fit(module, small_data())
         trainer.save_checkpoint(path)
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
@@ -135,6 +140,11 @@ def _moments(checkpoint: dict[str, Any]) -> None:
         state["exp_avg"] = torch.zeros(3, 3)
 
 
+def _kept_best(checkpoint: dict[str, Any]) -> None:
+    for state in checkpoint["callbacks"].values():
+        del state["best_model_score"]
+
+
 def _count(checkpoint: dict[str, Any]) -> None:
     checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] = "many"
 
@@ -147,6 +157,7 @@ def _count(checkpoint: dict[str, Any]) -> None:
         (_set(global_step=10**30), "global_step is '1000000000"),
         (_set(epoch=-3), "epoch is '-3'"),
         (_set(callbacks="x"), "callbacks is 'x'"),
+        (_kept_best, "callbacks cannot be restored (KeyError: 'best_model_score')"),
         (_set(optimizer_states="x"), "optimizer_states is 'x'"),
         (_set(optimizer_states=["x"]), "optimizer_states cannot be restored ("),
         (_set(lr_schedulers=["x"]), "lr_schedulers cannot be restored ("),
@@ -161,18 +172,23 @@ def _count(checkpoint: dict[str, Any]) -> None:
         (_group(lr="fast"), "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot make a "),
         (_group(lr=float("nan")), "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot ma"),
         (lambda x: x["optimizer_states"][0].update(state={}), "optimizer_states cannot be restored (they have no stat"),
-        (_moments, "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot make a step ("),
+        (
+            _moments,
+            "optimizer_states cannot be restored (model.meta_optimizer is Adam, which cannot make a step and be kept (",
+        ),
     ],
 )
 def test_a_checkpoint_that_was_changed_is_refused_with_what_is_wrong(
-    change: Callable[[dict[str, Any]], object], expected: str, trained: dict[str, Any], refusal: Refusal
+    change: Callable[[dict[str, Any]], object], expected: str, trained: dict[str, Any]
 ) -> None:
     checkpoint = copy.deepcopy(trained)
     change(checkpoint)
     torch.save(checkpoint, "t.ckpt")
-    text = refusal("--ckpt_path", "t.ckpt", config=changed(SINUSOID, {"trainer.max_steps": 2}))
-    assert text.startswith(f"--ckpt_path t.ckpt was changed or is damaged, as its {expected}")
-    assert not Path("mlruns").exists(), "nothing was tracked"
+    module = small_maml(meta_optimizer=lambda params: torch.optim.Adam(params, lr=0.003))
+    trainer = small_trainer(max_steps=2, strategy=DMAMLStrategy(), **KEEPS)
+    with pytest.raises(CheckpointError) as refused:  # before trackers are opened
+        find_origin("t.ckpt", "fit", trainer, module, module.trial_optimizer())
+    assert str(refused.value).startswith(f"--ckpt_path t.ckpt was changed or is damaged, as its {expected}")
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

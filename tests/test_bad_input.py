@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 import yaml
 
 from data_modules import Navigation2D, Sinusoid
-from dmaml_pl import MAML, MLP, MetaLearning, MetaTestReport, PolicyGradient
+from dmaml_pl import MAML, MLP, MetaLearning, MetaTestReport, PolicyGradient, RunCheckpoint
+from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.run import INTERRUPTED, run
 from dmaml_pl.errors import ConfigError, in_one_line
 from tests.bad_input import (  # noqa: F401 - two are fixtures
@@ -33,6 +34,7 @@ from tests.bad_input import (  # noqa: F401 - two are fixtures
     changed,
     make_refusal,
 )
+from tests.recipes import small_data, small_maml, small_trainer
 
 BOMB = b"a0: &a0 [x]\n" + b"".join(
     b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)
@@ -197,21 +199,11 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
             -0.1,
             "model.meta_optimizer refuses a setting: Invalid learning rate: -0.1.",
         ),
+        ("trainer.num_nodes", 2, "trainer.num_nodes is 2, but must be 1 where dmaml alone starts the workers: for mor"),
         ("seed_everything", -5, "seed_everything is -5, but must be from 0 to 4294967295."),
         ("trainer.max_steps", -2, "trainer.max_steps is -2: "),
-        ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),
-        ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
-        ("trainer.max_epochs", 0, "trainer.max_epochs is 0, but must be at least 1, or -1 "),
-        ("trainer.min_steps", 50, "trainer.min_steps is 50, but must be at most trainer.max_steps, 1."),
         (f"{DATA}.runs_per_epoch", 2**40, "data.runs_per_epoch is 1099511627776, but must be at most 1,000,000,000."),
-        (
-            "trainer.val_check_interval",
-            "00:01:00:00",
-            "trainer.val_check_interval is a time, but must be a number of ru",
-        ),
         ("report.tasks", 1000, "report.tasks is 1000, but must be at most 100."),
-        ("trainer.max_time", {"minutes": -1}, "trainer.max_time is -60 s, but must be greater than 0."),
-        ("trainer.max_time", "00:00:00:00", "trainer.max_time is 0 s, but must be greater than 0."),
         (
             "trainer.accelerator",
             "tpu",
@@ -222,10 +214,8 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
             {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"start_factor": 0.0}},
             "model.meta_schedule refuses a setting: Starting multiplicative factor expected to be greater than 0 and ",
         ),
-        ("trainer.limit_train_batches", 0, "trainer.limit_train_batches is 0, which leaves no run of the 10 of an ep"),
-        ("trainer.limit_train_batches", 0.01, "trainer.limit_train_batches is 0.01, which leaves no run of the 10 "),
         ("trainer", None, "trainer is null, but must be settings by name: leave it out for its defaults."),
-        ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch is 0, but must be at least 1."),
+        ("report", [1], "report is [1], but must be settings by name: leave it out for its defaults."),
         ("trainer.barebones", True, "trainer.barebones is True: "),
         (
             "trainer.callbacks",
@@ -260,20 +250,54 @@ def test_every_class_refuses_what_must_be_positive_by_the_name_of_its_setting(
             "sqlite:////proc/x.db",
             "The tracking store /proc/x.db cannot be opened: [Errno 2] ",
         ),
-        ("trainer.overfit_batches", 2, "trainer.overfit_batches is 2, but must be 0: every run draws tasks of its ow"),
-        ("trainer.num_nodes", 2, "trainer.num_nodes is 2, but must be 1 where dmaml alone starts the workers: for mor"),
-        ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches is 4, but must be 1: for a larger me"),
-        ("checkpoint.monitor", "val/los", "checkpoint.monitor is val/los, but must be one of val/loss, train/loss, v"),
-        ("checkpoint.monitor", "val/accuracy", "checkpoint.monitor is val/accuracy, but must be one of val/loss, tra"),
-        ("checkpoint.mode", "max", "checkpoint.mode is max, but must be min for val/loss."),
-        ("checkpoint.dirpath", "/proc/nope", "checkpoint.dirpath is /proc/nope, which cannot be written (No such fil"),
-        ("checkpoint.dirpath", "/" + "a" * 300, f"checkpoint.dirpath is /{'a' * 300}, which cannot be written (File "),
         (f"{LOGGER}.experiment_name", "../out", "trainer.logger.init_args.experiment_name is '../out', but must be a"),
         (f"{LOGGER}.experiment_name", "/out", "trainer.logger.init_args.experiment_name is '/out', but must be a nam"),
     ],
 )
 def test_a_value_out_of_range_is_told_with_the_range(path: str, value: Any, expected: str, refusal: Refusal) -> None:
     assert refusal(config=changed(SINUSOID, {path: value})).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("trainer.val_check_interval", 0, "trainer.val_check_interval is 0, but must be at least 1 (runs)."),
+        ("trainer.gradient_clip_val", 1.0, "trainer.gradient_clip_val is 1.0, but a run clips its own meta-gradients"),
+        ("trainer.max_epochs", 0, "trainer.max_epochs is 0, but must be at least 1, or -1 "),
+        ("trainer.min_steps", 50, "trainer.min_steps is 50, but must be at most trainer.max_steps, 1."),
+        (
+            "trainer.val_check_interval",
+            "00:01:00:00",
+            "trainer.val_check_interval is a time, but must be a number of ru",
+        ),
+        ("trainer.max_time", {"minutes": -1}, "trainer.max_time is -60 s, but must be greater than 0."),
+        ("trainer.max_time", "00:00:00:00", "trainer.max_time is 0 s, but must be greater than 0."),
+        ("trainer.limit_train_batches", 0, "trainer.limit_train_batches is 0, which leaves no run of the 10 of an ep"),
+        ("trainer.limit_train_batches", 0.01, "trainer.limit_train_batches is 0.01, which leaves no run of the 10 "),
+        ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch is 0, but must be at least 1."),
+        ("trainer.overfit_batches", 2, "trainer.overfit_batches is 2, but must be 0: every run draws tasks of its ow"),
+        ("trainer.accumulate_grad_batches", 4, "trainer.accumulate_grad_batches is 4, but must be 1: for a larger me"),
+        ("checkpoint.monitor", "val/los", "checkpoint.monitor is val/los, but must be one of val/loss, train/loss, v"),
+        ("checkpoint.monitor", "val/accuracy", "checkpoint.monitor is val/accuracy, but must be one of val/loss, tra"),
+        ("checkpoint.mode", "max", "checkpoint.mode is max, but must be min for val/loss."),
+        ("checkpoint.dirpath", "/proc/nope", "checkpoint.dirpath is /proc/nope, which cannot be written (No such fil"),
+        ("checkpoint.dirpath", "/" + "a" * 300, f"checkpoint.dirpath is /{'a' * 300}, which cannot be written (File "),
+    ],
+)
+def test_a_setting_of_the_trainer_out_of_range_is_told_with_the_range(setting: str, value: Any, expected: str) -> None:
+    group, _, name = setting.partition(".")
+    kept = RunCheckpoint(**({name: value} if group == "checkpoint" else {}))
+    settings: dict[str, Any] = {
+        "max_steps": 1,
+        "val_check_interval": 1,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": None,
+    }
+    settings |= {"enable_checkpointing": True, "callbacks": kept} | ({name: value} if group == "trainer" else {})
+    trainer = small_trainer(**settings)
+    with pytest.raises(ConfigError) as refused:
+        check_before("fit", trainer, small_maml(), small_data(), meta_test=False)
+    assert str(refused.value).startswith(expected)
 
 
 def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work(refusal: Refusal) -> None:
@@ -285,7 +309,7 @@ def test_a_place_for_the_outcome_that_cannot_be_written_is_found_before_the_work
     assert refusal("predict", "--ckpt_path", "best", config=config) == f"predictions.file is /proc/nope/out.csv{told}"
     Path("taken").mkdir()
     config = changed(SINUSOID, {"predictions.file": "taken"})
-    assert refusal("predict", "--ckpt_path", "best", config=config).startswith("predictions.file is taken, which cann")
+    assert refusal("predict", "--ckpt_path", "best", config=config).startswith("predictions.file is taken, which is")
 
 
 @pytest.mark.parametrize(
@@ -411,7 +435,7 @@ def test_what_must_not_be_negative_is_no_nan_either() -> None:
 def test_more_samples_than_memory_holds_are_one_line() -> None:
     told = r"^There is not enough memory \(.*4 TiB\): make the network, a task or data.meta_batch smaller\.$"
     for error in (MemoryError("Unable to allocate 4 TiB"), RuntimeError("err == 0. can't allocate memory: 4 TiB")):
-        with pytest.raises(ConfigError, match=told), in_one_line(lambda: True):
+        with pytest.raises(ConfigError, match=told), in_one_line():
             raise error
 
 

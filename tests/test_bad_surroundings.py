@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from mlflow import MlflowClient
 
 import dmaml_pl
 from dmaml_pl.__main__ import main
+from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.run import run
 from dmaml_pl.cli.training import DmamlCLI
 from dmaml_pl.errors import ConfigError
@@ -25,6 +27,7 @@ from tests.bad_input import (  # noqa: F401 - two are fixtures
     changed,
     make_refusal,
 )
+from tests.recipes import small_data, small_maml, small_trainer
 from tests.trainings import lay_store
 
 LSF = {
@@ -149,6 +152,16 @@ def test_where_nothing_can_be_kept_no_mlflow_run_is_left(refusal: Refusal) -> No
     Path("mlruns/artifacts").write_text("no folder")
     assert " did not take the environment: " in refusal(config=SINUSOID)
     assert _statuses() == []
+
+
+def test_a_launcher_that_has_started_others_than_the_trainer_reckons_with_is_told_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    trainer: Any = small_trainer()
+    trainer.strategy.cluster_environment = SLURMEnvironment(auto_requeue=False)
+    with pytest.raises(ConfigError, match=r"^trainer.devices is 1 and trainer.num_nodes 1, which does not fit what "):
+        check_before("fit", trainer, small_maml(), small_data(), meta_test=False)
 
 
 def test_a_machine_beyond_those_of_the_training_is_refused(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from dmaml_pl import DMAMLStrategy, TaskParallelStrategy
 from dmaml_pl.checkpoints import RunCheckpoint, find_checkpoint
 from dmaml_pl.checkpoints.files import remove_leftovers, write_whole
+from dmaml_pl.checks import require_file
 from dmaml_pl.cli import preflight
 from dmaml_pl.errors import CheckpointError, ConfigError
 from tests.recipes import same, small_data, small_maml, small_trainer, state_of
@@ -53,6 +54,15 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before_and_nothi
     assert [file.suffix for file in folder.iterdir() if file != path] == [".partial"]
     remove_leftovers(folder)
     assert list(folder.iterdir()) == [path]
+
+
+def test_something_else_than_a_file_is_not_replaced_by_one() -> None:
+    os.mkfifo("device")
+    with pytest.raises(CheckpointError, match="something else than a file is there"):
+        write_whole(NEW, Path("device"))
+    with pytest.raises(ConfigError, match=r"^--save is device, which is there, and no file: set it to another one.$"):
+        require_file("--save", Path("device"))
+    assert Path("device").is_fifo()
 
 
 def test_a_file_that_a_living_process_is_writing_is_no_leftover() -> None:

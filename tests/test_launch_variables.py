@@ -6,6 +6,7 @@ import pytest
 
 from dmaml_pl.__main__ import main
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.launching.restarts import was_refused
 from dmaml_pl.launching.variables import check_variables
 
 POD = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -70,6 +71,14 @@ def test_what_is_broken_is_named_with_what_it_may_be(
         check_variables(changed)
     assert str(refused.value).startswith(expected)
     assert "unset it" in str(refused.value)
+
+
+def test_an_agent_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in agent.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"torchrun's agent does not answer at 127.0.0.1:9, .* \(Connection refused"):
+        was_refused()
 
 
 def test_the_command_says_it_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

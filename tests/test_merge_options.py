@@ -164,6 +164,8 @@ def test_weights_by_validation_need_a_data_module() -> None:
 def test_settings_of_the_validation_weights_out_of_range_are_named() -> None:
     with pytest.raises(ConfigError, match=r"trainer.strategy.merge.tasks is 0"):
         ValidationWeightedMerge(tasks=0)
+    with pytest.raises(ConfigError, match=r"trainer.strategy.merge.tasks is 1000000, but must be at most 10,000"):
+        ValidationWeightedMerge(tasks=10**6)
     with pytest.raises(ConfigError, match=r"trainer.strategy.merge.power is -1"):
         ValidationWeightedMerge(power=-1)
 

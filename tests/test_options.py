@@ -14,10 +14,11 @@ from pytorch_lightning.accelerators import CUDAAccelerator
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch.optim import Optimizer, lr_scheduler
 
-from dmaml_pl import DMAMLStrategy, MergedAverage, MetaLearning
+from dmaml_pl import DMAMLStrategy, Epochs, MergedAverage, MetaLearning
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.training import Making
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.modules.trainer_options import check_steps
 from tests.recipes import small_data, small_maml, small_trainer
 
 STEPS = 4
@@ -129,8 +130,25 @@ def test_a_users_own_optimizer_that_raises_is_one_line() -> None:
             raise LookupError("nothing here")
 
     end = outcome(small_maml(meta_optimizer=lambda parameters: Own(parameters, lr=1e-3)))
-    assert end.startswith(f"model.meta_optimizer is Own, which cannot make a step (LookupError in {__file__}, line ")
+    assert end.startswith(
+        f"model.meta_optimizer is Own, which cannot make a step and be kept (LookupError in {__file__}, line "
+    )
     assert end.endswith(": nothing here).")
+
+
+def test_a_learning_rate_that_is_no_number_is_the_schedules() -> None:
+    class Own(lr_scheduler.LRScheduler):
+        def get_lr(self) -> Any:
+            return ["fast"]
+
+    end = outcome(small_maml(meta_schedule=Own))
+    assert end.startswith("model.meta_schedule is Own, which cannot make a step and be kept (could not convert string ")
+
+
+def test_an_optimizer_within_another_is_tried_too() -> None:
+    epochs = Epochs(torch.nn.Linear(1, 1).parameters(), torch.optim.LBFGS)
+    with pytest.raises(ConfigError, match=r"^model.meta_optimizer is Epochs, which cannot make a .*LBFGS.step\(\)"):
+        check_steps(epochs, None, 0)
 
 
 # -- callbacks
@@ -228,7 +246,9 @@ def test_a_schedule_that_leads_to_a_learning_rate_that_is_none_is_refused(
     kind: Any, settings: dict[str, float], rate: str
 ) -> None:
     end = outcome(small_maml(meta_schedule=lambda optimizer: kind(optimizer, **settings)))
-    assert end.startswith(f"model.meta_schedule is {kind.__name__}, which cannot make a step (it leads to a learning ")
+    assert end.startswith(
+        f"model.meta_schedule is {kind.__name__}, which cannot make a step and be kept (it leads to a learning "
+    )
     assert f"rate of {rate}" in end
 
 

@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dmaml_pl.__main__ import main
-from dmaml_pl.errors import DmamlError
+from dmaml_pl.errors import DmamlError, TrackingError
 from dmaml_pl.studies.compare import main as compare
 from dmaml_pl.tracking import sender as sender_module
 from dmaml_pl.tracking.ending import PATIENCE_S, EndStatus
@@ -141,6 +141,12 @@ def test_a_folder_that_a_process_had_only_just_made_when_it_was_killed_is_remove
     (tmp_path / "outbox" / "a" / "outbox.db").touch()
     assert main(["sync", "--save_dir", str(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_what_stands_where_outboxes_are_kept_and_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "outbox").write_text("x")
+    with pytest.raises(TrackingError, match="/outbox is no folder, which trainings keep there for what waits: move it"):
+        MLflowTracker(save_dir=str(tmp_path)).open()
 
 
 def test_a_damaged_outbox_is_told_and_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.errors import redact
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ class Answers:
             content = {**about, **self.summary, "predictions": self.table.to_dict("records")}
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(f"--output {path} cannot be written ({error.strerror}).") from error

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dmaml_pl.checks import MOST_STEPS, or_last, tell_replaced
+from dmaml_pl.checks import MOST_STEPS, or_last, require_file, tell_replaced
 from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import ConfigError
 
@@ -126,7 +126,6 @@ def _check_files(asked: argparse.Namespace) -> None:
         path = getattr(asked, option)
         if taken := [other for other in places if other != option and places[other] == places.get(option)]:
             raise ConfigError(f"--{option} is {path}, as --{taken[0]} is: give it a file of its own.")
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ConfigError(f"--{option} is {path}, but must be a file in a folder that is there.")
         if path is not None:
+            require_file(f"--{option}", path)
             tell_replaced(f"--{option}", path)

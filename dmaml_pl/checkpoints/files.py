@@ -5,6 +5,7 @@ lies on another disk; a process that is killed in the middle of the copy leaves 
 """
 
 import contextlib
+import errno
 import io
 import os
 import socket
@@ -40,6 +41,8 @@ def write_whole(content: Any, path: Path, remedy: str = REMEDY) -> None:
     torch.save(content, buffer)
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
+        if path.exists() and not path.is_file():  # a device, which would be one no more
+            raise FileExistsError(errno.EEXIST, "something else than a file is there")
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(buffer.getbuffer())

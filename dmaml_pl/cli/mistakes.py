@@ -46,6 +46,8 @@ def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoRetu
     options = list(options_of(parser, words))
     groups = {name.partition(".")[0] for name in _known(parser)}
     for name, value in options:
+        if name.endswith(".help"):
+            raise ConfigError(f"--{name} is {value}, but must be a class path, whose settings it shows.")
         if value is None and name.partition(".")[0] in groups:
             raise ConfigError(f"{name} has no value: give one after --{name}.")
     _inspect(parser, _given(options))

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -13,16 +14,17 @@ from pytorch_lightning.utilities import rank_zero_info
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.checks import require_folder
+from dmaml_pl.cli.parts import check_parts, parts_of
 from dmaml_pl.cli.recorder import trackers
 from dmaml_pl.cli.resume import checkpoint_folder, is_worker_zero
-from dmaml_pl.errors import ConfigError
+from dmaml_pl.errors import ConfigError, DmamlError, reason_of
 from dmaml_pl.evaluation.predictions import PredictionWriter
 from dmaml_pl.evaluation.report import MetaTestReport
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.serving.register import ModelRegistrar
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.strategies.loopback import listening
-from dmaml_pl.tasks import ActingSource, check_tasks
+from dmaml_pl.tasks import ActingSource, TaskBatch, check_tasks
 
 
 def check_before(
@@ -46,13 +48,14 @@ def check_before(
             f"dmaml predict writes predictions of query samples, but data is {type(data).__name__}, which has "
             "environments: dmaml test tells the returns there, and dmaml adapt those in a task of yours."
         )
+    check_parts(parts_of(trainer, module, data), writes=stage == "fit")
     module.check_workers_can_merge(trainer)
     module.check_trainer(trainer, data)
     if stage == "fit":
         _check_trainer(trainer, data)
     data.prepare_data()
     data.setup(stage)
-    _try_sampling(stage, data, meta_test=meta_test)
+    _try_sampling(stage, module, data, meta_test=meta_test)
     module.check_data(data, split)
     if stage == "fit":
         module.check_outer_steps(max(trainer.max_steps, 0))
@@ -60,25 +63,41 @@ def check_before(
         _check_checkpoints(trainer, module)
     # Every worker must have tasks to evaluate.
     data.trainer = trainer
-    if split == "val":
-        data.val_dataloader()
-    if split == "test" or meta_test:
-        data.test_dataloader()
+    for needed, name in ((stage == "fit", "train"), (split == "val", "val"), (split == "test" or meta_test, "test")):
+        if needed and not isinstance(loader := getattr(data, f"{name}_dataloader")(), Iterable):
+            raise ConfigError(f"data is {type(data).__name__}, whose {name}_dataloader gives {loader!r}, not batches.")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
         if isinstance(callback, ModelRegistrar) and stage == "fit":
             callback.check(trainer, data)
-        if isinstance(callback, MetaTestReport) and meta_test:
-            callback.check_writable(trainer)
-        if isinstance(callback, PredictionWriter) and stage == "predict":
+        writes = (MetaTestReport,) * meta_test + (PredictionWriter,) * (stage == "predict")
+        if isinstance(callback, writes):
             callback.check_writable()
 
 
-def _try_sampling(stage: str, data: TaskDataModule, *, meta_test: bool) -> None:
+def _check_tasks(data: TaskDataModule, tasks: TaskBatch) -> None:
+    try:
+        check_tasks(tasks)
+    except DmamlError:
+        raise
+    except Exception as error:  # of tensors with which nothing can be computed, such as sparse ones
+        raise ConfigError(f"data is {type(data).__name__}, whose tasks cannot be used ({reason_of(error)}).") from error
+
+
+def _axes(tasks: TaskBatch) -> list[tuple[int, ...]]:
+    """Of samples."""
+    return [tuple(samples.x.shape[2:]) for samples in (*tasks.support, tasks.query)]
+
+
+def _try_sampling(stage: str, module: MetaLearning, data: TaskDataModule, *, meta_test: bool) -> None:
     """Sample what is first trained on, and one task of the meta-test, which would fail only after the training."""
     if stage == "fit" and not isinstance(data, ActingSource):
-        check_tasks(data.sample(worker=0, run=0, iteration=0))
+        tasks = data.sample(worker=0, run=0, iteration=0)
+        _check_tasks(data, tasks)
         if meta_test:
-            check_tasks(data.evaluation_tasks("test", [0]))
+            tasks = data.evaluation_tasks("test", [0])
+            _check_tasks(data, tasks)
+            if _axes(tasks) != _axes(data.evaluation_tasks("val", [0])):
+                module.check_data(data, "test")
 
 
 def _tell_of_gpu(trainer: Any) -> None:
@@ -154,7 +173,17 @@ def _check_strategy(trainer: pl.Trainer, module: MetaLearning, data: TaskDataMod
 def _check_machines(trainer: Any) -> None:
     """Check that workers whom no launcher has told of each other can meet."""
     missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        try:
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        except Exception as error:
+            launcher = type(environment).__name__.removesuffix("Environment")
+            raise ConfigError(
+                f"trainer.devices is {trainer.num_devices} and trainer.num_nodes {trainer.num_nodes}, which does not "
+                f"fit what {launcher} has started ({reason_of(error)})."
+            ) from error
+    alone = isinstance(environment, LightningEnvironment)
     number = int(os.environ.get("NODE_RANK", "0"))
     if alone and number >= trainer.num_nodes:
         raise ConfigError(
@@ -194,6 +223,8 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
         # By default it is made in the tracker's, beside the store, of which is told elsewhere; or is another logger's.
         if callback.dirpath is not None or (trackers(trainer) and os.path.lexists(folder.parent)):
             require_folder("checkpoint.dirpath", folder)
+        if callback.dirpath is not None and (taken := [each for each in folder.glob("*.ckpt") if not each.is_file()]):
+            raise ConfigError(f"checkpoint.dirpath is {folder}, where {taken[0].name} is no file: take that away.")
         name = str(callback.monitor)
         of_step = name.startswith(f"val/{objective.metric}_step_")
         mode = objective.better if of_step else better.get(name)

@@ -59,5 +59,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*it is recommended to use `Trainer\\(devices=1")
     # Said in a line of our own, which names the setting as a config has it.
     warnings.filterwarnings("ignore", message="GPU available but not used")
+    # The network that gives such a thing is then refused in a line of our own.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     # The parser then refuses the configuration, which is told in a line of our own.
     warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")

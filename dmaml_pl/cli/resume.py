@@ -103,6 +103,11 @@ def _try_restoring(checkpoint: dict[str, Any], trainer: Any, model: Any, optimiz
         check_steps(optimizer, None, 0)
         if checkpoint["global_step"] and optimizer.state and not checkpoint["optimizer_states"][0]["state"]:
             raise ValueError("they have no state")
+    with _told(path, "callbacks"):
+        for callback in trainer.callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if state and type(callback).__module__.startswith(("dmaml_pl.", "pytorch_lightning.")):
+                copy.deepcopy(callback).load_state_dict(copy.deepcopy(state))
     with _told(path, "loops"):
         _compare(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"])
     if isinstance(trainer.strategy, WorkerStrategy):

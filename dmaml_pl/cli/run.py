@@ -5,6 +5,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.cli import LightningCLI
@@ -22,6 +23,7 @@ from dmaml_pl.errors import (
     NonFiniteError,
     WorkerLostError,
     in_one_line,
+    noted,
     tell,
 )
 from dmaml_pl.launching import restarts
@@ -45,14 +47,14 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         front: what parses and runs them; it is told when all is checked by the event that it gets.
     """
     quiet.quieten()
-    if restarts.was_refused():
-        return 1
     prepared = threading.Event()
     words, sys.argv = sys.argv, [sys.argv[0], *arguments]  # from which the other workers are started, too
     try:
+        if restarts.was_refused():
+            return 1
         check_command(arguments, list(LightningCLI.subcommands()))
         check_config_files(arguments)
-        with in_one_line(prepared.is_set, KNOWN):
+        with in_one_line(KNOWN):
             front(prepared)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -66,9 +68,10 @@ def run(arguments: list[str], front: Callable[[threading.Event], object] = Dmaml
         left_behind = isinstance(error, LeftBehindError)  # told by whoever starts it again
         if not left_behind and (not alike or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"):
             text = explain_interpolation(error) if isinstance(error, OmegaConfBaseException) else str(error)
-            tell(text)
+            tell(noted(error, text))
             if not prepared.is_set():
-                restarts.remember(restarts.REFUSED)
+                with suppress(DmamlError):  # where that cannot be, it has been told
+                    restarts.remember(restarts.REFUSED)
         return NOBODY_LEFT if isinstance(error, NobodyLeftError) else LEFT_BEHIND if left_behind else 1
     finally:
         sys.argv = words

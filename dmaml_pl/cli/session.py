@@ -6,8 +6,12 @@ The command line and `dmaml_pl.fit` both do it so.
 import json
 import os
 import signal
+import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +19,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
 from dmaml_pl.cli import resume
+from dmaml_pl.cli.parts import blame, parts_of
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.recorder import trackers
-from dmaml_pl.errors import LeftBehindError, WorkerLostError
+from dmaml_pl.errors import DmamlError, LeftBehindError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.launching.supervisor import supervise
@@ -33,6 +39,23 @@ from dmaml_pl.tracking.relay import Relay, RelayedTracker
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 T = TypeVar("T")
+
+
+LONG_S = 60.0
+"""Seconds after which the checks before the work are said to go on; trying one task takes less, or has no end."""
+
+
+@contextmanager
+def _said_if_long() -> Iterator[None]:
+    said = "Still loading the data, and trying model.network with model.algorithm and model.objective on one task ..."
+    timer = threading.Timer(LONG_S, partial(rank_zero_only(print), said, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 class Session:
@@ -84,6 +107,8 @@ class Session:
             raise
         except BaseException as error:
             self._tell_trackers(error)
+            if isinstance(error, Exception) and not isinstance(error, DmamlError):
+                blame(error, parts_of(self.trainer, self.model, self.data))
             if isinstance(error, SIGTERMException | SystemExit | KeyboardInterrupt):
                 again = "Stopped. The same command begins it again."
                 if stage == "fit":
@@ -135,7 +160,8 @@ class Session:
                 tracker.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
             if isinstance(error, SIGTERMException):
                 tracker.was_stopped()
-            if not self.trainer.interrupted:  # else the Trainer has told its loggers
+            # Else the Trainer has told its loggers, unless what it tells before has failed.
+            if not self.trainer.interrupted or tracker.is_running:
                 tracker.finalize("failed")
 
     def check(self, stage: str, wanted: str | None) -> restarts.Origin:
@@ -152,7 +178,8 @@ class Session:
             DmamlError: a setting cannot work.
         """
         meta_test = stage == "test" or (stage == "fit" and self.meta_test)
-        check_before(stage, self.trainer, self.model, self.data, meta_test=meta_test)
+        with _said_if_long():
+            check_before(stage, self.trainer, self.model, self.data, meta_test=meta_test)
         if stage == "fit" and getattr(self.trainer.strategy, "elastic", False) and not self.supervises:
             self._elastic = among_those_who_come_and_go(self.trainer.strategy)
             handed = self._elastic.join()

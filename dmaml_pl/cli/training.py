@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import add_instantiator, set_parsing_settings
+from jsonargparse import Namespace, add_instantiator, set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import ProgressBar
@@ -170,11 +170,15 @@ class DmamlCLI(LightningCLI):
         """A launcher that has started this process knows how many workers there are.
 
         Raises:
-            ConfigError: a section holds nothing, which the parser takes.
+            ConfigError: a section holds no settings, which the parser takes.
         """
         for section in ("trainer", *self._parser(self.subcommand).callback_keys):
-            if self.config[self.subcommand].get(section) is None:
-                raise ConfigError(f"{section} is null, but must be settings by name: leave it out for its defaults.")
+            given = self.config[self.subcommand].get(section)
+            if not isinstance(given, Namespace):
+                raise ConfigError(
+                    f"{section} is {'null' if given is None else given}, but must be settings by name: leave it out "
+                    "for its defaults."
+                )
         self._launch = Launch.detect()
         if self._launch is not None:
             self._launch.apply(self.config[self.subcommand]["trainer"])

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from dmaml_pl.checks import require_at_most, require_folder, require_not_negative, require_positive, unwritable
+from dmaml_pl.checks import (
+    require_at_most,
+    require_file,
+    require_folder,
+    require_not_negative,
+    require_positive,
+    unwritable,
+)
 from dmaml_pl.console.notebook import show_pictures
 from dmaml_pl.console.tables import print_table
 from dmaml_pl.evaluation.baseline import BaselineTraining
@@ -72,7 +79,7 @@ class MetaTestReport(pl.Callback):
         self.files: list[Path] = []
         self._about_baseline = ""
 
-    def check_writable(self, trainer: pl.Trainer) -> None:
+    def check_writable(self) -> None:
         """Check that the report can be written, before the work that it reports on.
 
         Raises:
@@ -80,10 +87,9 @@ class MetaTestReport(pl.Callback):
         """
         if self.folder is not None:
             require_folder(SETTING, Path(self.folder))
-        elif getattr(trainer.checkpoint_callback, "dirpath", None) is None:  # else that has been checked
-            for logger in trainer.loggers:
-                if logger.save_dir is not None:
-                    require_folder("trainer.logger.save_dir", Path(logger.save_dir))
+            require_folder(SETTING, Path(self.folder) / "figures")
+            for name in ("report.md", "report.json"):
+                require_file(SETTING, Path(self.folder) / name)
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 

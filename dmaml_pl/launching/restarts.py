@@ -8,6 +8,7 @@ workers come and go, `supervisor.py` keeps such a store for those of its machine
 
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from dmaml_pl.errors import CheckpointError, WorkerLostError
-from dmaml_pl.launching.variables import MEMORY
+from dmaml_pl.errors import CheckpointError, ConfigError, WorkerLostError
+from dmaml_pl.launching.variables import MEMORY, WAY_OUT
 
 POLL_SECONDS = 0.02
 CONNECT = timedelta(seconds=60)
@@ -46,12 +47,23 @@ class Origin(NamedTuple):
 
 
 def agent_store() -> Any:
-    """The store of torchrun's agent, or of ours; None where there is no agent that outlives this process."""
+    """The store of torchrun's agent, or of ours; None where there is no agent that outlives this process.
+
+    Raises:
+        ConfigError: nobody answers where torchrun's is said to be.
+    """
     if MEMORY in os.environ:
         return PrefixStore("dmaml", FileStore(os.environ[MEMORY], -1))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not torch.distributed.is_available():
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection((address, port), timeout=CONNECT.total_seconds()).close()
+    except OSError as error:
+        raise ConfigError(
+            f"TORCHELASTIC_USE_AGENT_STORE is True, but torchrun's agent does not answer at {address}:{port}, as "
+            f"MASTER_ADDR and MASTER_PORT say ({error.strerror or error}). {WAY_OUT}"
+        ) from error
     return PrefixStore("dmaml", TCPStore(address, port, is_master=False, timeout=CONNECT, wait_for_workers=False))
 
 

@@ -17,6 +17,9 @@ NUMBERS = (
     "SLURM_NODEID",
     "SLURM_JOB_ID",
 )
+MOST = 100_000
+"""Workers; more are none that somebody has started."""
+
 PORT = "MASTER_PORT"
 INTERFACES = "GLOO_SOCKET_IFNAME"
 BELOW = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -51,6 +54,9 @@ def check_variables(environment: Mapping[str, str] = os.environ) -> None:
     """
     least = dict.fromkeys(COUNTS, 1) | dict.fromkeys(NUMBERS, 0) | {PORT: 1}
     values = {name: _number(name, environment[name], least[name]) for name in least if name in environment}
+    for name in COUNTS:
+        if values.get(name, 1) > MOST:
+            raise ConfigError(f"{name} is {values[name]}, but must be at most {MOST:,}. {WAY_OUT}")
     if values.get(PORT, 1) > 65535:
         raise ConfigError(f"{PORT} is {values[PORT]}, but must be from 1 to 65535. {WAY_OUT}")
     for number, count in BELOW:

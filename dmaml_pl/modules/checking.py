@@ -3,6 +3,7 @@
 Legend: T tasks.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,8 @@ from dmaml_pl.tasks import ActingSource, TaskBatch, check_tasks
 
 
 @contextmanager
-def _told(what: str, advice: str) -> Iterator[None]:
-    """Turn whatever a user's own network raises into one line: what it cannot, and the advice."""
+def _told(what: str, advice: str, setting: str = "model.network") -> Iterator[None]:
+    """Turn whatever a user's own network (or what else) raises into one line: what it cannot, and the advice."""
     try:
         yield
     except DmamlError:
@@ -32,7 +33,13 @@ def _told(what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise
-        raise ConfigError(f"model.network cannot {what} ({reason_of(error)}): {advice}.") from error
+        raise ConfigError(f"{setting} cannot {what} ({reason_of(error)}): {advice}.") from error
+
+
+def _depends(loss: Tensor, output: Tensor) -> bool:
+    if not loss.requires_grad:
+        return False
+    return torch.autograd.grad(loss, output, allow_unused=True)[0] is not None
 
 
 class CheckedModule(RunModule):
@@ -123,7 +130,12 @@ class CheckedModule(RunModule):
         """
         batch = task.map(lambda tensor: tensor.unsqueeze(0))
         check_tasks(batch)
+        asked, shown = tuple(task.query.x.shape[1:]), tuple(task.support_x.shape[1:])
+        if asked != shown:
+            raise ConfigError(f"data gives query samples of shape {asked}, but support samples of shape {shown}.")
         given = batch.map(Tensor.clone).to(self.device)
+        with _told("be copied and kept", "copy.deepcopy, to, train and state_dict must be able to"):
+            copy.deepcopy(self.learner).to(self.device).train().state_dict()
         shape = tuple(task.support_x.shape[1:])
         advice = "set its input size to that of the data, and its type to float32"
         with _told(f"take samples of shape {shape}", advice), torch.no_grad():
@@ -156,13 +168,22 @@ class CheckedModule(RunModule):
             self.engine.for_training(self.learner, many.to(self.device))
 
     def _check_losses(self, prediction: Tensor, targets: Tensor) -> None:
+        output, kind = prediction.detach().requires_grad_(prediction.is_floating_point()), type(self.objective).__name__
         for name in ("support_loss", "query_loss", "measure"):
-            loss = getattr(self.objective, name)(prediction, targets)
+            with torch.enable_grad():
+                loss = getattr(self.objective, name)(output, targets)
             if not isinstance(loss, Tensor) or loss.ndim:
                 given = f"a tensor (shape: {tuple(loss.shape)})" if isinstance(loss, Tensor) else f"{loss!r}"
                 raise ConfigError(
-                    f"model.objective is {type(self.objective).__name__}, whose {name} gives {given}, but must give "
-                    "one number for all samples of a task, as a tensor without axes."
+                    f"model.objective is {kind}, whose {name} gives {given}, but must give one number for all samples "
+                    "of a task, as a tensor without axes."
+                )
+            if name != "measure" and not bool(torch.isfinite(loss)) and bool(torch.isfinite(output).all()):
+                raise ConfigError(f"model.objective is {kind}, whose {name} gives {loss:g} for finite numbers.")
+            if name != "measure" and output.requires_grad and not _depends(loss, output):
+                raise ConfigError(
+                    f"model.objective is {kind}, whose {name} does not depend on the network's output, so that nothing "
+                    "can be learned of it: compute it by PyTorch, without item, float or detach."
                 )
 
     def _first_output(self, batch: TaskBatch) -> Any:
@@ -170,7 +191,8 @@ class CheckedModule(RunModule):
         if isinstance(batch.support[0].y, dict):
             return self.learner.network(batch.support_x[0])
         x, y = batch.support_x[0], batch.support_y[0]
-        weights = adapted_weights(self.learner, self.objective, x, y, steps=0)
+        with _told("begin an adaptation", "its methods start and adapt must give weights by name", "model.algorithm"):
+            weights = adapted_weights(self.learner, self.objective, x, y, steps=0)
         output: Tensor = functional_call(self.learner.network, weights, (x,), tie_weights=False)
         return output
 

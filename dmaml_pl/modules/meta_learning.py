@@ -94,8 +94,12 @@ class MetaLearning(CheckedModule):
         require_at_most(MOST_STEPS, **{"model.evaluation_steps": evaluation_steps})
         if gradient_clip is not None:
             require_positive(**{"model.gradient_clip": gradient_clip})
+        if not isinstance(network, nn.Module):  # a function may make it
+            raise ConfigError(f"model.network is {network!r}, but must be a Module.")
         algorithm = MAML() if algorithm is None else algorithm
         self.objective = objective_of(objective)
+        if not self.objective.metric or not isinstance(self.objective.metric, str):
+            raise ConfigError(f"model.objective.metric is {self.objective.metric!r}, but must be a name.")
         require_one_of("model.objective.better", self.objective.better, ("min", "max"))
         self.engine = EngineChoice(engine, self.objective, compiled=compile, task_chunk=task_chunk)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps) if algorithm.makes_steps else 0
@@ -160,6 +164,7 @@ class MetaLearning(CheckedModule):
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         try:
             optimizer = self.meta_optimizer(groups)
+            rates = [float(group.get("lr", 1.0)) for group in optimizer.param_groups]  # one of a user's may have none
         except Exception as error:  # of a user's own class, too
             raise ConfigError(f"model.meta_optimizer refuses a setting: {reason_of(error)}.") from error
         if isinstance(optimizer, AskingOptimizer) and type(self.objective).constraint is Objective.constraint:
@@ -168,9 +173,8 @@ class MetaLearning(CheckedModule):
                 f"model.objective is {self.objective.name}, which has no such bound: set it to another optimizer, such "
                 "as torch.optim.Adam."
             )
-        for group in optimizer.param_groups:
-            rate = group.get("lr", 1.0)  # one of a user's may have none
-            require_positive(**{"model.meta_optimizer.lr": float(rate)})
+        for rate in rates:
+            require_positive(**{"model.meta_optimizer.lr": rate})
         return optimizer
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:

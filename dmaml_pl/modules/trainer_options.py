@@ -1,5 +1,6 @@
 """Options of Lightning and PyTorch that cannot work in runs: refused before the training, with what does it here."""
 
+import io
 import math
 from typing import Any
 
@@ -85,13 +86,16 @@ def check_steps(optimizer: Optimizer, schedule: Any, meta_iterations: float) -> 
         return torch.tensor(1.0)
 
     def step() -> None:
-        optimizer.step(closure)
+        _step_once(optimizer, closure)
+        check_kept(optimizer.state_dict())
+        optimizer.zero_grad()
         if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
             raise ValueError("after it the weights are not finite")
 
+    if schedule is not None:
+        _try("meta_schedule", schedule, lambda: [float(group["lr"]) for group in optimizer.param_groups])
     closure()
-    if not isinstance(optimizer, AskingOptimizer):  # which are this package's own, and ask for more
-        _try("meta_optimizer", optimizer, step)
+    _try("meta_optimizer", optimizer, step)
 
     def advance() -> None:
         for _ in range(int(min(max(meta_iterations, 1), TRIED))):
@@ -101,6 +105,22 @@ def check_steps(optimizer: Optimizer, schedule: Any, meta_iterations: float) -> 
 
     if schedule is not None:
         _try("meta_schedule", schedule, advance)
+
+
+def _step_once(optimizer: Any, closure: Any) -> None:
+    """One that asks is this package's own, and asks for more than there is here; another may make its steps for it."""
+    if not isinstance(optimizer, AskingOptimizer):
+        optimizer.step(closure)
+    elif (stepper := optimizer.stepper) is not None:
+        stepper.step()
+
+
+def check_kept(state: Any) -> None:
+    """Write a part of a checkpoint, and read it as checkpoints are; raises whatever stands in the way."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=True)
 
 
 def _check_schedule(schedule: Any, meta_iterations: float) -> None:
@@ -122,4 +142,6 @@ def _try(setting: str, made: Any, step: Any) -> None:
         step()
     except Exception as error:  # of a user's own class, too
         name = type(made).__name__
-        raise ConfigError(f"model.{setting} is {name}, which cannot make a step ({reason_of(error)}).") from error
+        raise ConfigError(
+            f"model.{setting} is {name}, which cannot make a step and be kept ({reason_of(error)})."
+        ) from error

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.errors import redact
 
 
 def program() -> list[str]:

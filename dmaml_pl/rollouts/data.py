@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmaml_pl.checks import require_positive
-from dmaml_pl.data import Split, TaskDataModule
+from dmaml_pl.checks import require_at_most, require_positive
+from dmaml_pl.data import MOST, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.sampling import Rollouts, Weighed, sample_rollouts, weigh
@@ -109,7 +109,9 @@ class EnvironmentDataModule(TaskDataModule):
         seed: int | None = None,
         evaluation_seed: int = 0,
     ) -> None:
-        require_positive(**{"data.rollouts": rollouts, "data.horizon": horizon})
+        counts = {"data.rollouts": rollouts, "data.horizon": horizon}
+        require_positive(**counts)
+        require_at_most(MOST, **counts)
         if rollouts * horizon < 2:
             raise ConfigError(
                 "data.rollouts and data.horizon are 1, but advantages need at least two steps to compare."

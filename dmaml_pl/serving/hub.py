@@ -10,7 +10,6 @@ from typing import Any
 from dmaml_pl.adapting.exported import WEIGHTS, require_own
 from dmaml_pl.console.options import Options
 from dmaml_pl.errors import ConfigError, TrackingError
-from dmaml_pl.provenance.redaction import redact
 
 FURTHER = "HF_TOKEN is the token that it asks for, HF_ENDPOINT the address of another server."
 
@@ -91,7 +90,7 @@ def _told(repository: str, hub: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = redact(str(getattr(error, "server_message", None) or error)).strip() or type(error).__name__
+        reason = str(getattr(error, "server_message", None) or error).strip() or type(error).__name__
         raise TrackingError(
             f"{hub.constants.ENDPOINT}/{repository} cannot be used ({reason.splitlines()[0].rstrip('.')}): see to the "
             "name, the network, and the token in HF_TOKEN."

@@ -150,6 +150,7 @@ class DMAMLStrategy(WorkerStrategy):
             rule = copy.deepcopy(self.merge_rule)
             weight, merged = rule.weight(report), rule.merge(start, start + 1e-3)
             torch.save(rule.state_dict(), io.BytesIO())
+            range(rule.validation_tasks)
             fits = merged.shape == start.shape and bool(torch.isfinite(merged).all())
             why = (
                 ""

@@ -12,8 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from dmaml_pl.checks import require_not_negative, require_positive
+from dmaml_pl.checks import require_at_most, require_not_negative, require_positive
 from dmaml_pl.runs import RunReport
+
+MOST_TASKS = 10_000
+"""On which every worker evaluates at the end of each run."""
 
 
 class MergeRule(ABC):
@@ -103,7 +106,7 @@ class ValidationWeightedMerge(MeanMerge):
         power: how strongly a better worker counts; 0 gives the plain mean.
 
     Raises:
-        ConfigError: `tasks` is not greater than zero, or `power` is negative.
+        ConfigError: `tasks` is not from 1 to 10,000, or `power` is negative.
 
     Examples:
         >>> rule = ValidationWeightedMerge(tasks=20, power=2.0)
@@ -114,6 +117,7 @@ class ValidationWeightedMerge(MeanMerge):
     def __init__(self, tasks: int = 20, power: float = 1.0) -> None:
         name = "trainer.strategy.merge"
         require_positive(**{f"{name}.tasks": tasks})
+        require_at_most(MOST_TASKS, **{f"{name}.tasks": tasks})
         require_not_negative(**{f"{name}.power": power})
         self.validation_tasks = tasks
         self.power = power

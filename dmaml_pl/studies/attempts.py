@@ -24,7 +24,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.studies.space import Space
 from dmaml_pl.tracking.store import knock, told_in_one_line
 
@@ -74,7 +73,7 @@ class Attempts:
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Turn what goes wrong with the storage into one line."""
-        problem = f"{redact(self._place)}, in which Optuna keeps its trials, cannot be used"
+        problem = f"{self._place}, in which Optuna keeps its trials, cannot be used"
         remedy = (
             "Set --storage to one that can be" if "://" in self._place else "Move it away, or set --storage to another"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dmaml_pl.console.tables import NOTHING, markdown
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.errors import redact
 from dmaml_pl.studies.plan import Point
 from dmaml_pl.studies.results import Group, groups
 from dmaml_pl.studies.study import Study

@@ -9,7 +9,7 @@ from pathlib import Path
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.errors import redact, words_of
 from dmaml_pl.tracking.description import NOTE, describe_training, may_describe
 from dmaml_pl.tracking.mlflow_run import COMMAND, COMMIT, ERROR
 from dmaml_pl.tracking.operations import describe, end
@@ -70,7 +70,7 @@ class Ending:
                 self._describe("")
         elif self.outcome not in (EndStatus.FAILED, EndStatus.KILLED):
             self.outcome = outcome
-            message = "" if error is None else redact(f"{type(error).__name__}: {error}")
+            message = "" if error is None else redact(f"{type(error).__name__}: {words_of(error)}")
             if outcome == EndStatus.FAILED and message:
                 sender.put({"do": "set_tags", "tags": {ERROR: message}})
             self._describe(message)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.provenance.environment import environment, environment_tags
-from dmaml_pl.provenance.redaction import redact
 from dmaml_pl.tracking.params import clean_name
 from dmaml_pl.tracking.patience import UPLOAD_TIMEOUT_S, brief_requests
 from dmaml_pl.tracking.store import SETTING, Store, told_in_one_line
@@ -60,7 +59,7 @@ class MLflowRun:
         Raises:
             TrackingError: names the setting to change.
         """
-        problem = f"No MLflow run can be made in experiment {experiment_name!r} of {redact(store.uri)}"
+        problem = f"No MLflow run can be made in experiment {experiment_name!r} of {store.uri}"
         remedy = f"Set {SETTING}.experiment_name to another name, or {store.setting} to another store."
         client = store.connect()
         # The name sorts by time; MLflow's own comes from Python's global generator, and repeats with the seed.
@@ -76,7 +75,7 @@ class MLflowRun:
         Raises:
             TrackingError: there is none with this id, or it was deleted.
         """
-        problem = f"There is no MLflow run {run_id!r} to continue in {redact(store.uri)}"
+        problem = f"There is no MLflow run {run_id!r} to continue in {store.uri}"
         remedy = f"Set {SETTING}.run_id to an id that the UI shows, or {store.setting} to the store of that training."
         client = store.connect()
         with told_in_one_line(problem, remedy):

@@ -28,6 +28,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dmaml_pl.errors import TrackingError
+
 Operation = dict[str, Any]
 
 _FOLDER, _DATABASE, _REFUSED, _FILES = "outbox", "outbox.db", "refused.jsonl", "files"
@@ -252,5 +254,12 @@ class Outbox:
 
 
 def find_outboxes(save_dir: Path) -> list[Path]:
-    """The folders of outboxes that were left in a folder of tracking; each begins with the id of its MLflow run."""
-    return [file.parent for file in sorted((save_dir.absolute() / _FOLDER).glob(f"*/{_DATABASE}"))]
+    """The folders of outboxes that were left in a folder of tracking; each begins with the id of its MLflow run.
+
+    Raises:
+        TrackingError: what is called as their folder is none.
+    """
+    folder = save_dir.absolute() / _FOLDER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise TrackingError(f"{folder} is no folder, which trainings keep there for what waits: move it away.")
+    return [file.parent for file in sorted(folder.glob(f"*/{_DATABASE}"))]

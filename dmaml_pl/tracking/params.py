@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.errors import redact
 
 MAX_NAME = 250  # characters of a metric's or parameter's name that MLflow takes
 MAX_VALUE = 6000  # characters of a parameter's value that MLflow takes; it cuts longer ones without an error

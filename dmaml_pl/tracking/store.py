@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from dmaml_pl.errors import TrackingError
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.errors import TrackingError, redact
 from dmaml_pl.tracking.moved import follow
 from dmaml_pl.tracking.patience import brief_requests, disable_telemetry
 
@@ -88,7 +87,7 @@ class Store:
                 f"Start it, or set {self.setting} (or MLFLOW_TRACKING_URI) to the address of one that runs, such as "
             )
             remedy += "http://127.0.0.1:5000, or unset both for a local store."
-            with told_in_one_line(f"No MLflow server can be used at {redact(self.uri)}", remedy):
+            with told_in_one_line(f"No MLflow server can be used at {self.uri}", remedy):
                 return self._ask()
         place = "a folder that can be written" if self.is_default else "sqlite:///<a file that can be written>"
         with told_in_one_line(f"The tracking store {self.file} cannot be opened", f"Set {self.setting} to {place}."):
@@ -141,6 +140,9 @@ def told_in_one_line(problem: str, remedy: str) -> Iterator[None]:
 
 def check_path(file: Path, setting: str) -> None:
     """Raise a `TrackingError` where a path cannot be told to MLflow as a URI."""
+    user = next((part for part in file.parts if part.startswith("~")), None)
+    if user is not None and not file.parent.exists():
+        raise TrackingError(f"{user} is a user who is not there. Set {setting} to another place than {file}.")
     if re.search("[%?]", str(file)):
         raise TrackingError(f"{file} holds a % or ?, which MLflow misreads. Set {setting} to a path without them.")
 

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 from dmaml_pl.console.options import Options
-from dmaml_pl.errors import ConfigError, DmamlError, TrackingError
-from dmaml_pl.provenance.redaction import BLANK
+from dmaml_pl.errors import BLANK, ConfigError, DmamlError, TrackingError
 from dmaml_pl.tracking.mlflow_run import MLflowRun
 from dmaml_pl.tracking.operations import describe
 from dmaml_pl.tracking.outbox import Outbox, find_outboxes

@@ -20,13 +20,13 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from dmaml_pl.errors import TrackingError
-from dmaml_pl.provenance.redaction import redact
+from dmaml_pl.checks import at_home
+from dmaml_pl.errors import TrackingError, redact
 from dmaml_pl.tracking import operations
 from dmaml_pl.tracking.description import NOTE
 from dmaml_pl.tracking.ending import Ending, EndStatus
 from dmaml_pl.tracking.mlflow_run import MLflowRun
-from dmaml_pl.tracking.outbox import Operation, Outbox
+from dmaml_pl.tracking.outbox import Operation, Outbox, find_outboxes
 from dmaml_pl.tracking.params import flatten
 from dmaml_pl.tracking.patience import brief_requests
 from dmaml_pl.tracking.sender import Sender
@@ -77,7 +77,7 @@ class MLflowTracker(Logger):
         self._experiment_name = experiment_name
         self._run_name = run_name
         self._tracking_uri = tracking_uri
-        self._save_dir = save_dir
+        self._save_dir = str(at_home(save_dir))
         self._run_id = run_id
         self._tags = dict(tags or {})
         self._system_metrics = system_metrics
@@ -117,6 +117,11 @@ class MLflowTracker(Logger):
         return self._ending is not None and self._ending.visits
 
     @property
+    def is_running(self) -> bool:
+        """Whether the MLflow run has been opened, and its end was not told yet."""
+        return self._ending is not None and self._ending.outcome == EndStatus.RUNNING
+
+    @property
     def run_url(self) -> str | None:
         """Path of the MLflow run below the address of the UI; None before it is opened, and off rank zero."""
         return None if self._run is None else f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
@@ -151,6 +156,7 @@ class MLflowTracker(Logger):
         if self._run is not None:
             return
         store, run_id = self._store, self._run_id or run_id
+        find_outboxes(Path(self._save_dir))  # else what waits would do so in memory, without a word
         self._made = run_id is None
         if run_id is None:
             run = self._run = MLflowRun.create(store, self._experiment_name, self._run_name)
@@ -346,7 +352,7 @@ class MLflowTracker(Logger):
         store, run, sender = self._store, self._run, self._sender
         assert run is not None and sender is not None  # noqa: S101, PT018 (`open` has made both, or raised)
         try:
-            problem = f"The tracking store {redact(store.uri)} did not take {what}"
+            problem = f"The tracking store {store.uri} did not take {what}"
             with told_in_one_line(problem, f"Free or mend it, or set {store.setting} to another one."):
                 yield
         except TrackingError:

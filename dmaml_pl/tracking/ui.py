@@ -18,7 +18,7 @@ from dmaml_pl.console.options import Options, whole
 from dmaml_pl.errors import TrackingError
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.tracking.moved import follow
-from dmaml_pl.tracking.store import check_database, check_path
+from dmaml_pl.tracking.store import check_database, check_path, told_in_one_line
 from dmaml_pl.tracking.sync import settle
 from dmaml_pl.tracking.views import table_page
 
@@ -54,7 +54,8 @@ def main(words: list[str]) -> int:
     follow(folder)
     settle(folder)
     page = ""
-    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
+    unusable = told_in_one_line(f"{store} is not a usable tracking store", "Set --save_dir to the folder of another.")
+    with unusable, closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as database:
         newest = database.execute("SELECT experiment_id FROM runs ORDER BY start_time DESC LIMIT 1").fetchone()
         row = database.execute("SELECT experiment_id FROM runs WHERE run_uuid = ?", (given.run,)).fetchone()
         if given.run is None and newest is not None:
