@@ -11,11 +11,21 @@ import torch
 import yaml
 from pytorch_lightning.loggers import CSVLogger
 
-from dmaml_pl import MAML, DMAMLStrategy, MeanMerge, MergeRule, MetaLearning, OuterOptimizerMerge
+from dmaml_pl import (
+    MAML,
+    DMAMLStrategy,
+    MeanMerge,
+    MergeRule,
+    MetaLearning,
+    OuterOptimizerMerge,
+    Regression,
+    TaskBatch,
+    TaskDataModule,
+)
 from dmaml_pl.cli.parts import blame, check_parts
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.run import run
-from dmaml_pl.errors import ConfigError, in_one_line, reason_of, tell
+from dmaml_pl.errors import ConfigError, DmamlError, in_one_line, reason_of, tell
 from tests.bad_input import (  # noqa: F401 - two are fixtures
     MODEL,
     SINUSOID,
@@ -25,7 +35,6 @@ from tests.bad_input import (  # noqa: F401 - two are fixtures
     make_refusal,
 )
 from tests.recipes import small_data, small_maml, small_trainer
-from tests.trainings import lay_store
 
 DATA = """\
 import torch
@@ -129,53 +138,81 @@ def test_a_users_network_that_cannot_be_trained_is_told(network: torch.nn.Module
 # ---- what is found before the work
 
 
+X = torch.zeros(5, 1)
+
+
+class Tasks(TaskDataModule):
+    """Gives whatever `gives` makes of the seed."""
+
+    def __init__(self, gives: Any) -> None:
+        super().__init__(shots=5, queries=5, meta_batch=2, val_tasks=2, test_tasks=2)
+        self.gives = gives
+
+    def sample_task(self, split: str, seed: int) -> TaskBatch:
+        made: TaskBatch = self.gives(seed)
+        return made
+
+
 @pytest.mark.parametrize(
-    ("number", "code", "expected"),
+    ("gives", "expected"),
     [
-        (0, "return None", "sample_task gives a NoneType, but must give what TaskBatch.of makes."),
-        (1, "return TaskBatch.of(x[seed % 4 :], x, x, x)", "sample_task gives tasks whose tensors differ in shape "),
-        (
-            2,
-            "return TaskBatch.of(x, x, x, x) if split != 'test' else 1 / 0",
-            "data is Data, which failed: ZeroDivisionError in {folder}/data2.py, line 11: division by zero. The ",
-        ),
-        (
-            3,
-            "return TaskBatch.of(x, x, x, x * float('nan'))",
-            "query_y holds values that are not finite numbers, of which no loss can be made.",
-        ),
+        (lambda seed: None, "sample_task gives a NoneType, but must give what TaskBatch.of makes."),
+        (lambda seed: TaskBatch.of(X[seed % 4 :], X, X, X), "sample_task gives tasks whose tensors differ in shape "),
+        (lambda seed: TaskBatch.of(X, X, X, X * float("nan")), "query_y holds values that are not finite numbers, of "),
+        (lambda seed: TaskBatch.of(X.clone().requires_grad_(), X, X, X), "support_x requires a gradient, but samples "),
+        (lambda seed: TaskBatch.of(X, X, torch.zeros(5, 2), X), "data gives query samples of shape (2,), but support "),
+        (lambda seed: TaskBatch.of(*[X.to("meta")] * 4), "data is Tasks, whose tasks cannot be used (Tensor.item() "),
     ],
 )
-def test_tasks_that_are_none_are_told_before_the_work(number: int, code: str, expected: str, refusal: Refusal) -> None:
-    Path(f"data{number}.py").write_text(f"{DATA}        {code}\n")
-    text = refusal(config=changed(SINUSOID, {"data.class_path": f"data{number}.Data", "meta_test": True}))
-    assert text.startswith(expected.format(folder=Path.cwd()))
+def test_tasks_that_are_none_are_told_before_the_work(gives: Any, expected: str) -> None:
+    with pytest.raises(DmamlError) as refused:
+        check_before("fit", small_trainer(), small_maml(), Tasks(gives), meta_test=False)
+    assert str(refused.value).startswith(expected)
+
+
+def test_tasks_of_the_meta_test_are_tried_before_the_training(refusal: Refusal) -> None:
+    Path("test_data.py").write_text(f"{DATA}        return TaskBatch.of(x, x, x, x) if split != 'test' else 1 / 0\n")
+    text = refusal(config=changed(SINUSOID, {"data.class_path": "test_data.Data", "meta_test": True}))
+    place = f"{Path.cwd()}/test_data.py, line 11"
+    assert text.startswith(
+        f"data is Data, which failed: ZeroDivisionError in {place}: division by zero. The way there "
+    )
+
+
+MUST = "but must give one number for all samples of a task"
+
+
+@pytest.mark.parametrize(
+    ("method", "gives", "expected"),
+    [
+        ("support_loss", lambda output, y: (output - y) ** 2, f"gives a tensor (shape: (5, 1)), {MUST}"),
+        ("query_loss", lambda output, y: None, f"gives None, {MUST}"),
+        ("measure", lambda output, y: "good", f"gives 'good', {MUST}"),
+        ("query_loss", lambda output, y: output.detach().sum(), "does not depend on the network's output, so that "),
+        ("query_loss", lambda output, y: output.mean() * float("nan"), "gives nan for finite numbers."),
+    ],
+)
+def test_an_objective_that_gives_no_loss_is_told_before_the_work(method: str, gives: Any, expected: str) -> None:
+    own = type("Own", (Regression,), {method: staticmethod(gives)})()
+    module = MetaLearning(torch.nn.Linear(1, 1), MAML(), own)
+    with pytest.raises(ConfigError) as refused:
+        module.check_task(small_data(shots=5, queries=5).evaluation_task("val", 0))
+    assert str(refused.value).startswith(f"model.objective is Own, whose {method} {expected}")
+
+
+def test_an_objective_that_cannot_tell_better_from_worse_is_refused() -> None:
+    for name, value, expected in (
+        ("better", "up", "up, but must be min or max."),
+        ("metric", "", "'', but must be a "),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            MetaLearning(torch.nn.Linear(1, 1), MAML(), type("Own", (Regression,), {name: value})())
+        assert str(refused.value).startswith(f"model.objective.{name} is {expected}")
 
 
 @pytest.mark.parametrize(
     ("number", "code", "expected"),
     [
-        (
-            0,
-            "class Own(Regression):\n    def support_loss(self, output, y):\n        return (output - y) ** 2",
-            "model.objective is Own, whose support_loss gives a tensor (shape: (10, 1)), but must give one number for ",
-        ),
-        (
-            6,
-            "class Own(Regression):\n    def query_loss(self, output, y):\n        return output.detach().sum()",
-            "model.objective is Own, whose query_loss does not depend on the network's output, so that nothing can be ",
-        ),
-        (
-            5,
-            "class Own(Regression):\n    def measure(self, output, y):\n        return 'good'",
-            "model.objective is Own, whose measure gives 'good', but must give one number for all samples of a task",
-        ),
-        (
-            1,
-            "class Own(Regression):\n    def query_loss(self, output, y):\n        return None",
-            "model.objective is Own, whose query_loss gives None, but must give one number for all samples of a task",
-        ),
-        (2, "class Own(Regression):\n    better = 'up'", "model.objective.better is up, but must be min or max."),
         (
             3,
             "class Own(Objective):\n    pass",
@@ -267,8 +304,8 @@ def test_an_error_in_a_users_own_callback_is_one_line_while_it_trains_too(capfd:
         "    def on_train_start(self, trainer, module):\n        open('/nope/x')\n"
     )
     callbacks = [{"class_path": "own_callback.Own"}]
-    Path("a.yaml").write_text(yaml.safe_dump(changed(SINUSOID, {"trainer.callbacks": callbacks})))
-    lay_store(Path.cwd())
+    config = changed(SINUSOID, {"trainer.callbacks": callbacks, "trainer.logger": False})
+    Path("a.yaml").write_text(yaml.safe_dump(config))
     assert run(["fit", "--config", "a.yaml"]) == 1
     told = capfd.readouterr().err.splitlines()
     place = f"{Path.cwd()}/own_callback.py, line 6"
