@@ -69,7 +69,8 @@ LOWEST := .venv-lowest/bin
 LOWEST_TEST := $(LOWEST)/python -m pytest -p no:cacheprovider -W ignore::DeprecationWarning -W ignore::FutureWarning
 LOWEST_FILES := engine engine_promises vectorized per_task maml all_algorithms meta_sgd sinusoid tabular image_tasks \
   samplers glyphs rollouts policies trust_region precision backbone merge merge_options dmaml task_parallel checkpoints \
-  end_to_end tracker outbox studies search study_results compare mlflow_model shipped_configs
+  end_to_end tracker tracker_store tracker_ends outbox sending sync studies study_failures bad_studies search \
+  study_results compare mlflow_model shipped_configs
 test-lowest: $(READY)
 	@rm -rf .venv-lowest dist/lowest && $(PYTHON) -m venv .venv-lowest
 	@$(BIN)/uv build --quiet --wheel --out-dir dist/lowest

@@ -63,6 +63,7 @@ LONG = (
     "test_meta_test",
     "test_precision",
     "test_ui",
+    "test_study_failures",
 )
 """Files that take longest, the first of them most."""
 
