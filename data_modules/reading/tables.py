@@ -197,7 +197,7 @@ class Table:
             remedy = "mend or leave out the row"
             if not math.isfinite(values[row]) and math.isfinite(as_number(str(cell).replace(",", "."))):
                 remedy = "where that is the decimal mark, set data.decimal"
-            elif len(broken) == len(values):
+            elif len(broken) == len(values) and setting.startswith("data."):  # else the network needs the column
                 classes = "where it names classes, take data_modules.TabularClasses, and set data.classes to it"
                 remedy = classes if setting == "data.targets" else "leave the column out"
             raise DataError(f"{self.path}, row {row + 1}: column {name} ({setting}) {is_}{more}: {remedy}.")
