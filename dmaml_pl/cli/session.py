@@ -8,9 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +29,7 @@ from dmaml_pl.errors import DmamlError, LeftBehindError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.launching.supervisor import supervise
+from dmaml_pl.launching.waits import told_after
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.strategies.elastic import ElasticStrategy, among_those_who_come_and_go
@@ -43,19 +42,6 @@ T = TypeVar("T")
 
 LONG_S = 60.0
 """Seconds after which the checks before the work are said to go on; trying one task takes less, or has no end."""
-
-
-@contextmanager
-def _said_if_long() -> Iterator[None]:
-    said = "Still loading the data, and trying model.network with model.algorithm and model.objective on one task ..."
-    timer = threading.Timer(LONG_S, partial(rank_zero_only(print), said, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
 
 
 class Session:
@@ -178,7 +164,8 @@ class Session:
             DmamlError: a setting cannot work.
         """
         meta_test = stage == "test" or (stage == "fit" and self.meta_test)
-        with _said_if_long():
+        said = "Still loading data, and trying model.network with model.algorithm and model.objective on one task ..."
+        with told_after(LONG_S, partial(rank_zero_only(print), said, file=sys.stderr, flush=True)):
             check_before(stage, self.trainer, self.model, self.data, meta_test=meta_test)
         if stage == "fit" and getattr(self.trainer.strategy, "elastic", False) and not self.supervises:
             self._elastic = among_those_who_come_and_go(self.trainer.strategy)

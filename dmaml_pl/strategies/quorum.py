@@ -17,7 +17,6 @@ Legend: P values of a payload.
 import io
 import logging
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # PyTorch does not say that it exports it
 
 from dmaml_pl.errors import ConfigError, LeftBehindError, NobodyLeftError, WorkerLostError
+from dmaml_pl.launching.waits import told_after
 from dmaml_pl.strategies.replica import address_towards, answers, import_manager, new_group, no_transport
 
 POLL_SECONDS = 0.0002
@@ -319,13 +319,8 @@ class Quorum:
                 where = self._lighthouse.rpartition("@")[2]
                 print(f"Waiting {limit:.0f} s at most for the lighthouse at {where} ...", file=sys.stderr, flush=True)
 
-        timer = threading.Timer(SILENCE_SECONDS, tell)
-        timer.daemon = True
-        timer.start()
-        try:
+        with told_after(SILENCE_SECONDS, tell):
             yield
-        finally:
-            timer.cancel()
 
     def _attempt(self, call: Callable[[], T]) -> T | None:
         """Make a call that fails where a worker is lost; torchft then forms the group anew at the next meeting."""
