@@ -22,7 +22,7 @@ from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import Act, TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
 Split = Literal["train", "val", "test"]
-MOST = 10**9
+LARGEST_COUNT = 10**9
 """Of anything that is counted; more is a slip, which would be told as a lack of memory, or never."""
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -149,7 +149,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
             "data.test_tasks": test_tasks,
         }
         require_positive(**counts)
-        require_at_most(MOST, **counts)
+        require_at_most(LARGEST_COUNT, **counts)
         self.shots = shots
         self.queries = queries
         self.meta_batch = meta_batch

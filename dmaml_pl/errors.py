@@ -151,14 +151,14 @@ class NobodyLeftError(LeftBehindError):
     """There are no other workers any more for this one to join."""
 
 
-LONGEST, MOST = 400, 600
+LONGEST_WORD, LONGEST_REASON = 400, 600
 """Characters of a word, and of a reason, that are told; more are a value gone wrong, such as a whole file."""
 
 
 def tell(error: object) -> None:
     """Print a mistake of the user's as one line on standard error, without what a terminal would obey."""
     for_eyes = "".join(each if each.isprintable() or each.isspace() else ascii(each)[1:-1] for each in str(error))
-    words = [word if len(word) <= LONGEST else f"{word[:LONGEST]}..." for word in for_eyes.split()]
+    words = [word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in for_eyes.split()]
     print("dmaml: error:", *words, file=sys.stderr, flush=True)
 
 
@@ -180,7 +180,7 @@ def reason_of(error: BaseException) -> str:
 
     Where it comes from a user's own code: its type, file and line before them.
     """
-    words, name = " ".join(words_of(error).split())[:MOST].rstrip(". "), type(error).__name__
+    words, name = " ".join(words_of(error).split())[:LONGEST_REASON].rstrip(". "), type(error).__name__
     before = _place_of(error) if _is_theirs(error) else name if isinstance(error, KeyError) or not words else ""
     return ": ".join(filter(None, (before, words)))
 

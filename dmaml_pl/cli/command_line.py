@@ -14,7 +14,7 @@ from dmaml_pl.errors import CheckpointError, ConfigError, reason_of
 LARGEST = 1_000_000
 """Bytes; reading so much takes some seconds."""
 
-MOST = 100_000
+MOST_VALUES = 100_000
 """Values in a file, those that references (`*NAME`) repeat counted each time."""
 
 STREAMS = ("/dev/stdin", "/dev/fd/")
@@ -169,8 +169,8 @@ def _check_values(file: str, root: yaml.Node | None) -> None:
             f"{file} holds no settings: lines of the form `name: value` are expected, as in "
             "`dmaml configs copy sinusoid`."
         )
-    if _count(file, root, {}) > MOST:
-        raise ConfigError(f"{file} has more than {MOST:,} values, those repeated by references (*NAME) counted.")
+    if _count(file, root, {}) > MOST_VALUES:
+        raise ConfigError(f"{file} has more than {MOST_VALUES:,} values, those repeated by references (*NAME) counted.")
 
 
 def _count(file: str, node: yaml.Node, counts: dict[int, int | None]) -> int:

@@ -17,7 +17,7 @@ NUMBERS = (
     "SLURM_NODEID",
     "SLURM_JOB_ID",
 )
-MOST = 100_000
+MOST_WORKERS = 100_000
 """Workers; more are none that somebody has started."""
 
 PORT = "MASTER_PORT"
@@ -55,8 +55,8 @@ def check_variables(environment: Mapping[str, str] = os.environ) -> None:
     least = dict.fromkeys(COUNTS, 1) | dict.fromkeys(NUMBERS, 0) | {PORT: 1}
     values = {name: _number(name, environment[name], least[name]) for name in least if name in environment}
     for name in COUNTS:
-        if values.get(name, 1) > MOST:
-            raise ConfigError(f"{name} is {values[name]}, but must be at most {MOST:,}. {WAY_OUT}")
+        if values.get(name, 1) > MOST_WORKERS:
+            raise ConfigError(f"{name} is {values[name]}, but must be at most {MOST_WORKERS:,}. {WAY_OUT}")
     if values.get(PORT, 1) > 65535:
         raise ConfigError(f"{PORT} is {values[PORT]}, but must be from 1 to 65535. {WAY_OUT}")
     for number, count in BELOW:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmaml_pl.checks import require_at_most, require_positive
-from dmaml_pl.data import MOST, Split, TaskDataModule
+from dmaml_pl.data import LARGEST_COUNT, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Task
 from dmaml_pl.rollouts.sampling import Rollouts, Weighed, sample_rollouts, weigh
@@ -111,7 +111,7 @@ class EnvironmentDataModule(TaskDataModule):
     ) -> None:
         counts = {"data.rollouts": rollouts, "data.horizon": horizon}
         require_positive(**counts)
-        require_at_most(MOST, **counts)
+        require_at_most(LARGEST_COUNT, **counts)
         if rollouts * horizon < 2:
             raise ConfigError(
                 "data.rollouts and data.horizon are 1, but advantages need at least two steps to compare."
