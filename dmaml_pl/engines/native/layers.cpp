@@ -56,27 +56,25 @@ template <class R> using Tile = void (*)(const Factors<R> *, int, int, int, cons
 template <class R, int COLS> constexpr Tile<R> TILES[MOST_ROWS] = {
     tile<R, COLS, 1>, tile<R, COLS, 2>, tile<R, COLS, 3>, tile<R, COLS, 4>, tile<R, COLS, 5>, tile<R, COLS, 6>, tile<R, COLS, 7>, tile<R, COLS, 8>};
 
-// All tiles of c, and `then` done to each vector of them, told by row and column.
-template <class R, int COLS, class F>
-inline void tiles(const Factors<R> *of, int pairs, int rows, int n0, const R *start, int64_t start_ld, R *c, int64_t ld, const F &then) {
+// All tiles of COLS vectors of c.
+template <class R, int COLS>
+inline void tiles(const Factors<R> *of, int pairs, int rows, int n0, const R *start, int64_t start_ld, R *c, int64_t ld) {
   constexpr int most = std::min(MOST_ROWS, ACCUMULATORS / COLS);
   for (int count = (rows + most - 1) / most, m = 0; count > 0; count--) {
     const int few = (rows - m + count - 1) / count;
     TILES<R, COLS>[few - 1](of, pairs, m, n0, start, start_ld, c, ld);
-    for (int end = m + few; m < end; m++)
-#pragma GCC unroll 4
-      for (int n = 0; n < COLS; n++) then(m, n0 + n * LANES<R>);
+    m += few;
   }
 }
 
-template <class R, int PAIRS, class F>
-inline void products(const Factors<R> (&of)[PAIRS], int pairs, int rows, int columns, const R *start, int64_t start_ld, R *c, int64_t ld, const F &then) {
+template <class R, int PAIRS>
+inline void products(const Factors<R> (&of)[PAIRS], int pairs, int rows, int columns, const R *start, int64_t start_ld, R *c, int64_t ld) {
   for (int n = 0, left = columns / LANES<R>; left > 0;) {
     // Two and two of four, as single columns have too little to do between loads.
     const int now = left == WIDEST + 1 ? (left + 1) / 2 : std::min(left, WIDEST);
-    if (now >= 3) tiles<R, std::min(WIDEST, 3)>(of, pairs, rows, n, start, start_ld, c, ld, then);
-    else if (now == 2) tiles<R, 2>(of, pairs, rows, n, start, start_ld, c, ld, then);
-    else tiles<R, 1>(of, pairs, rows, n, start, start_ld, c, ld, then);
+    if (now >= 3) tiles<R, std::min(WIDEST, 3)>(of, pairs, rows, n, start, start_ld, c, ld);
+    else if (now == 2) tiles<R, 2>(of, pairs, rows, n, start, start_ld, c, ld);
+    else tiles<R, 1>(of, pairs, rows, n, start, start_ld, c, ld);
     n += now * LANES<R>, left -= now;
   }
 }
@@ -154,21 +152,31 @@ template <class R> struct Pass {
 
 template <class R> const R *Layers<R>::outputs(const Pass &pass) const { return pass.y.back(); }
 
-template <class R> inline void activate(int act, R *y) {
-  if (act == RELU) store<R>(y, cut<R>(load(y), load(y)));
-  if (act == TANH) store<R>(y, tanh_of<R>(load(y)));
+template <int ACT> using Is = std::integral_constant<int, ACT>;
+
+// What is done with every vector, made once for each activation, so that none of them asks for it.
+template <class F> inline void by_act(int act, const F &f) {
+  if (act == RELU) f(Is<RELU>{});
+  else if (act == TANH) f(Is<TANH>{});
+  else f(Is<LINEAR>{});
+}
+
+template <class R, int ACT> inline void activate(Is<ACT>, R *y) {
+  if constexpr (ACT == RELU) store<R>(y, cut<R>(load(y), load(y)));
+  if constexpr (ACT == TANH) store<R>(y, tanh_of<R>(load(y)));
 }
 
 // d = g through the activation that gave y; of outputs' derivatives, too.
-template <class R> inline Vec<R> through(int act, Vec<R> g, const R *y) {
-  if (act == RELU) return cut<R>(load(y), g);
-  if (act == TANH) return g * (1 - load(y) * load(y));
-  return g;
+template <class R, int ACT> inline Vec<R> through(Is<ACT>, Vec<R> g, const R *y) {
+  if constexpr (ACT == RELU) return cut<R>(load(y), g);
+  else if constexpr (ACT == TANH) return g * (1 - load(y) * load(y));
+  else return g;
 }
 
-template <class R> inline Vec<R> through_along(int act, Vec<R> gD, const R *g, const R *y, const R *yD) {
+template <class R, int ACT> inline Vec<R> through_along(Is<ACT> act, Vec<R> gD, const R *g, const R *y, const R *yD) {
   const Vec<R> own = through<R>(act, gD, y);
-  return act == TANH ? own - 2 * load(y) * load(yD) * load(g) : own;  // yD is (1 - y^2) times what it would be otherwise
+  if constexpr (ACT == TANH) return own - 2 * load(y) * load(yD) * load(g);  // yD is (1 - y^2) times what it would be otherwise
+  else return own;
 }
 
 template <class R> struct Set {
@@ -184,8 +192,11 @@ template <class R> struct Set {
   const R *inputs(const Pass<R> &pass, size_t l) const { return l ? pass.y[l - 1] : samples; }
   int inputs_ld(size_t l) const { return l ? net.each[l].pi : net.each[l].in; }
 
-  template <class F> void vectors(int ld, const F &f) const {
-    for (int64_t at = 0; at < int64_t(n) * ld; at += LANES<R>) f(at);
+  // Does `f` to each vector of n rows, told where it is and the activation.
+  template <class F> void vectors(int ld, int act, const F &f) const {
+    by_act(act, [&](auto act) {
+      for (int64_t at = 0; at < int64_t(n) * ld; at += LANES<R>) f(at, act);
+    });
   }
 
   // Loss, and its gradient by all parameters; `done` is told of each layer whose gradient is there.
@@ -202,30 +213,30 @@ template <class R> struct Set {
             for (int k = 0; k < own.pi; k += LANES<R>) sum += load(x + i * own.pi + k) * load(weights + j * own.pi + k);
             y[i * own.po + j] = total<R>(sum) + bias[j];
           }
-        vectors(own.po, [&](int64_t at) { activate<R>(own.act, y + at); });
-        continue;
+      } else {
+        const Factors<R> of[] = {{x, inputs_ld(l), 1, weights, own.po, own.in}};
+        products(of, 1, n, own.po, bias, 0, y, own.po);
       }
-      const Factors<R> of[] = {{x, inputs_ld(l), 1, weights, own.po, own.in}};
-      products(of, 1, n, own.po, bias, 0, y, own.po, [&](int m, int c) { activate<R>(own.act, y + m * own.po + c); });
+      vectors(own.po, own.act, [&](int64_t at, auto act) { activate<R>(act, y + at); });
     }
     const R found = targets.loss(pass.y[last], net.ld, pass.g[last], pass.probability);
-    vectors(net.ld, [&](int64_t at) { store<R>(pass.d[last] + at, through<R>(net.each[last].act, load(pass.g[last] + at), pass.y[last] + at)); });
+    const auto back = [&](size_t l) {  // from g to d
+      const R *g = pass.g[l], *y = pass.y[l];
+      R *d = pass.d[l];
+      vectors(net.each[l].po, net.each[l].act, [&](int64_t at, auto act) { store<R>(d + at, through<R>(act, load(g + at), y + at)); });
+    };
+    back(last);
     for (size_t l = last + 1; l-- > 0;) {
       const Layer &own = net.each[l];
       const R *d = pass.d[l];
       if (l) {
-        const int before = net.each[l - 1].act;
-        R *g = pass.g[l - 1], *to = pass.d[l - 1];
-        const R *y = pass.y[l - 1];
         const Factors<R> of[] = {{d, own.po, 1, w.turned[l], own.pi, own.out}};
-        products<R>(of, 1, n, own.pi, nullptr, 0, g, own.pi, [&](int m, int c) {
-          const int64_t at = int64_t(m) * own.pi + c;
-          store<R>(to + at, through<R>(before, load(g + at), y + at));
-        });
+        products<R>(of, 1, n, own.pi, nullptr, 0, pass.g[l - 1], own.pi);
+        back(l - 1);
       }
       add_rows(d, n, own.po, gradient + own.bias, true);
       const Factors<R> of[] = {weights_of(l, inputs(pass, l), d)};
-      products<R>(of, 1, own.rows(), own.ld(), nullptr, 0, gradient + own.weights, own.ld(), [](int, int) {});
+      products<R>(of, 1, own.rows(), own.ld(), nullptr, 0, gradient + own.weights, own.ld());
       done(l);
     }
     return found;
@@ -256,35 +267,30 @@ template <class R> struct Set {
               sum += load(xD + i * own.pi + k) * load(weights + j * own.pi + k) + load(x + i * own.pi + k) * load(weightsD + j * own.pi + k);
             yD[i * own.po + j] = total<R>(sum) + biasD[j];
           }
-        vectors(own.po, [&](int64_t at) { store<R>(yD + at, through<R>(own.act, load(yD + at), y + at)); });
-        continue;
+      } else {
+        const Factors<R> of[] = {{x, inputs_ld(l), 1, weightsD, own.po, own.in}, {xD, own.pi, 1, weights, own.po, own.in}};
+        products(of, l ? 2 : 1, n, own.po, biasD, 0, yD, own.po);
       }
-      const Factors<R> of[] = {{x, inputs_ld(l), 1, weightsD, own.po, own.in}, {xD, own.pi, 1, weights, own.po, own.in}};
-      products(of, l ? 2 : 1, n, own.po, biasD, 0, yD, own.po, [&](int m, int c) {
-        const int64_t at = int64_t(m) * own.po + c;
-        store<R>(yD + at, through<R>(own.act, load(yD + at), y + at));
-      });
+      vectors(own.po, own.act, [&](int64_t at, auto act) { store<R>(yD + at, through<R>(act, load(yD + at), y + at)); });
     }
     targets.loss_along(along.y[last], net.ld, pass.probability, along.g[last]);
-    vectors(net.ld, [&](int64_t at) {
-      store<R>(along.d[last] + at, through_along<R>(net.each[last].act, load(along.g[last] + at), pass.g[last] + at, pass.y[last] + at, along.y[last] + at));
-    });
+    const auto back = [&](size_t l) {
+      const R *g = pass.g[l], *y = pass.y[l], *yD = along.y[l], *gD = along.g[l];
+      R *d = along.d[l];
+      vectors(net.each[l].po, net.each[l].act, [&](int64_t at, auto act) { store<R>(d + at, through_along<R>(act, load(gD + at), g + at, y + at, yD + at)); });
+    };
+    back(last);
     for (size_t l = last + 1; l-- > 0;) {
       const Layer &own = net.each[l];
       const R *d = pass.d[l], *dD = along.d[l];
       if (l) {
-        const int before = net.each[l - 1].act;
-        const R *g = pass.g[l - 1], *y = pass.y[l - 1], *yD = along.y[l - 1];
-        R *found = along.d[l - 1];
         const Factors<R> of[] = {{dD, own.po, 1, w.turned[l], own.pi, own.out}, {d, own.po, 1, v.turned[l], own.pi, own.out}};
-        products<R>(of, 2, n, own.pi, nullptr, 0, found, own.pi, [&](int m, int c) {
-          const int64_t at = int64_t(m) * own.pi + c;
-          store<R>(found + at, through_along<R>(before, load(found + at), g + at, y + at, yD + at));
-        });
+        products<R>(of, 2, n, own.pi, nullptr, 0, along.g[l - 1], own.pi);
+        back(l - 1);
       }
       add_rows(dD, n, own.po, to + own.bias, false);
       const Factors<R> of[] = {weights_of(l, inputs(pass, l), dD), weights_of(l, l ? along.y[l - 1] : nullptr, d)};
-      products<R>(of, l ? 2 : 1, own.rows(), own.ld(), to + own.weights, own.ld(), to + own.weights, own.ld(), [](int, int) {});
+      products<R>(of, l ? 2 : 1, own.rows(), own.ld(), to + own.weights, own.ld(), to + own.weights, own.ld());
       done(l);
     }
   }
