@@ -2,8 +2,8 @@
 //
 // Sets of samples and layers are small, so that what counts is how little lies between the products: weights are kept
 // (in, out) for the way forward and (out, in) for the way back, rows are filled up with zeros to whole vectors, and what
-// follows a product is done to each of its tiles while it is in the nearest cache. A narrow last layer has (out, in)
-// alone; its outputs are dot products.
+// follows a product is one plain loop, made for each activation. A narrow last layer has (out, in) alone; its outputs are
+// dot products.
 //
 // Legend: R float or double; n samples; x a layer's inputs, y what its activation gives; d the gradient by what is activated;
 // a name that ends with D is a derivative along a direction of the weights.

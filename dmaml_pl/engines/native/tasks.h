@@ -119,18 +119,24 @@ template <class Net, class R = typename Net::Real> struct Engine {
     R *losses, *outputs;
   };
 
+  template <class F> void over(size_t l, const F &f) const {  // each vector of a layer's parameters
+    for (auto [j, end] = net.range(l); j < end; j += LANES<R>) f(j);
+  }
+
   void task(Worker<Net> &own, const Call &c, int t, R *sum, R *rate_sum) const {
     const int64_t P = z.parameters, target = z.classes ? 8 : sizeof(R) * z.outputs;
     own.support.take(c.support_x + t * z.support * net.sample, c.support_y + t * z.support * target);
     own.query.take(c.query_x + t * z.query * net.sample, c.query_y + t * z.query * target);
-    // What follows of a layer's gradient is made at once, while it is in a cache.
-    for (int k = 0; k < z.steps; k++)
-      own.support.gradient(own.at[k], own.passes[k], own.gradients[k], own.scratch, [&](size_t l) {
-        const R *w = own.at[k].flat, *rate = rates + k * P, *g = own.gradients[k];
-        R *next = own.at[k + 1].flat;
-        for (auto [j, end] = net.range(l); j < end; j++) next[j] = w[j] - rate[j] * g[j];
+    // What follows of a layer's gradient is made at once, while it is in a cache. Where nobody asks for it again, the next
+    // weights take its place.
+    for (int k = 0; k < z.steps; k++) {
+      const R *w = own.at[k].flat, *rate = rates + k * P;
+      R *next = own.at[k + 1].flat, *g = rate_sum ? own.gradients[k] : next;
+      own.support.gradient(own.at[k], own.passes[k], g, own.scratch, [&](size_t l) {
+        over(l, [&](int64_t j) { store<R>(next + j, load(w + j) - load(rate + j) * load(g + j)); });
         own.at[k + 1].turn(net, l);
       });
+    }
     R *a = own.adjoint, *u = own.direction.flat;
     const auto by_rates = [&](size_t l, int k) {
       const R *g = own.gradients[k];
@@ -140,12 +146,12 @@ template <class Net, class R = typename Net::Real> struct Engine {
       if (k >= 0 && c.second_order) {
         by_rates(l, k);
         const R *rate = rates + k * P;
-        for (auto [j, end] = net.range(l); j < end; j++) u[j] = -rate[j] * a[j];
+        over(l, [&](int64_t j) { store<R>(u + j, -load(rate + j) * load(a + j)); });
         own.direction.turn(net, l);
         return;
       }
       for (; k >= 0; k--) by_rates(l, k);
-      for (auto [j, end] = net.range(l); j < end; j++) sum[j] += a[j];
+      over(l, [&](int64_t j) { add<R>(sum + j, load(a + j)); });
     };
     c.losses[t] = own.query.gradient(own.at[z.steps], own.last, a, own.scratch, [&](size_t l) { before(l, z.steps - 1); });
     const R *out = net.outputs(own.last);
