@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -55,6 +56,22 @@ def test_the_workers_hold_bit_identical_weights_and_buffers_after_every_run() ->
         assert same(mine, others)
     assert reports[0]["workers"]["loss"].shape == (2, 4)
     assert not torch.equal(reports[0]["workers"]["loss"][0], reports[0]["workers"]["loss"][1])
+
+
+def _said() -> list[str]:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pytorch_lightning").addHandler(handler)
+    _train(4)
+    return lines
+
+
+def test_it_says_of_how_many_tasks_each_meta_gradient_is() -> None:
+    mine, others = in_workers(_said, 2)
+    wanted = "Each meta-gradient is of 8 tasks: data.meta_batch, 4, of each of 2 workers."
+    assert wanted in mine
+    assert wanted not in others
 
 
 def test_two_workers_take_the_steps_of_one_with_both_meta_batches() -> None:

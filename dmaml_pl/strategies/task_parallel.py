@@ -9,7 +9,10 @@ Legend: P floating-point values of the meta-gradient, W workers.
 
 from collections.abc import Iterable
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dmaml_pl.errors import NonFiniteError
@@ -23,8 +26,9 @@ class TaskParallelStrategy(WorkerStrategy):
     """Averages the workers' meta-gradients at every meta-iteration; all workers hold the same weights throughout.
 
     A run is what it is elsewhere, H meta-iterations between two chances to validate, so that the two strategies are
-    compared by changing one setting. One all-reduce a meta-iteration, and one a run for buffers and metrics. Settings
-    are those of `WorkerStrategy`; `on_non_finite: exclude` leaves out a worker's meta-gradient.
+    compared by changing one setting. `data.meta_batch` is of each worker, as there. One all-reduce a meta-iteration,
+    and one a run for buffers and metrics. Settings are those of `WorkerStrategy`; `on_non_finite: exclude` leaves out a
+    worker's meta-gradient.
 
     Examples:
         >>> TaskParallelStrategy(run_length=20).run_length
@@ -34,6 +38,16 @@ class TaskParallelStrategy(WorkerStrategy):
     strategy_name = "task_parallel"
 
     _told_all: NonFiniteError | None = None  # why all are to stop, once they know
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Lightning's; says how many tasks a meta-gradient is of, as that is what one process is compared by."""
+        super().setup(trainer)
+        tasks = getattr(getattr(trainer, "datamodule", None), "meta_batch", None)
+        if tasks is not None and self.world_size > 1 and trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_info(
+                f"Each meta-gradient is of {self.world_size * tasks} tasks: data.meta_batch, {tasks}, of each of "
+                f"{self.world_size} workers."
+            )
 
     def share_meta_gradient(
         self, parameters: Iterable[nn.Parameter], loss: Tensor, failure: NonFiniteError | None
