@@ -9,8 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dmaml_pl.checks import require_platform
+from dmaml_pl.launching import lean_imports
 
 __version__ = "0.1.0"
+
+lean_imports.install()
 
 if TYPE_CHECKING:
     from data_modules import (
