@@ -9,7 +9,7 @@ from data_modules.pictures import PictureTasks
 from data_modules.reading.class_folders import UNSPLIT, find_classes, read_lists
 from data_modules.reading.pictures import Fit, PhotoReader
 from data_modules.shares import Shares, shuffle
-from dmaml_pl.checks import at_home, require_at_most, require_positive
+from dmaml_pl.checks import at_home, require_at_most, require_counts
 from dmaml_pl.data import SPLITS, Split
 
 
@@ -58,7 +58,7 @@ class ImageFolder(PictureTasks):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        require_positive(**{"data.image_size": image_size})
+        require_counts(**{"data.image_size": image_size})
         require_at_most(10_000, **{"data.image_size": image_size})
         self.shares = Shares(val_share, test_share, "classes")
         self.root = root

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data_modules.augmenting import augmented
 from data_modules.class_images import ClassImages
 from data_modules.samplers import Sampler, SamplerName, WithinGroups, sampler_named
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts
 from dmaml_pl.data import PlottedTasks, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import LabelledSamples, Samples, TaskBatch, derive_seed
@@ -92,7 +92,7 @@ class ImageTasks(TaskDataModule):
         super().__init__(shots=shots, queries=queries, meta_batch=meta_batch, **settings)
         self.ways = ways
         if test_queries is not None:
-            require_positive(**{"data.test_queries": test_queries})
+            require_counts(**{"data.test_queries": test_queries})
         self.test_ways = test_ways
         self.test_queries = test_queries
         self.augment = list(augment or ())

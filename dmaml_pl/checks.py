@@ -5,10 +5,26 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dmaml_pl.errors import ConfigError, DataError
+
+
+def require_kind(setting: str, value: object, kind: type, such_as: str) -> None:
+    """Check that a part of a training is an object of its kind, and not its class, its name, or what else stands there.
+
+    Raises:
+        ConfigError: names the setting, and an object that would do.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{setting} is {value!r}, but must be of type {kind.__name__}, such as {such_as}.")
+
+
+def _require_numbers(settings: dict[str, float]) -> None:
+    for name, value in settings.items():
+        if not hasattr(value, "__float__"):  # which numbers of NumPy and of PyTorch have, too
+            raise ConfigError(f"{name} is {value!r}, but must be a number.")
 
 
 def require_positive(**settings: float) -> None:
@@ -17,11 +33,24 @@ def require_positive(**settings: float) -> None:
     Raises:
         ConfigError: names the first setting that is not.
     """
+    _require_numbers(settings)
     for name, value in settings.items():
         if not value > 0:
             raise ConfigError(f"{name} is {value}, but must be greater than 0.")
         if math.isinf(value):
             raise ConfigError(f"{name} is {value}, but must be finite.")
+
+
+def require_counts(**settings: int) -> None:
+    """Check that each setting is a whole number greater than zero.
+
+    Raises:
+        ConfigError: names the first setting that is not.
+    """
+    for name, value in settings.items():
+        if not hasattr(value, "__index__"):
+            raise ConfigError(f"{name} is {value!r}, but must be a whole number.")
+    require_positive(**settings)
 
 
 def require_not_negative(**settings: float) -> None:
@@ -30,9 +59,21 @@ def require_not_negative(**settings: float) -> None:
     Raises:
         ConfigError: names the first setting that is not.
     """
+    _require_numbers(settings)
     for name, value in settings.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value}, but must be 0 or greater{', and finite' * (value > 0)}.")
+
+
+def require_all_counts(setting: str, values: Sequence[int]) -> None:
+    """Check that a setting is a list of numbers, each of them as of `require_counts`.
+
+    Raises:
+        ConfigError: names the setting, and the first number that is not.
+    """
+    if not hasattr(values, "__iter__"):
+        raise ConfigError(f"{setting} is {values!r}, but must be a list of whole numbers.")
+    require_counts(**{f"{setting}[{number}]": value for number, value in enumerate(values)})
 
 
 PICTURES = "root/CLASS/PICTURE, or root/train/CLASS/PICTURE and the same with val and test"
@@ -160,6 +201,7 @@ def unwritable(setting: str, path: Path, error: OSError) -> ConfigError:
 
 
 def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """A sentence with the nearest of the known words, with a space before it; nothing if none is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    """A sentence with the nearest of the known words, in letters of any case, with a space before it; or nothing."""
+    near = {each.lower(): each for each in known}
+    close = [near[each] for each in difflib.get_close_matches(word.lower(), near, n=1, cutoff=0.6)]
     return f" Did you mean {prefix}{close[0]}?" if close and close[0] != word else ""

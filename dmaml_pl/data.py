@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import pytorch_lightning as pl
 import torch
 
-from dmaml_pl.checks import require_at_most, require_positive
+from dmaml_pl.checks import require_at_most, require_counts
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.tasks import Act, TaskBatch, TaskSource, derive_seed, derive_seeds, stack_tasks
 
@@ -148,7 +148,7 @@ class TaskDataModule(pl.LightningDataModule, ABC):
             "data.val_tasks": val_tasks,
             "data.test_tasks": test_tasks,
         }
-        require_positive(**counts)
+        require_counts(**counts)
         require_at_most(LARGEST_COUNT, **counts)
         self.shots = shots
         self.queries = queries

@@ -124,8 +124,8 @@ class Regression(Objective):
         if output.shape != y.shape:
             raise ConfigError(
                 f"The network's output has shape {tuple(output.shape)}, but the targets {tuple(y.shape)}: "
-                "set the network's number of outputs (model.network) to that of the data, or model.objective to "
-                "classification."
+                "set the network's number of outputs (model.network) to that of the data, which gives targets of shape "
+                "(samples, outputs), or model.objective to classification."
             )
 
 
@@ -150,8 +150,12 @@ class Classification(Objective):
     def check(self, output: Tensor, y: Tensor) -> None:
         """There must be as many logits as ways."""
         super().check(output, y)
-        if y.is_floating_point():
-            raise ConfigError("model.objective is classification, but the data has real targets: set it to regression.")
+        if y.dtype not in (torch.int64, torch.uint8) or y.ndim != 1 or int(y.min()):
+            given = f"{y.dtype}, of shape {tuple(y.shape)}, from {y.min():g} to {y.max():g}"
+            raise ConfigError(
+                f"model.objective is classification, but the data has targets of type {given}: make them one class a "
+                "sample, torch.int64 from 0, or set it to regression."
+            )
         if output.ndim != 2 or output.shape[1] != int(y.max()) + 1:
             raise ConfigError(
                 f"The network's output has shape {tuple(output.shape)}, but the tasks have "

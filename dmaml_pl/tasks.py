@@ -359,7 +359,7 @@ def stack_tasks(tasks: list[TaskBatch]) -> TaskBatch:
     Raises:
         DataError: they are no tasks, or differ in their shapes.
     """
-    if wrong := [type(task).__name__ for task in tasks if not isinstance(task, TaskBatch)]:
+    if wrong := [type(task).__name__ for task in tasks if not isinstance(getattr(task, "query", None), Samples)]:
         raise DataError(f"sample_task gives a {wrong[0]}, but must give what TaskBatch.of makes.")
     if any(task.numbers is None for task in tasks):
         tasks = [task._replace(numbers=None) for task in tasks]

@@ -86,7 +86,7 @@ def test_fewer_tasks_than_workers_are_refused_before_workers_are_started(
         (
             SINUSOID,
             {f"{MODEL}.objective": "classification"},
-            "model.objective is classification, but the data has real targets: set it to regression.",
+            "model.objective is classification, but the data has targets of type torch.float32, of shape (10, 1)",
         ),
         (
             SINUSOID,

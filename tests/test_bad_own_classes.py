@@ -189,6 +189,7 @@ MUST = "but must give one number for all samples of a task"
         ("query_loss", lambda output, y: None, f"gives None, {MUST}"),
         ("measure", lambda output, y: "good", f"gives 'good', {MUST}"),
         ("query_loss", lambda output, y: output.detach().sum(), "does not depend on the network's output, so that "),
+        ("query_loss", lambda output, y: output.softmax(1).sum(), "does not depend on the network's output, so that "),
         ("query_loss", lambda output, y: output.mean() * float("nan"), "gives nan for finite numbers."),
     ],
 )
@@ -203,7 +204,8 @@ def test_an_objective_that_gives_no_loss_is_told_before_the_work(method: str, gi
 def test_an_objective_that_cannot_tell_better_from_worse_is_refused() -> None:
     for name, value, expected in (
         ("better", "up", "up, but must be min or max."),
-        ("metric", "", "'', but must be a "),
+        ("metric", "", "'', but must be a name of its own"),
+        ("metric", "loss", "'loss', but must be a name of its own"),
     ):
         with pytest.raises(ConfigError) as refused:
             MetaLearning(torch.nn.Linear(1, 1), MAML(), type("Own", (Regression,), {name: value})())

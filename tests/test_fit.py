@@ -127,7 +127,7 @@ def test_what_goes_with_a_configuration_is_told(sinusoid: str) -> None:
         dmaml_pl.fit(sinusoid, max_steps=5)
     with pytest.raises(ConfigError, match=r"trainer\.max_stps is not a setting\. Did you mean trainer\.max_steps"):
         dmaml_pl.fit(sinusoid, {"trainer.max_stps": 5})
-    with pytest.raises(ConfigError, match="data is NoneType"):
+    with pytest.raises(ConfigError, match="data is None, but must be of type TaskDataModule"):
         dmaml_pl.fit(small_maml())
 
 

@@ -65,7 +65,7 @@ def refused(wanted: Any, value: Any) -> str:
         (dict[str, int], {"b": "x"}, "a.b is 'x', but must be of type int."),
         (Literal["min", "max"], "least", "a is 'least', but must be one of 'min', 'max'."),
         (Literal[1, 3] | None, 2, "a is '2', but must be one of 1, 3 or null."),
-        (nn.Module, 3, "a is '3', but must be the class path of a Module."),
+        (nn.Module, 3, "a is '3', but must be the class path of a Module. That is MODULE.CLASS, as Python imports it."),
         (nn.Module, "MPL", "a is 'MPL', but must be the class path of a Module. Did you mean dmaml_pl.MLP?"),
         (Literal["min"] | nn.Module, "x", "a is 'x', but must be one of 'min' or the class path of a Module."),
     ],

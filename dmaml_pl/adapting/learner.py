@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dmaml_pl.adapting.adapted import AdaptedLearner, ClassName, Learner, Values, as_tensor, give_shapes
 from dmaml_pl.adapting.policy import AdaptedPolicy, adapt_by_acting
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts
 from dmaml_pl.engines.per_task import adapted_weights
 from dmaml_pl.errors import ConfigError, DataError
 from dmaml_pl.modules import MetaLearning
@@ -70,7 +70,7 @@ class FewShotLearner(Learner):
         if steps is None:
             steps = self.steps
         else:
-            require_positive(steps=steps)
+            require_counts(steps=steps)
         x = self._samples(x)
         output = self._ask(x)
         targets, classes = self._targets(y, x, output)
@@ -103,7 +103,7 @@ class FewShotLearner(Learner):
         """
         if not self.objective.acts:
             raise DataError("This network was trained on samples, not in environments: adapt(x, y) adapts it.")
-        require_positive(**{name: n for name, n in {"steps": steps, "rollouts": rollouts}.items() if n is not None})
+        require_counts(**{name: n for name, n in {"steps": steps, "rollouts": rollouts}.items() if n is not None})
         steps = self.steps if steps is None else steps
         return adapt_by_acting(self.module, self.config, self.data, task, steps=steps, rollouts=rollouts, seed=seed)
 

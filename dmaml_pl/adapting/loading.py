@@ -73,6 +73,8 @@ def load_either(
     path: str | Path, module: MetaLearning | None = None, trust: Sequence[str] = ()
 ) -> FewShotLearner | AdaptedLearner:
     """What `load` or `load_adapted` gives, whichever the file is of; arguments and errors are theirs."""
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"The path of the checkpoint is {path!r}, but must be one, such as 'best.ckpt'.")
     content = _read(Path(path))
     config, data = None, None
     if module is None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dmaml_pl.algorithms.base import Algorithm, Weights
-from dmaml_pl.checks import require_not_negative, require_positive
+from dmaml_pl.checks import require_counts, require_not_negative, require_positive
 
 _HOOKS = ("learned_from", "minibatch", "start", "step", "place", "adapt", "outer")
 
@@ -41,7 +41,8 @@ class MAML(Algorithm):
         **settings: Any,
     ) -> None:
         super().__init__(inner_steps, **settings)
-        require_positive(**{"model.algorithm.inner_lr": inner_lr, "model.algorithm.inner_steps": inner_steps})
+        require_positive(**{"model.algorithm.inner_lr": inner_lr})
+        require_counts(**{"model.algorithm.inner_steps": inner_steps})
         require_not_negative(**{"model.algorithm.first_order_until": first_order_until})
         self.inner_lr = inner_lr
         self.first_order = first_order

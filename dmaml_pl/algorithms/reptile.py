@@ -9,7 +9,7 @@ import torch
 from dmaml_pl.algorithms.base import Outcome, Tasks, Weights
 from dmaml_pl.algorithms.inner_optimizers import InnerAdam, InnerOptimizer
 from dmaml_pl.algorithms.maml import MAML
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts
 from dmaml_pl.tasks import TaskBatch
 
 
@@ -65,7 +65,7 @@ class Reptile(MAML):
             inner_lr, inner_steps, first_order=True, first_order_until=0, inner_optimizer=optimizer, **settings
         )
         if inner_batch is not None:
-            require_positive(**{"model.algorithm.inner_batch": inner_batch})
+            require_counts(**{"model.algorithm.inner_batch": inner_batch})
         self.inner_batch = inner_batch
         self.whole_tasks = whole_tasks
 

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from dmaml_pl.checkpoints.files import WholeFileIO, remove_leftovers
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts
 from dmaml_pl.errors import CheckpointError, ConfigError, LeftBehindError
 from dmaml_pl.launching import restarts
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport, strategy_of_runs
@@ -60,7 +60,7 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_runs: int | None = None,
     ) -> None:
         if every_n_runs is not None:
-            require_positive(**{"checkpoint.every_n_runs": every_n_runs})
+            require_counts(**{"checkpoint.every_n_runs": every_n_runs})
         super().__init__(
             dirpath=dirpath,
             filename="best",

@@ -57,7 +57,8 @@ def check_command(words: list[str], commands: list[str]) -> None:
         raise ConfigError(f"{words[0]} is not a command.{suggest(words[0], commands)} dmaml --help lists all.")
     for before, word in pairwise(words):
         if not word.startswith("-") and (not before.startswith("-") or "=" in before):
-            close = f" Did you mean --config {word}?" if word.endswith((".yaml", ".yml")) else ""
+            is_one = word.endswith((".yaml", ".yml")) or word in configs.names()
+            close = f" Did you mean --config {word}?" if is_one else ""
             raise ConfigError(
                 f"{word} is not a setting: those are given as --NAME VALUE, and files as --config FILE.{close}"
             )

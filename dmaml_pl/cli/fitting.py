@@ -7,14 +7,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.loggers import Logger
 
 from data_modules import TaskDataModule
 from dmaml_pl.checkpoints import RunCheckpoint
+from dmaml_pl.checks import require_kind
 from dmaml_pl.cli import quiet
 from dmaml_pl.cli.command_line import check_config_files
 from dmaml_pl.cli.messages import explain_interpolation, explain_trainer
@@ -82,10 +84,10 @@ def fit(
             if isinstance(data, TaskDataModule):
                 raise ConfigError(f"{model} says what data there is: give settings by name, or a module instead.")
             return _fit_configuration(str(model), dict(data or {}) | {"meta_test": meta_test, "ckpt_path": ckpt_path})
-        if not isinstance(data, TaskDataModule):
-            raise ConfigError(f"data is {type(data).__name__}, but must be a data module, such as dmaml_pl.Sinusoid().")
+        require_kind("model", model, MetaLearning, "MetaLearning(MLP())")
+        require_kind("data", data, TaskDataModule, "Sinusoid()")
         made = _trainer(model, trainer)
-        session = Session(made, model, data, meta_test=meta_test)
+        session = Session(made, model, cast("TaskDataModule", data), meta_test=meta_test)
         if session.supervises:
             raise ConfigError(COMMAND_ONLY)
 
@@ -121,6 +123,8 @@ def _trainer(model: MetaLearning, settings: Mapping[str, Any]) -> pl.Trainer:
     config = {**defaults, **settings, "callbacks": [*callbacks, SettingsRecorder()]}
     if settings.get("max_steps", -1) == -1 and not {"max_epochs", "max_time"} & settings.keys():
         raise ConfigError("Not set: max_steps, the meta-iterations of each worker. Give fit(..., max_steps=1000).")
+    if isinstance(config["logger"], str):  # else each letter of it would be one
+        require_kind("trainer.logger", config["logger"], Logger, "MLflowTracker()")
     if isinstance(config["strategy"], str):
         import dmaml_pl.strategies  # noqa: F401, PLC0415 - Lightning then knows them by their names
     try:

@@ -38,7 +38,8 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
     while error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
     reason = " ".join(str(error).split())
-    defaults = {name: each.default for name, each in inspect.signature(pl.Trainer).parameters.items()}
+    parameters = inspect.signature(pl.Trainer).parameters
+    defaults = {name: each.default for name, each in parameters.items()}
     apart: dict[str, Any] = {"callbacks": None, "logger": False}
     # An instance has been given devices by the Trainer that failed.
     plain = settings if isinstance(settings.get("strategy"), str) else settings | {"strategy": "auto"}
@@ -50,7 +51,9 @@ def explain_trainer(error: Exception, settings: dict[str, Any]) -> str:
         given = settings.get(name)
         if given != defaults[name] and _can_be_made(others):
             shown = [type(each).__name__ for each in given] if name == "callbacks" and given else given
-            return f"trainer.{name} is {shown!r}{_ADVICE.get(name, '')}: {reason}"
+            must = f", but must be {inspect.formatannotation(parameters[name].annotation)}"
+            advice = _ADVICE.get(name, must if isinstance(error, TypeError) else "")
+            return f"trainer.{name} is {shown!r}{advice}: {reason}"
     variables = [name for name, value in os.environ.items() if repr(value) in reason]
     return f"trainer: {reason}" + (f" ({' or '.join(variables)})" if variables else "")
 

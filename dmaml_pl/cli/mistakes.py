@@ -82,6 +82,14 @@ def check_path(setting: str, path: Any, kind: type) -> None:
         _check_class(setting, path, {}, _find(setting, path, (kind,)), 0)
 
 
+def no_settings(section: str, given: Any) -> ConfigError:
+    """The error of a section that is no settings by name."""
+    return ConfigError(
+        f"{section} is {'null' if given is None else given}, but must be settings by name: leave it out for its "
+        "defaults."
+    )
+
+
 # -- what was given ----------------------------------------------------------------------------------------------------
 
 
@@ -153,14 +161,16 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
 
     def look(name: str, value: Any) -> None:
         is_group = any(each.startswith(f"{name}.") for each in known)
-        if is_group and isinstance(value, dict):
+        if is_group and not isinstance(value, dict):
+            raise no_settings(name, value)
+        if is_group:
             for inner, each in value.items():
                 look(f"{name}.{inner}", each)
         elif action := known.get(name.removesuffix("+")):
             default = action.default.as_dict() if hasattr(action.default, "as_dict") else None  # a class
             _check(prefix + action.dest, getattr(action, "_typehint", Any), _lay_over(default, value))
-        elif not is_group:
-            raise ConfigError(_unknown(list(known), name, prefix, owner))
+        else:
+            raise ConfigError(_unknown(list(known), name, prefix, owner, given))
 
     for name, value in given.items():
         look(str(name), value)
@@ -170,17 +180,33 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
         raise ConfigError(f"Not set: {', '.join(missing)}{advice}")
 
 
-def _unknown(known: list[str], name: str, prefix: str, owner: str) -> str:
+def _unknown(known: list[str], name: str, prefix: str, owner: str, given: Any) -> str:
     groups = list(dict.fromkeys(each.partition(".")[0] for each in known))
     if name in _REPLACED:
         raise ConfigError(f"{prefix}{name} is no more: leave it out, or set {prefix}{_REPLACED[name]} instead.")
     if owner:
         has = f" It has: {', '.join(groups)}." if groups else ""
         return f"{prefix}{name} is not a setting of {owner}.{suggest(name, groups)}{has}"
-    group = name.partition(".")[0]
-    # Where even the first word is unknown, that is what is misspelt.
-    name, near = (name, known) if group in groups else (group, groups)
-    return f"{name} is not a setting.{suggest(name, near)} dmaml COMMAND --help lists all."
+    group, _, last = name.partition(".")[0], *name.rpartition(".")[1:]
+    elsewhere = [each for each in (*known, *_of_classes(given)) if each.rpartition(".")[2] == last]
+    if elsewhere:  # best in the same section
+        near = f" Did you mean {max(elsewhere, key=lambda each: each.startswith(f'{group}.'))}?"
+    elif group in groups:
+        beside = [each.removeprefix(f"{group}.") for each in known if each.startswith(f"{group}.")]
+        near = suggest(name.removeprefix(f"{group}."), beside, f"{group}.")
+    else:  # even the first word is misspelt
+        name, near = group, suggest(group, groups)
+    return f"{name} is not a setting.{near} dmaml COMMAND --help lists all."
+
+
+def _of_classes(given: Any, prefix: str = "") -> Iterator[str]:
+    """The settings of all classes in a configuration, by the names that they have on the command line."""
+    path = given.get("class_path") if isinstance(given, dict) else given
+    if isinstance(path, str) and prefix:
+        with contextlib.suppress(Exception):  # whatever is wrong with it is told in its turn
+            yield from (f"{prefix}.{name}" for name in _known(_parser_of(_find(prefix, path, (object,)), 0)))
+    for name, inner in given.items() if isinstance(given, dict) else ():
+        yield from _of_classes(inner, prefix if name in _OF_A_CLASS else f"{prefix}.{name}".lstrip("."))
 
 
 def _check(setting: str, kind: Any, value: Any) -> None:
@@ -192,24 +218,39 @@ def _check(setting: str, kind: Any, value: Any) -> None:
     if (isinstance(value, str) and "${" in value) or _takes(kind, value):
         return
     ways = _ways(kind)
-    for name, inner in [(_name(way), get_args(way)[-1]) for way in ways if get_args(way)]:
-        if isinstance(value, list) and name == "list":
-            for each in value:
-                _check(setting, inner, each)
-        elif isinstance(value, dict) and name == "dict":
-            for key, each in value.items():
-                _check(f"{setting}.{key}", inner, each)
+    for way in ways:
+        if get_args(way) and get_origin(way) is not Callable:
+            _check_within(setting, _name(way), get_args(way)[-1], value)
     classes = {made: arguments for way in ways for made, arguments in _classes(way).items()}
     path = value.get("class_path") if isinstance(value, dict) else value
-    if classes and isinstance(path, str) and all(part.isidentifier() for part in path.split(".")):
-        found = _find(setting, path, tuple(classes))
+    if classes and isinstance(path, str):
+        found = _find(setting, path, tuple(classes)) if all(map(str.isidentifier, path.split("."))) else None
         if found is not None:
             _check_class(setting, path, value if isinstance(value, dict) else {}, found, max(classes.values()))
             return
         value = path
     if wanted := _wanted(ways):
-        near = suggest(str(value), importlib.import_module("dmaml_pl").__all__, "dmaml_pl.") if classes else ""
-        raise ConfigError(f"{setting} is {str(value)!r}, but must be {wanted}.{near}")
+        raise ConfigError(
+            f"{setting} is {str(value)!r}, but must be {wanted}.{_near(str(value), wanted, list(classes))}"
+        )
+
+
+def _near(value: str, wanted: str, classes: list[type]) -> str:
+    """What may have been meant by a value that names none of the classes."""
+    if wanted.startswith("the class path") and not value.isidentifier():
+        return " That is MODULE.CLASS, as Python imports it."
+    ours = suggest(value, importlib.import_module("dmaml_pl").__all__, "dmaml_pl.") if classes else ""
+    return ours or suggest(value, [each.__name__ for kind in classes for each in _below(kind)])
+
+
+def _check_within(setting: str, name: str, inner: Any, value: Any) -> None:
+    """Hold what a list or a dict has against its type."""
+    if isinstance(value, list) and name == "list":
+        for each in value:
+            _check(setting, inner, each)
+    elif isinstance(value, dict) and name == "dict":
+        for key, each in value.items():
+            _check(f"{setting}.{key}", inner, each)
 
 
 def _check_class(setting: str, path: str, value: dict[str, Any], found: Any, skip: int) -> None:
@@ -219,10 +260,15 @@ def _check_class(setting: str, path: str, value: dict[str, Any], found: Any, ski
     settings = value.get("init_args", {})
     if not isinstance(settings, dict):
         raise ConfigError(f"{setting} cannot be {path}: its init_args are {settings!r}, but must be settings by name.")
+    _inspect(_parser_of(found, skip), settings, f"{setting}.", path)
+
+
+def _parser_of(found: Any, skip: int) -> ArgumentParser:
+    """A parser of the settings of a class (or function), but for its first `skip`."""
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(found) else parser.add_function_arguments
     add(found, skip={skip}, fail_untyped=False, sub_configs=True)
-    _inspect(parser, settings, f"{setting}.", path)
+    return parser
 
 
 def _check_defaults(setting: str, value: Any) -> None:
@@ -311,8 +357,11 @@ def _find(setting: str, path: str, kinds: tuple[type, ...]) -> Any:
     try:
         try:
             found = pkgutil.resolve_name(path)
-        except AttributeError:
-            importlib.import_module(path.rpartition(".")[0])  # whose own error says more
+        except AttributeError as error:
+            module = importlib.import_module(path.rpartition(".")[0])  # whose own error says more
+            own, found_in = Path(f"{path.partition('.')[0]}.py"), getattr(module, "__file__", None)
+            if own.is_file() and found_in and "." not in module.__name__ and not own.samefile(found_in):
+                raise AttributeError(f"{found_in} hides {own}, which needs another name") from error
             raise
         made = found if inspect.isclass(found) else get_type_hints(found).get("return")
     except Exception as error:  # of a user's own module, too

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -109,7 +110,7 @@ def check_parts(parts: Iterable[Part], *, writes: bool) -> None:
         _check_methods(setting, made)
         # The tracker tells of its own, and the training's own checkpoints are looked at with their default.
         if not isinstance(made, MLflowTracker | RunCheckpoint) and (writes or setting == "trainer.logger"):
-            for name in _PLACES:
+            for name in (each for each in _PLACES if inspect.getattr_static(made, each, None) is not None):
                 place, named = getattr(made, name, None), f"{_said(setting, made)}, whose {name}"
                 if not isinstance(place, str | Path | None):
                     raise ConfigError(f"{named} is {place!r}, but must be a path.")
@@ -128,7 +129,10 @@ def _said(setting: str, made: Any) -> str:
 def _check_methods(setting: str, made: Any) -> None:
     kinds = [*type(made).__mro__, *(_HOOKS if isinstance(made, pl.Callback) else ())]
     theirs = [kind for kind in kinds if is_their_file(getattr(sys.modules[kind.__module__], "__file__", None) or "<")]
+    known = {name for kind in kinds if kind not in theirs for name in vars(kind)}
     for name in {name for kind in theirs for name in vars(kind) if not name.startswith("__")}:
+        if name.startswith("on_") and name not in known and (near := get_close_matches(name, known, 1, 0.9)):
+            raise ConfigError(f"{_said(setting, made)}, whose {name} nothing calls. Did you mean {near[0]}?")
         found = [vars(kind).get(name) for kind in kinds if kind not in theirs]
         replaced = next((each for each in found if isinstance(each, FunctionType)), None)
         takes = [] if replaced is None else list(inspect.signature(replaced).parameters.values())[1:]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -93,11 +94,25 @@ def _try_sampling(stage: str, module: MetaLearning, data: TaskDataModule, *, met
     if stage == "fit" and not isinstance(data, ActingSource):
         tasks = data.sample(worker=0, run=0, iteration=0)
         _check_tasks(data, tasks)
+        if not type(data).__module__.startswith(("data_modules.", "dmaml_pl.")):
+            _check_repeats(data)
         if meta_test:
             tasks = data.evaluation_tasks("test", [0])
             _check_tasks(data, tasks)
             if _axes(tasks) != _axes(data.evaluation_tasks("val", [0])):
                 module.check_data(data, "test")
+
+
+def _check_repeats(data: TaskDataModule) -> None:
+    """Check that a user's own data gives the same task for the same seed, on which the same bits of a training rest."""
+    first, again = (data.evaluation_task("val", 0).tensors() for _ in range(2))
+    if any(
+        a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)
+    ):
+        raise ConfigError(
+            f"data is {type(data).__name__}, whose tasks differ though their seed is the same: draw all that is random "
+            "from generators made of it, such as torch.Generator().manual_seed(seed)."
+        )
 
 
 def _tell_of_gpu(trainer: Any) -> None:
@@ -208,11 +223,13 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
     ours = all(type(each).__module__.startswith(("dmaml_pl.", "pytorch_lightning.")) for each in (module, *callbacks))
     for callback in callbacks:
         name, own = getattr(callback, "monitor", None), isinstance(callback, RunCheckpoint)
-        if ours and not own and name and not re.match(rf"val/.*({objective.metric}|loss)|train/loss$", name):
-            raise ConfigError(
-                f"trainer.callbacks has {type(callback).__name__}, whose monitor is {name}, but must be one of "
-                f"{', '.join(better)}."
-            )
+        said = "checkpoint." if own else f"trainer.callbacks has {type(callback).__name__}, whose "
+        of_step = re.match(rf"val/{objective.metric}_step_\d", str(name))
+        mode = objective.better if of_step else better.get(str(name))
+        if ours and (own or name) and mode is None:
+            raise ConfigError(f"{said}monitor is {name}, but must be one of {', '.join(better)}.")
+        if mode not in (None, getattr(callback, "mode", mode)):
+            raise ConfigError(f"{said}mode is {callback.mode}, but must be {mode} for {name}.")
     ours_keeps = trainer.checkpoint_callback
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, RunCheckpoint):
@@ -225,10 +242,3 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
             require_folder("checkpoint.dirpath", folder)
         if callback.dirpath is not None and (taken := [each for each in folder.glob("*.ckpt") if not each.is_file()]):
             raise ConfigError(f"checkpoint.dirpath is {folder}, where {taken[0].name} is no file: take that away.")
-        name = str(callback.monitor)
-        of_step = name.startswith(f"val/{objective.metric}_step_")
-        mode = objective.better if of_step else better.get(name)
-        if mode is None and ours:
-            raise ConfigError(f"checkpoint.monitor is {name}, but must be one of {', '.join(better)}.")
-        if mode not in (None, callback.mode):
-            raise ConfigError(f"checkpoint.mode is {callback.mode}, but must be {mode} for {name}.")

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,11 +26,11 @@ from dmaml_pl.cli import resume
 from dmaml_pl.cli.parts import blame, parts_of
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.cli.recorder import trackers
-from dmaml_pl.errors import DmamlError, LeftBehindError, WorkerLostError
+from dmaml_pl.errors import DmamlError, LeftBehindError, WorkerLostError, in_one_line
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import raised_at
 from dmaml_pl.launching.supervisor import supervise
-from dmaml_pl.launching.waits import told_after
+from dmaml_pl.launching.waits import LONG_S, told_after
 from dmaml_pl.modules import MetaLearning
 from dmaml_pl.strategies import WorkerStrategy
 from dmaml_pl.strategies.elastic import ElasticStrategy, among_those_who_come_and_go
@@ -38,10 +39,6 @@ from dmaml_pl.tracking.relay import Relay, RelayedTracker
 from dmaml_pl.tracking.tracker import MLflowTracker
 
 T = TypeVar("T")
-
-
-LONG_S = 60.0
-"""Seconds after which the checks before the work are said to go on; trying one task takes less, or has no end."""
 
 
 class Session:
@@ -78,11 +75,13 @@ class Session:
         Raises:
             DmamlError: a setting cannot work, or a worker was lost.
         """
+        one_line: AbstractContextManager[None] = in_one_line()
         try:
             try:
                 with raised_at(SIGTERMException, signal.SIGTERM, signal.SIGHUP):
                     origin = self.check(stage, wanted)
                     self._open_trackers(stage, origin)
+                    one_line = nullcontext()  # from now on a user's own errors are for who calls from Python, too
                     return call(None if origin.checkpoint is None else str(origin.checkpoint))
             except RuntimeError:
                 # A worker that dies while another waits for it elsewhere than at a merge, as in a validation.
@@ -100,7 +99,8 @@ class Session:
                 if stage == "fit":
                     again = resume.how_to_go_on(self.trainer, self.folder, launched=self.launched)
                 error.add_note(again)
-            raise
+            with one_line:
+                raise
         finally:
             if self._handed is not None:
                 self._handed.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The command line of trainings: LightningCLI, with every check that can be made before a training made before it."""
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from dmaml_pl.cli import configs
 from dmaml_pl.cli.carried import carried_over
 from dmaml_pl.cli.command_line import with_strategies
 from dmaml_pl.cli.messages import explain_trainer
-from dmaml_pl.cli.mistakes import check_path, options_of, prefer_classes, refuse, settings_of
+from dmaml_pl.cli.mistakes import check_path, no_settings, options_of, prefer_classes, refuse, settings_of
 from dmaml_pl.cli.recorder import ConfigRecorder
 from dmaml_pl.cli.session import Session
 from dmaml_pl.console.progress import RunProgress
@@ -63,6 +64,7 @@ class Making:
         """Make one."""
         try:
             check_logger(class_type)
+            self._check_given(class_type, kwargs)
             return class_type(*args, **kwargs)
         except DmamlError as error:
             self.refused = error
@@ -74,6 +76,13 @@ class Making:
             told = ImportError(str(error).partition("\n")[0]) if isinstance(error, ImportError) else error
             self.refused = ConfigError(f"{is_it} cannot be made: {reason_of(told)}.")
             raise
+
+    def _check_given(self, class_type: type[Any], given: dict[str, Any]) -> None:
+        """The parser gives None for what has neither a type nor a default."""
+        for name, each in inspect.signature(class_type).parameters.items():
+            if each.annotation is each.empty is each.default and name in given and given[name] is None:
+                setting = _setting_of(class_type.__name__, self._settings)
+                raise ConfigError(f"Not set: {setting}.{name}, which {class_type.__name__} needs.")
 
 
 def _setting_of(name: str, settings: Any, prefix: str = "") -> str:
@@ -175,10 +184,7 @@ class DmamlCLI(LightningCLI):
         for section in ("trainer", *self._parser(self.subcommand).callback_keys):
             given = self.config[self.subcommand].get(section)
             if not isinstance(given, Namespace):
-                raise ConfigError(
-                    f"{section} is {'null' if given is None else given}, but must be settings by name: leave it out "
-                    "for its defaults."
-                )
+                raise no_settings(section, given)
         self._launch = Launch.detect()
         if self._launch is not None:
             self._launch.apply(self.config[self.subcommand]["trainer"])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from dmaml_pl import _learn2learn
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts
 from dmaml_pl.engines.base import Engine, EngineName, Tried
 from dmaml_pl.engines.learn2learn import Learn2LearnEngine
 from dmaml_pl.engines.loop import adapts_head_alone
@@ -103,7 +103,7 @@ class EngineChoice:
         self, name: EngineName, objective: Objective, *, compiled: CompileSetting = False, task_chunk: int | None = None
     ) -> None:
         if task_chunk is not None:
-            require_positive(**{"model.task_chunk": task_chunk})
+            require_counts(**{"model.task_chunk": task_chunk})
         if compiled not in (True, False, "auto"):
             raise ConfigError(f"model.compile is {compiled!r}, but must be true, false or auto.")
         if compiled is True and name in ("learn2learn", "native", "per_task"):

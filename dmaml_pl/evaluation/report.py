@@ -10,10 +10,10 @@ import pytorch_lightning as pl
 
 from dmaml_pl.checks import (
     require_at_most,
+    require_counts,
     require_file,
     require_folder,
     require_not_negative,
-    require_positive,
     unwritable,
 )
 from dmaml_pl.console.notebook import show_pictures
@@ -68,7 +68,7 @@ class MetaTestReport(pl.Callback):
         per_task: bool = False,
         clips: int = 0,
     ) -> None:
-        require_positive(**{"report.tasks": tasks})
+        require_counts(**{"report.tasks": tasks})
         require_at_most(MOST_PLOTTED, **{"report.tasks": tasks})
         require_not_negative(**{"report.clips": clips, "report.baseline_budget": baseline_budget})
         self.folder = folder

@@ -39,7 +39,8 @@ def _told(what: str, advice: str, setting: str = "model.network") -> Iterator[No
 def _depends(loss: Tensor, output: Tensor) -> bool:
     if not loss.requires_grad:
         return False
-    return torch.autograd.grad(loss, output, allow_unused=True)[0] is not None
+    gradient = torch.autograd.grad(loss, output, allow_unused=True)[0]
+    return gradient is not None and bool(gradient.any())
 
 
 class CheckedModule(RunModule):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmaml_pl.algorithms.base import Algorithm
 from dmaml_pl.algorithms.maml import MAML
-from dmaml_pl.checks import MOST_STEPS, require_at_most, require_one_of, require_positive
+from dmaml_pl.checks import MOST_STEPS, require_at_most, require_counts, require_kind, require_one_of, require_positive
 from dmaml_pl.engines import CompileSetting, EngineChoice, EngineName
 from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.evaluation.curves import Validation
@@ -90,16 +90,16 @@ class MetaLearning(CheckedModule):
         batch_norm: BatchNormUse = "task",
     ) -> None:
         super().__init__()
-        require_positive(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
+        require_counts(**{"model.run_length": run_length, "model.evaluation_steps": evaluation_steps})
         require_at_most(MOST_STEPS, **{"model.evaluation_steps": evaluation_steps})
         if gradient_clip is not None:
             require_positive(**{"model.gradient_clip": gradient_clip})
-        if not isinstance(network, nn.Module):  # a function may make it
-            raise ConfigError(f"model.network is {network!r}, but must be a Module.")
+        require_kind("model.network", network, nn.Module, "MLP()")  # a function may make it
         algorithm = MAML() if algorithm is None else algorithm
+        require_kind("model.algorithm", algorithm, Algorithm, "MAML()")
         self.objective = objective_of(objective)
-        if not self.objective.metric or not isinstance(self.objective.metric, str):
-            raise ConfigError(f"model.objective.metric is {self.objective.metric!r}, but must be a name.")
+        if self.objective.metric in ("", "loss") or not isinstance(self.objective.metric, str):
+            raise ConfigError(f"model.objective.metric is {self.objective.metric!r}, but must be a name of its own.")
         require_one_of("model.objective.better", self.objective.better, ("min", "max"))
         self.engine = EngineChoice(engine, self.objective, compiled=compile, task_chunk=task_chunk)
         self.evaluation_steps = max(evaluation_steps, algorithm.steps) if algorithm.makes_steps else 0
@@ -114,7 +114,8 @@ class MetaLearning(CheckedModule):
             network.get_parameter(name).requires_grad_(False)
         self.learner = MetaLearner(network, algorithm)
         if not any(p.requires_grad for p in self.learner.parameters()):
-            why = f"model.freeze is {list(freeze)}, which" if freeze else "model.network's parameters are frozen, which"
+            has = "frozen parameters alone" if list(network.parameters()) else "no parameters"
+            why = f"model.freeze is {list(freeze)}, which" if freeze else f"model.network has {has}, which"
             raise ConfigError(f"{why} leaves nothing to learn.")
         self.trained_by: int | None = None
         self.shapes: dict[str, list[int]] = {}
@@ -175,6 +176,11 @@ class MetaLearning(CheckedModule):
             )
         for rate in rates:
             require_positive(**{"model.meta_optimizer.lr": rate})
+        steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(id(parameter) in steps for group in groups for parameter in group["params"]):
+            raise ConfigError(
+                f"model.meta_optimizer is {type(optimizer).__name__}, which steps none of the weights that it is given."
+            )
         return optimizer
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:

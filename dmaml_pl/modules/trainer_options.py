@@ -7,10 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks as lightning
-from pytorch_lightning.loggers import MLFlowLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from dmaml_pl.checks import require_kind
 from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.optimizers import AskingOptimizer
 
@@ -42,6 +43,7 @@ def check_options(trainer: Any) -> None:
             "steps and meta-gradients are in 32 bits always."
         )
     for callback in trainer.callbacks:
+        require_kind("trainer.callbacks", callback, pl.Callback, "EarlyStopping(monitor='val/loss')")
         own = type(callback).__module__.startswith("dmaml_pl.")
         known = next((kind for kind in type(callback).__mro__ if kind in REFUSED), None)
         if known is not None and not own:
@@ -49,6 +51,7 @@ def check_options(trainer: Any) -> None:
                 f"trainer.callbacks has {type(callback).__name__}, which cannot work here: {REFUSED[known]}."
             )
     for logger in trainer.loggers:
+        require_kind("trainer.logger", logger, Logger, "MLflowTracker()")
         check_logger(type(logger))
 
 

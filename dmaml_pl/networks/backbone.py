@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts, require_kind, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks.pretrained import load_weights
 
@@ -68,7 +68,8 @@ class Backbone(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        require_positive(**{"model.network.ways": ways}, **{"model.network.std": min(std or [1.0])})
+        require_counts(**{"model.network.ways": ways})
+        require_positive(**{"model.network.std": min(std or [1.0])})
         if isinstance(body, str):
             made = _from_library(body, options or {}, pretrained=weights == PRETRAINED)
         elif weights == PRETRAINED or options:
@@ -77,6 +78,7 @@ class Backbone(nn.Module):
                 "file: set model.network.options to null, and model.network.weights to a file or null."
             )
         else:
+            require_kind("model.network.body", body, nn.Module, "'torchvision:resnet18', its name")
             made = _without_head(type(body).__name__, body)
         self.body, features, usual = made
         if weights is not None and weights != PRETRAINED:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts
 from dmaml_pl.networks.conv4 import Conv4
 from dmaml_pl.networks.mlp import MLP
 
@@ -33,7 +33,7 @@ class ContextMLP(MLP):
     """
 
     def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1, context: int = 5) -> None:
-        require_positive(**{"model.network.inputs": inputs, "model.network.context": context})
+        require_counts(**{"model.network.inputs": inputs, "model.network.context": context})
         super().__init__(inputs + context, hidden, outputs)
         self.context = _context(context)
 
@@ -71,7 +71,7 @@ class ContextConv4(Conv4):
 
     def __init__(self, context: int = 100, filters: int = 64, **settings: Any) -> None:
         super().__init__(filters=filters, **settings)
-        require_positive(**{"model.network.context": context})
+        require_counts(**{"model.network.context": context})
         activations = [number for number, layer in enumerate(self.features) if isinstance(layer, nn.ReLU)]
         self.features.insert(activations[2], FiLM(context, filters))
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_counts, require_one_of
 from dmaml_pl.errors import ConfigError
 
 Normalization = Literal["batch", "batch_shift", "group", "none"]
@@ -61,7 +61,7 @@ class Conv4(nn.Module):
         initialization: Initialization = "pytorch",
     ) -> None:
         super().__init__()
-        require_positive(**{"model.network.ways": ways, "model.network.channels": channels})
+        require_counts(**{"model.network.ways": ways, "model.network.channels": channels})
         require_one_of("model.network.normalization", normalization, ("batch", "batch_shift", "group", "none"))
         require_one_of("model.network.pooling", pooling, ("max", "stride"))
         require_one_of("model.network.initialization", initialization, ("pytorch", "maml"))

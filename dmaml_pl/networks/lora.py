@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_counts, require_kind, require_positive
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.networks.names import head_of, select
 
@@ -47,7 +47,9 @@ class LoRA(nn.Module):
         self, network: nn.Module, rank: int = 4, scale: float = 1.0, layers: Sequence[str] | None = None
     ) -> None:
         super().__init__()
-        require_positive(**{"model.network.rank": rank, "model.network.scale": scale})
+        require_counts(**{"model.network.rank": rank})
+        require_positive(**{"model.network.scale": scale})
+        require_kind("model.network.network", network, nn.Module, "Conv4()")
         found = dict(_layers(network))
         if not found:
             raise ConfigError(

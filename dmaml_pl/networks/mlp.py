@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_all_counts, require_counts
 
 
 class MLP(nn.Module):
@@ -26,9 +26,9 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1) -> None:
         super().__init__()
+        require_counts(**{"model.network.inputs": inputs, "model.network.outputs": outputs})
+        require_all_counts("model.network.hidden", hidden)
         widths = [inputs, *hidden, outputs]
-        require_positive(**{"model.network.inputs": inputs, "model.network.outputs": outputs})
-        require_positive(**{f"model.network.hidden[{number}]": width for number, width in enumerate(hidden)})
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for width, following in pairwise(widths[1:]):
             layers += [nn.ReLU(), nn.Linear(width, following)]

@@ -22,8 +22,10 @@ def select(names: Sequence[str], patterns: Sequence[str], setting: str) -> list[
         setting: what the patterns are the value of.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or they are no list.
     """
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise ConfigError(f"{setting} is {patterns!r}, but must be a list of patterns, such as [{names[-1]!r}].")
     chosen = set(names if patterns and patterns[0].startswith("!") else ())
     for pattern in patterns:
         wanted = pattern.removeprefix("!")

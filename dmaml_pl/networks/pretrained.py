@@ -44,7 +44,7 @@ def load_weights(network: nn.Module, file: str, setting: str) -> None:
 
 def _read(path: Path, setting: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{setting} is {path}, but there is no such file.")
+        raise ConfigError(f"{setting} is {path}, but there is no such file: give one of weights, or 'pretrained'.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, setting)
     try:

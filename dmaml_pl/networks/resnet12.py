@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_positive
+from dmaml_pl.checks import require_all_counts, require_counts
 from dmaml_pl.errors import ConfigError
 
 SLOPE = 0.1
@@ -37,8 +37,8 @@ class ResNet12(nn.Module):
 
     def __init__(self, ways: int = 5, channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640)) -> None:
         super().__init__()
-        require_positive(**{"model.network.ways": ways, "model.network.channels": channels})
-        require_positive(**{f"model.network.widths[{number}]": width for number, width in enumerate(widths)})
+        require_counts(**{"model.network.ways": ways, "model.network.channels": channels})
+        require_all_counts("model.network.widths", widths)
         if len(widths) != 4:
             raise ConfigError(
                 f"model.network.widths has {len(widths)} numbers, but must have one for each of 4 blocks."

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_all_counts, require_counts, require_one_of, require_positive
 from dmaml_pl.policies.distributions import Categorical, Gaussian
 
 Activation = Literal["relu", "tanh"]
@@ -137,8 +137,8 @@ class CategoricalMLP(CategoricalPolicy):
 
 def _layers(observations: int, hidden: Sequence[int], outputs: int, activation: Activation) -> nn.Sequential:
     require_one_of("model.network.activation", activation, ("relu", "tanh"))
-    require_positive(**{"model.network.observations": observations, "model.network.actions": outputs})
-    require_positive(**{f"model.network.hidden[{number}]": width for number, width in enumerate(hidden)})
+    require_counts(**{"model.network.observations": observations, "model.network.actions": outputs})
+    require_all_counts("model.network.hidden", hidden)
     between = nn.ReLU if activation == "relu" else nn.Tanh
     layers: list[nn.Module] = []
     for before, after in pairwise([observations, *hidden, outputs]):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmaml_pl.checks import require_at_most, require_positive
+from dmaml_pl.checks import require_at_most, require_counts
 from dmaml_pl.data import LARGEST_COUNT, Split, TaskDataModule
 from dmaml_pl.errors import ConfigError
 from dmaml_pl.rollouts.environments import Environments, Task
@@ -110,7 +110,7 @@ class EnvironmentDataModule(TaskDataModule):
         evaluation_seed: int = 0,
     ) -> None:
         counts = {"data.rollouts": rollouts, "data.horizon": horizon}
-        require_positive(**counts)
+        require_counts(**counts)
         require_at_most(LARGEST_COUNT, **counts)
         if rollouts * horizon < 2:
             raise ConfigError(

@@ -62,7 +62,8 @@ def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noq
     """
     if not ckpt.is_file():
         raise CheckpointError(
-            f"{ckpt} is not there: {or_last(ckpt, 'give the checkpoint of a training, such as best.ckpt')}."
+            f"{ckpt} is {'a folder' if ckpt.is_dir() else 'not there'}: "
+            f"{or_last(ckpt, 'give the checkpoint of a training, such as best.ckpt')}."
         )
     from dmaml_pl.checkpoints.lookup import read_plain  # noqa: PLC0415 - with PyTorch
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_counts, require_one_of
 from dmaml_pl.engines import VectorizedEngine
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.modules.outer_step import OuterStep
@@ -58,7 +58,7 @@ class SimulatedStrategy(DMAMLStrategy):
 
     def __init__(self, workers: int = 4, averages: Averages = "weights", **settings: Any) -> None:
         super().__init__(**settings)
-        require_positive(**{"trainer.strategy.workers": workers})
+        require_counts(**{"trainer.strategy.workers": workers})
         require_one_of("trainer.strategy.averages", averages, ("weights", "gradients"))
         for name, value, must in (
             ("run_seconds", self.run_seconds, None),

@@ -23,7 +23,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_kind, require_one_of, require_positive
 from dmaml_pl.errors import ConfigError, reason_of
 from dmaml_pl.runs import RunReport
 from dmaml_pl.strategies.exchange import Exchange, Merged, Sent
@@ -119,6 +119,7 @@ class DMAMLStrategy(WorkerStrategy):
             check_installed()
         self.elastic = elastic
         self.merge_rule = MeanMerge() if merge is None else merge
+        require_kind("trainer.strategy.merge", self.merge_rule, MergeRule, "MeanMerge()")
         self.validation_tasks = self.merge_rule.validation_tasks
         self.moments = moments
         self.run_seconds = run_seconds

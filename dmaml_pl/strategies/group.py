@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.distributed import DistNetworkError
 
-from dmaml_pl.checks import require_one_of
+from dmaml_pl.checks import require_not_negative, require_one_of
 from dmaml_pl.errors import ConfigError, NonFiniteError, WorkerLostError
 from dmaml_pl.launching import restarts
 from dmaml_pl.launching.signals import forget_terminal
@@ -69,6 +69,7 @@ class WorkerGroupStrategy(DDPStrategy):
         process_group_backend: str | None = None,
         start_method: StartMethod | None = None,
     ) -> None:
+        require_not_negative(**{"trainer.strategy.timeout": timeout})
         if not 1 <= timeout <= LONGEST_S:
             raise ConfigError(f"trainer.strategy.timeout is {timeout:g}, but must be from 1 to {LONGEST_S:,} (s).")
         if start_method is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dmaml_pl.checks import require_at_most, require_not_negative, require_positive
+from dmaml_pl.checks import require_at_most, require_counts, require_not_negative
 from dmaml_pl.runs import RunReport
 
 MOST_TASKS = 10_000
@@ -116,7 +116,7 @@ class ValidationWeightedMerge(MeanMerge):
 
     def __init__(self, tasks: int = 20, power: float = 1.0) -> None:
         name = "trainer.strategy.merge"
-        require_positive(**{f"{name}.tasks": tasks})
+        require_counts(**{f"{name}.tasks": tasks})
         require_at_most(MOST_TASKS, **{f"{name}.tasks": tasks})
         require_not_negative(**{f"{name}.power": power})
         self.validation_tasks = tasks

@@ -18,7 +18,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dmaml_pl.checks import require_one_of, require_positive
+from dmaml_pl.checks import require_counts, require_one_of
 from dmaml_pl.errors import ConfigError, NonFiniteError
 from dmaml_pl.runs import CHECKPOINT_KEY, RunReport
 from dmaml_pl.strategies.exchange import SIGNALS, Exchange, Merged, Offer, Sent
@@ -55,7 +55,7 @@ class WorkerStrategy(WorkerGroupStrategy):
 
     def __init__(self, run_length: int | None = None, on_non_finite: NonFinite = "stop", **group: Any) -> None:
         if run_length is not None:
-            require_positive(**{"trainer.strategy.run_length": run_length})
+            require_counts(**{"trainer.strategy.run_length": run_length})
         require_one_of("trainer.strategy.on_non_finite", on_non_finite, ("stop", "exclude"))
         super().__init__(**group)
         self.run_length = run_length

@@ -4,9 +4,11 @@ import importlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from dmaml_pl.console.meter import Meter
 from dmaml_pl.errors import ConfigError
+from dmaml_pl.launching.waits import LONG_S, told_after
 from dmaml_pl.studies.cluster import choose
 from dmaml_pl.studies.configuration import Configuration
 from dmaml_pl.studies.ledger import DIGEST, KIND, PARENT, POINT, ROLE, SEED, STUDY, Child, Ledger
@@ -223,7 +226,9 @@ def _resolve(planned: Mapping[str, tuple[str, ...]]) -> list[Any]:
             Job(label, words, Path(folder, f"{number}.log"), Path(folder, f"{number}.yaml"))
             for number, (label, words) in enumerate(planned.items())
         ]
-        for ended in make(jobs, os.cpu_count() or 1, Local()):
-            if ended.code:
-                raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
+        said = f"Still checking the settings of {len(jobs)} trainings ..."
+        with told_after(LONG_S, partial(print, said, file=sys.stderr, flush=True)):
+            for ended in make(jobs, os.cpu_count() or 1, Local()):
+                if ended.code:
+                    raise ConfigError(ended.error() + (f" (for {ended.job.key})" if len(planned) > 1 else ""))
         return [yaml.safe_load(job.resolved.read_text(encoding="utf-8")) for job in jobs if job.resolved]
