@@ -68,10 +68,6 @@ STOPPING = {"class_path": "pytorch_lightning.callbacks.EarlyStopping", "init_arg
             "model.run_lenght is not a setting of dmaml_pl.MetaLearning. Did you mean run_length? It has: ",
         ),
         (f"{DATA}.shot", "data.shot is not a setting of data_modules.Sinusoid. Did you mean shots? It has: "),
-        (
-            "trainer.strategy.on_worker_failure",
-            "trainer.strategy.on_worker_failure is no more: leave it out, or set trainer.strategy.elastic instead.",
-        ),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused_on_the_command_line(

@@ -21,9 +21,10 @@ from dmaml_pl import (
     TaskDataModule,
     fit,
 )
-from dmaml_pl.cli.parts import check_parts
+from dmaml_pl.cli.parts import check_parts, parts_of
 from dmaml_pl.cli.preflight import check_before
 from dmaml_pl.errors import ConfigError, DataError, DmamlError
+from dmaml_pl.serving.export import export
 from dmaml_pl.tasks import stack_tasks
 from tests.bad_input import SINUSOID, Refusal, as_the_user_left_it, changed, make_refusal  # noqa: F401 - fixtures
 from tests.recipes import small_data, small_maml, small_trainer
@@ -158,6 +159,11 @@ def test_a_hook_that_nothing_calls_is_told_with_the_one_that_is_near() -> None:
     assert str(refused.value) == told
 
 
+def test_the_logger_of_a_first_try_is_not_taken_for_one_that_writes() -> None:
+    trainer = small_trainer(fast_dev_run=1, logger=True)
+    check_parts(parts_of(trainer, small_maml(), small_data()), writes=True)
+
+
 # ---- configurations
 
 
@@ -187,6 +193,16 @@ def test_a_setting_elsewhere_or_of_another_kind_is_told_with_what_is_meant(
     settings: dict[str, Any], expected: str, refusal: Refusal
 ) -> None:
     assert refusal(config=changed(SINUSOID, settings)).startswith(expected)
+
+
+def test_settings_that_an_option_gives_together_are_looked_at_one_by_one(refusal: Refusal) -> None:
+    text = refusal("--trainer={max_step: 2}", config=SINUSOID)
+    assert text.startswith("trainer.max_step is not a setting. Did you mean trainer.max_steps?")
+
+
+def test_a_folder_that_is_called_as_another_format_is_not_made() -> None:
+    with pytest.raises(ConfigError, match=r"FOLDER is out\.onnx, but must be a folder: dmaml adapt --onnx FILE"):
+        export(Path("best.ckpt"), Path("out.onnx"))
 
 
 def test_what_has_neither_a_type_nor_a_default_must_be_given(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:

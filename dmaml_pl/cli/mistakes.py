@@ -29,7 +29,6 @@ from dmaml_pl.errors import ConfigError, reason_of
 # Private names of argparse and jsonargparse below: neither has a public way to ask a parser what it knows.
 
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
-_REPLACED = {"on_worker_failure": "elastic"}
 
 
 def refuse(parser: ArgumentParser, words: list[str], error: Exception) -> NoReturn:
@@ -100,8 +99,10 @@ def _known(parser: ArgumentParser) -> dict[str, argparse.Action]:
 
 def options_of(parser: ArgumentParser, words: list[str]) -> Iterator[tuple[str, str | None]]:
     """Names and values, as they were written; None where there is no value."""
-    known = _known(parser).values()
-    others = {option for action in parser._actions if action not in known for option in action.option_strings}  # noqa: SLF001
+    known = _known(parser)
+    actions = [action for action in parser._actions if action.dest not in known]  # noqa: SLF001
+    sections = {name.partition(".")[0] for name in known}
+    others = {option for action in actions if action.dest not in sections for option in action.option_strings}
     for word, after in pairwise([*words, "--"]):
         option, equals, value = word.partition("=")
         if (option.startswith("--") or option == "-c") and option not in others:
@@ -182,8 +183,6 @@ def _inspect(parser: ArgumentParser, given: dict[str, Any], prefix: str = "", ow
 
 def _unknown(known: list[str], name: str, prefix: str, owner: str, given: Any) -> str:
     groups = list(dict.fromkeys(each.partition(".")[0] for each in known))
-    if name in _REPLACED:
-        raise ConfigError(f"{prefix}{name} is no more: leave it out, or set {prefix}{_REPLACED[name]} instead.")
     if owner:
         has = f" It has: {', '.join(groups)}." if groups else ""
         return f"{prefix}{name} is not a setting of {owner}.{suggest(name, groups)}{has}"

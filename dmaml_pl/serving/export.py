@@ -60,6 +60,8 @@ def export(ckpt: Path, folder: Path, license: str | None = None) -> None:  # noq
         CheckpointError: the checkpoint cannot be read, or does not say what network it is of.
         ConfigError: the folder cannot be written, or holds something else.
     """
+    if folder.suffix == ".onnx":
+        raise ConfigError(f"FOLDER is {folder}, but must be a folder: dmaml adapt --onnx FILE writes ONNX.")
     if not ckpt.is_file():
         raise CheckpointError(
             f"{ckpt} is {'a folder' if ckpt.is_dir() else 'not there'}: "
