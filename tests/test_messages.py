@@ -67,6 +67,7 @@ def refused(wanted: Any, value: Any) -> str:
         (Literal[1, 3] | None, 2, "a is '2', but must be one of 1, 3 or null."),
         (nn.Module, 3, "a is '3', but must be the class path of a Module. That is MODULE.CLASS, as Python imports it."),
         (nn.Module, "MPL", "a is 'MPL', but must be the class path of a Module. Did you mean dmaml_pl.MLP?"),
+        (Optimizer, "adam", "a is 'adam', but must be the class path of an Optimizer. Did you mean Adam?"),
         (Literal["min"] | nn.Module, "x", "a is 'x', but must be one of 'min' or the class path of a Module."),
     ],
 )

@@ -238,8 +238,11 @@ def _near(value: str, wanted: str, classes: list[type]) -> str:
     """What may have been meant by a value that names none of the classes."""
     if wanted.startswith("the class path") and not value.isidentifier():
         return " That is MODULE.CLASS, as Python imports it."
-    ours = suggest(value, importlib.import_module("dmaml_pl").__all__, "dmaml_pl.") if classes else ""
-    return ours or suggest(value, [each.__name__ for kind in classes for each in _below(kind)])
+    package = importlib.import_module("dmaml_pl")
+    ours = [name for name in package.__all__ if classes and _fits(getattr(package, name), tuple(classes))]
+    return suggest(value, ours, "dmaml_pl.") or suggest(
+        value, [each.__name__ for kind in classes for each in _below(kind)]
+    )
 
 
 def _check_within(setting: str, name: str, inner: Any, value: Any) -> None:
@@ -365,15 +368,18 @@ def _find(setting: str, path: str, kinds: tuple[type, ...]) -> Any:
         made = found if inspect.isclass(found) else get_type_hints(found).get("return")
     except Exception as error:  # of a user's own module, too
         raise ConfigError(f"{setting} cannot be {path}: {reason_of(error)}.{suggest(path, _beside(path))}") from error
-    try:
-        fits = inspect.isclass(made) and issubclass(made, kinds)
-    except TypeError:  # a protocol, which cannot be asked
-        fits = True
-    if not fits:
+    if not _fits(made, kinds):
         raise ConfigError(f"{setting} cannot be {path}: it must be {_one_of(kinds)}.")
     if lacking := sorted(getattr(found, "__abstractmethods__", ())):
         raise ConfigError(f"{setting} cannot be {path}: it is abstract, and needs {', '.join(lacking)}.")
     return found
+
+
+def _fits(made: Any, kinds: tuple[type, ...]) -> bool:
+    try:
+        return inspect.isclass(made) and issubclass(made, kinds)
+    except TypeError:  # a protocol, which cannot be asked
+        return True
 
 
 def _below(kind: type) -> Iterator[type]:
@@ -385,9 +391,10 @@ def _below(kind: type) -> Iterator[type]:
 
 
 def _beside(class_path: str) -> list[str]:
-    """The full names of what stands in the module of a class path, or in this package."""
+    """The full names of the classes in the module of a class path, or in this package."""
     try:
         module = importlib.import_module(class_path.rpartition(".")[0])
     except Exception:  # of a user's own module, too
         module = importlib.import_module("dmaml_pl")
-    return [f"{module.__name__}.{name}" for name in getattr(module, "__all__", dir(module))]
+    names = getattr(module, "__all__", dir(module))
+    return [f"{module.__name__}.{name}" for name in names if inspect.isclass(getattr(module, name, None))]
