@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from data_modules import TaskDataModule
@@ -75,7 +75,7 @@ class Session:
         Raises:
             DmamlError: a setting cannot work, or a worker was lost.
         """
-        one_line: AbstractContextManager[None] = in_one_line()
+        one_line: AbstractContextManager[None] = in_one_line((MisconfigurationException,))
         try:
             try:
                 with raised_at(SIGTERMException, signal.SIGTERM, signal.SIGHUP):
