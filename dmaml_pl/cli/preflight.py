@@ -228,7 +228,8 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
         mode = objective.better if of_step else better.get(str(name))
         if ours and (own or name) and mode is None:
             raise ConfigError(f"{said}monitor is {name}, but must be one of {', '.join(better)}.")
-        if mode not in (None, getattr(callback, "mode", mode)):
+        may_keep_the_worst = isinstance(callback, ModelCheckpoint) and not own
+        if not may_keep_the_worst and mode not in (None, getattr(callback, "mode", mode)):
             raise ConfigError(f"{said}mode is {callback.mode}, but must be {mode} for {name}.")
     ours_keeps = trainer.checkpoint_callback
     for callback in trainer.checkpoint_callbacks:

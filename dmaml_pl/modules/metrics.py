@@ -8,7 +8,6 @@ run is a few rows and not H; each worker's own are averaged over the run. Every 
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmaml_pl.evaluation.curves import TaskScores, half_width, join
@@ -87,11 +86,10 @@ def log_evaluation(module: Any, stage: str, scores: list[TaskScores], whose: str
 def _windows(module: Any, values: Tensor, end: int) -> Iterator[tuple[int, float]]:
     """Last steps and means of windows of a run's (H,) figures; they lie on multiples of `log_every_n_steps`."""
     every = max(int(module.trainer.log_every_n_steps), 1)
-    steps = torch.arange(end - len(values) + 1, end + 1)
-    windows = (steps - 1) // every
-    for window in windows.unique():
-        inside = windows == window
-        yield int(steps[inside][-1]), float(values[inside].mean())
+    first = start = end - len(values)
+    for stop in (*range(first - first % every + every, end, every), end):
+        yield stop, float(values[start - first : stop - first].mean())
+        start = stop
 
 
 def _learning_rate(module: Any) -> float:
