@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-LONG_S = 5.0 if sys.stderr.isatty() else 60.0
+LONG_S = 5.0 if sys.stderr and sys.stderr.isatty() else 60.0
 """After so long a person at a terminal wants to know what lasts; a log is to hold only what does last."""
 
 
