@@ -61,7 +61,9 @@ def count_bytes(folder: Path, merges: int) -> None:
                 else {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT + 1)}
             )
             commands = [
-                training.start(words, machine, NODE_RANK=str(machine), GLOO_SOCKET_IFNAME=CABLE, **met)
+                training.start(
+                    words, machine, NODE_RANK=str(machine), GLOO_SOCKET_IFNAME=CABLE, OMP_NUM_THREADS="1", **met
+                )
                 for machine in (0, 1)
             ]
             try:
@@ -83,10 +85,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="trainings of each kind")
     parser.add_argument("--merges", type=int, default=40, help="of each training")
     parser.add_argument("--run-length", type=int, nargs="*", default=[100, 1000], help="meta-iterations of a run")
+    parser.add_argument("--no-bytes", action="store_true", help="leave the bytes between two machines out")
     parser.add_argument("--folder", type=Path, default=Path("elastic-benchmark"))
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
-    count_bytes(folder, 12)
+    if not arguments.no_bytes:
+        count_bytes(folder, 12)
     for run_length in arguments.run_length:
         compare(folder, arguments.pairs, arguments.merges, run_length)
 
