@@ -44,7 +44,7 @@ class _Finder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = _surrounded(spec.loader.exec_module)  # type: ignore[method-assign]
+            spec.loader.exec_module = _placeholders()(spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
 
@@ -52,14 +52,6 @@ def install() -> None:
     """Have torchmetrics imported so, if it was not imported already."""
     if "torchmetrics" not in sys.modules and not any(isinstance(each, _Finder) for each in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-
-
-def _surrounded(execute: Any) -> Any:
-    def exec_module(module: ModuleType) -> None:
-        with _placeholders():
-            execute(module)
-
-    return exec_module
 
 
 @contextmanager
