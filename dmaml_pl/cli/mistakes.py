@@ -7,16 +7,12 @@ parser knows and their types, one by one, until one is refused alone. What is no
 import argparse
 import contextlib
 import copy
-import importlib
 import inspect
-import pkgutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -24,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dmaml_pl.checks import suggest
+from dmaml_pl.cli.kinds import classes_of, find_class, in_words, meant_by, name_of, ways_of
 from dmaml_pl.errors import ConfigError, reason_of
 
 # Private names of argparse and jsonargparse below: neither has a public way to ask a parser what it knows.
@@ -61,8 +58,8 @@ def prefer_classes(parser: ArgumentParser) -> None:
         parser: whose settings are changed.
     """
     for action in parser._actions:  # noqa: SLF001
-        ways = _ways(getattr(action, "_typehint", None))
-        if str in ways[:-1] and any(_classes(way) for way in ways):
+        ways = ways_of(getattr(action, "_typehint", None))
+        if str in ways[:-1] and any(classes_of(way) for way in ways):
             action._typehint = Union[*(way for way in ways if way is not str), str]  # type: ignore[attr-defined]  # noqa: SLF001 - of a tuple
 
 
@@ -78,7 +75,7 @@ def check_path(setting: str, path: Any, kind: type) -> None:
         ConfigError: what is wrong with it.
     """
     if isinstance(path, str) and "." in path:
-        _check_class(setting, path, {}, _find(setting, path, (kind,)), 0)
+        _check_class(setting, path, {}, find_class(setting, path, (kind,)), 0)
 
 
 def no_settings(section: str, given: Any) -> ConfigError:
@@ -203,7 +200,7 @@ def _of_classes(given: Any, prefix: str = "") -> Iterator[str]:
     path = given.get("class_path") if isinstance(given, dict) else given
     if isinstance(path, str) and prefix:
         with contextlib.suppress(Exception):  # whatever is wrong with it is told in its turn
-            yield from (f"{prefix}.{name}" for name in _known(_parser_of(_find(prefix, path, (object,)), 0)))
+            yield from (f"{prefix}.{name}" for name in _known(_parser_of(find_class(prefix, path, (object,)), 0)))
     for name, inner in given.items() if isinstance(given, dict) else ():
         yield from _of_classes(inner, prefix if name in _OF_A_CLASS else f"{prefix}.{name}".lstrip("."))
 
@@ -216,33 +213,22 @@ def _check(setting: str, kind: Any, value: Any) -> None:
     """
     if (isinstance(value, str) and "${" in value) or _takes(kind, value):
         return
-    ways = _ways(kind)
+    ways = ways_of(kind)
     for way in ways:
         if get_args(way) and get_origin(way) is not Callable:
-            _check_within(setting, _name(way), get_args(way)[-1], value)
-    classes = {made: arguments for way in ways for made, arguments in _classes(way).items()}
+            _check_within(setting, name_of(way), get_args(way)[-1], value)
+    classes = {made: arguments for way in ways for made, arguments in classes_of(way).items()}
     path = value.get("class_path") if isinstance(value, dict) else value
     if classes and isinstance(path, str):
-        found = _find(setting, path, tuple(classes)) if all(map(str.isidentifier, path.split("."))) else None
+        found = find_class(setting, path, tuple(classes)) if all(map(str.isidentifier, path.split("."))) else None
         if found is not None:
             _check_class(setting, path, value if isinstance(value, dict) else {}, found, max(classes.values()))
             return
         value = path
-    if wanted := _wanted(ways):
+    if wanted := in_words(ways):
         raise ConfigError(
-            f"{setting} is {str(value)!r}, but must be {wanted}.{_near(str(value), wanted, list(classes))}"
+            f"{setting} is {str(value)!r}, but must be {wanted}.{meant_by(str(value), wanted, list(classes))}"
         )
-
-
-def _near(value: str, wanted: str, classes: list[type]) -> str:
-    """What may have been meant by a value that names none of the classes."""
-    if wanted.startswith("the class path") and not value.isidentifier():
-        return " That is MODULE.CLASS, as Python imports it."
-    package = importlib.import_module("dmaml_pl")
-    ours = [name for name in package.__all__ if classes and _fits(getattr(package, name), tuple(classes))]
-    return suggest(value, ours, "dmaml_pl.") or suggest(
-        value, [each.__name__ for kind in classes for each in _below(kind)]
-    )
 
 
 def _check_within(setting: str, name: str, inner: Any, value: Any) -> None:
@@ -283,7 +269,7 @@ def _check_defaults(setting: str, value: Any) -> None:
         return
     path, given = value.get("class_path"), value.get("init_args") or {}
     if isinstance(path, str) and "." in path and isinstance(given, dict):
-        for name, parameter in inspect.signature(_find(setting, path, (object,))).parameters.items():
+        for name, parameter in inspect.signature(find_class(setting, path, (object,))).parameters.items():
             if isinstance(parameter.default, partial) and name not in given:
                 made = parameter.default.func
                 raise ConfigError(
@@ -302,99 +288,3 @@ def _takes(kind: Any, value: Any) -> bool:
     except Exception:  # also of a user's own module, when it is imported
         return False
     return True
-
-
-# -- types, and what they are called -----------------------------------------------------------------------------------
-
-
-def _ways(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _name(way: Any) -> str:
-    origin = get_origin(way) or way
-    if inspect.isclass(origin) and issubclass(origin, Mapping):
-        return "dict"
-    return "list" if getattr(origin, "__module__", "") == "collections.abc" else getattr(origin, "__name__", "")
-
-
-def _classes(way: Any) -> dict[type, int]:
-    """The classes that such a setting names by their path, and how many arguments they get when they are made later."""
-    arguments = 0
-    if get_origin(way) is Callable and get_args(way):
-        taken, way = get_args(way)
-        arguments = len(taken) if isinstance(taken, list) else 0
-    kinds = [get_origin(each) or each for each in _ways(way)]
-    built_in = sys.stdlib_module_names
-    made: list[type] = [each for each in kinds if inspect.isclass(each)]
-    return {each: arguments for each in made if each.__module__.partition(".")[0] not in built_in}
-
-
-def _wanted(ways: tuple[Any, ...]) -> str:
-    """What a setting may be, in words."""
-    choices = [repr(choice) for way in ways if get_origin(way) is Literal for choice in get_args(way)]
-    classes = [made for way in ways for made in _classes(way)]
-    plain = [way for way in ways if get_origin(way) not in (Literal, Callable) and not _classes(way)]
-    names = dict.fromkeys(_name(way) for way in plain if way is not NoneType)
-    said = [f"one of {', '.join(choices)}"] if choices else []
-    said += [f"of type {' or '.join(names)}"] if names else []
-    said += [f"the class path of {_one_of(classes)}"] if classes else []
-    said += ["a class path"] if not classes and any(get_origin(way) is Callable for way in ways) else []
-    return " or ".join(said + ["null"] * (NoneType in ways))
-
-
-def _one_of(classes: list[type] | tuple[type, ...]) -> str:
-    names = " or ".join(dict.fromkeys(each.__name__ for each in classes))
-    return f"{'an' if names.startswith(tuple('AEIOU')) else 'a'} {names}"
-
-
-def _find(setting: str, path: str, kinds: tuple[type, ...]) -> Any:
-    """What a class path names; None where it is one word that no class is called.
-
-    Raises:
-        ConfigError: there is no such thing, or it is of another kind.
-    """
-    if "." not in path:
-        return next((each for kind in kinds for each in _below(kind) if each.__name__ == path), None)
-    try:
-        try:
-            found = pkgutil.resolve_name(path)
-        except AttributeError as error:
-            module = importlib.import_module(path.rpartition(".")[0])  # whose own error says more
-            own, found_in = Path(f"{path.partition('.')[0]}.py"), getattr(module, "__file__", None)
-            if own.is_file() and found_in and "." not in module.__name__ and not own.samefile(found_in):
-                raise AttributeError(f"{found_in} hides {own}, which needs another name") from error
-            raise
-        made = found if inspect.isclass(found) else get_type_hints(found).get("return")
-    except Exception as error:  # of a user's own module, too
-        raise ConfigError(f"{setting} cannot be {path}: {reason_of(error)}.{suggest(path, _beside(path))}") from error
-    if not _fits(made, kinds):
-        raise ConfigError(f"{setting} cannot be {path}: it must be {_one_of(kinds)}.")
-    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
-        raise ConfigError(f"{setting} cannot be {path}: it is abstract, and needs {', '.join(lacking)}.")
-    return found
-
-
-def _fits(made: Any, kinds: tuple[type, ...]) -> bool:
-    try:
-        return inspect.isclass(made) and issubclass(made, kinds)
-    except TypeError:  # a protocol, which cannot be asked
-        return True
-
-
-def _below(kind: type) -> Iterator[type]:
-    """A class, and all that are made of it."""
-    yield kind
-    subclasses: list[type] = kind.__subclasses__()
-    for each in subclasses:
-        yield from _below(each)
-
-
-def _beside(class_path: str) -> list[str]:
-    """The full names of the classes in the module of a class path, or in this package."""
-    try:
-        module = importlib.import_module(class_path.rpartition(".")[0])
-    except Exception:  # of a user's own module, too
-        module = importlib.import_module("dmaml_pl")
-    names = getattr(module, "__all__", dir(module))
-    return [f"{module.__name__}.{name}" for name in names if inspect.isclass(getattr(module, name, None))]
