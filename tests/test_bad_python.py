@@ -218,3 +218,9 @@ def test_a_module_of_python_that_hides_a_users_own_is_told(refusal: Refusal) -> 
     Path("random.py").write_text("class Net: pass\n")
     text = refusal(config=changed(SINUSOID, {"model.init_args.network": {"class_path": "random.Net"}}))
     assert text.partition("random.py ")[2].startswith("hides random.py, which needs another name.")
+
+
+def test_callbacks_may_watch_whatever_a_validation_logs(tmp_path: Path) -> None:
+    watched = ["val/loss", "val/mse", "val/mse_step_0", "val/mse_ci95", "train/loss"]
+    callbacks = [pl.callbacks.EarlyStopping(name, patience=9) for name in watched]
+    fit(small_maml(), small_data(), callbacks=callbacks, default_root_dir=tmp_path, val_check_interval=1, **FEW)

@@ -226,7 +226,8 @@ def _check_checkpoints(trainer: pl.Trainer, module: MetaLearning) -> None:
         said = "checkpoint." if own else f"trainer.callbacks has {type(callback).__name__}, whose "
         of_step = re.match(rf"val/{objective.metric}_step_\d", str(name))
         mode = objective.better if of_step else better.get(str(name))
-        if ours and (own or name) and mode is None:
+        is_width = not own and name == f"val/{objective.metric}_ci95"
+        if ours and (own or name) and mode is None and not is_width:
             raise ConfigError(f"{said}monitor is {name}, but must be one of {', '.join(better)}.")
         may_keep_the_worst = isinstance(callback, ModelCheckpoint) and not own
         if not may_keep_the_worst and mode not in (None, getattr(callback, "mode", mode)):
